@@ -1,0 +1,34 @@
+# make demo    train a ControlNet on generated circles and look at the pictures
+# make test    every test, in a virtual environment made here
+# make lint    ruff and mypy
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint
+
+demo: $(VENV)/flax.installed
+	$(BIN)/python train_flax.py
+
+test: $(VENV)/development.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/development.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/flax.installed: requirements_flax.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements_flax.txt
+	touch $@
+
+# The pinned torch comes first: it is the version that the parity tests were written against, and where a CPU build of
+# it is configured, nothing later replaces it with a CUDA build.
+$(VENV)/development.installed: requirements_development.txt requirements.txt requirements_flax.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements_development.txt
+	touch $@

@@ -1,0 +1,139 @@
+"""Everything that a run reads from its base model: parameters on the host, structures, noise schedule."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from flax_trainer.models import (
+    AutoencoderKLConfig,
+    CLIPTextConfig,
+    ControlNetConfig,
+    FlaxAutoencoderKL,
+    FlaxCLIPTextModel,
+    FlaxControlNetModel,
+    FlaxUNet2DConditionModel,
+    UNet2DConditionConfig,
+)
+from flax_trainer.models.controlnet import controlnet_params_from_unet
+from flax_trainer.models.functional import split
+from flax_trainer.models.pretrained import HostParams
+from flax_trainer.step import FrozenParams, ModelDefs
+from shared.config import TrainConfig
+from shared.diffusion.schedule import NoiseSchedule
+
+COMPUTE_DTYPES = {"no": jnp.float32, "bf16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class BaseModels:
+    """What the models of a run are, without their parameters."""
+
+    defs: ModelDefs
+    controlnet_config: ControlNetConfig
+    vae_config: AutoencoderKLConfig
+    schedule: NoiseSchedule
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent position along each side."""
+        return 2 ** (len(self.vae_config.block_out_channels) - 1)
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """(H, W, C) of the latents of a square image."""
+        side = resolution // self.vae_scale_factor
+        return side, side, self.vae_config.latent_channels
+
+
+class InitialParams(NamedTuple):
+    """Host arrays of a run's models: the ControlNet to start from in float32, the others in the compute dtype."""
+
+    controlnet: HostParams
+    frozen: FrozenParams
+
+
+def load_base_models(config: TrainConfig) -> tuple[BaseModels, InitialParams]:
+    """Read the UNet, VAE, text encoder and noise schedule, and the ControlNet or the UNet encoder it starts from.
+
+    Raises:
+        ValueError: something is missing, does not fit its configuration or the others, or is not supported.
+    """
+    base = str(config.pretrained_model_name_or_path)
+    dtype = COMPUTE_DTYPES[config.mixed_precision]
+    options: dict[str, Any] = {
+        "revision": config.revision,
+        "variant": config.variant,
+        "cache_dir": config.cache_dir,
+    }
+    schedule = NoiseSchedule.from_pretrained(base, revision=config.revision, cache_dir=config.cache_dir)
+    unet_config, unet = FlaxUNet2DConditionModel.load_params(base, subfolder="unet", **options)
+    text_config, text_encoder = FlaxCLIPTextModel.load_params(base, subfolder="text_encoder", dtype=dtype, **options)
+    vae_config, vae = _load_vae(config, base, dtype, options)
+    controlnet_config, controlnet = _load_controlnet(config, unet_config, unet)
+    _check_fit(base, unet_config, text_config, vae_config, controlnet_config)
+
+    defs = ModelDefs(
+        controlnet=split(FlaxControlNetModel.abstract(controlnet_config))[0],
+        unet=split(FlaxUNet2DConditionModel.abstract(unet_config))[0],
+        vae=split(FlaxAutoencoderKL.abstract(vae_config))[0],
+        text_encoder=split(FlaxCLIPTextModel.abstract(text_config))[0],
+    )
+    unet = {name: value.astype(dtype, copy=False) for name, value in unet.items()}
+    models = BaseModels(defs, controlnet_config, vae_config, schedule)
+    return models, InitialParams(controlnet, FrozenParams(unet, vae, text_encoder))
+
+
+def _load_vae(
+    config: TrainConfig, base: str, dtype: Any, options: dict[str, Any]
+) -> tuple[AutoencoderKLConfig, HostParams]:
+    if config.pretrained_vae_model_name_or_path is None:
+        return FlaxAutoencoderKL.load_params(base, subfolder="vae", dtype=dtype, **options)
+    return FlaxAutoencoderKL.load_params(
+        config.pretrained_vae_model_name_or_path, dtype=dtype, cache_dir=config.cache_dir
+    )
+
+
+def _load_controlnet(
+    config: TrainConfig, unet_config: UNet2DConditionConfig, unet: HostParams
+) -> tuple[ControlNetConfig, HostParams]:
+    if config.controlnet_model_name_or_path is not None:
+        return FlaxControlNetModel.load_params(
+            config.controlnet_model_name_or_path, revision=config.controlnet_revision, cache_dir=config.cache_dir
+        )
+    controlnet_config = ControlNetConfig.from_unet_config(unet_config)
+    definition, abstract = split(FlaxControlNetModel.abstract(controlnet_config))
+    params = controlnet_params_from_unet(unet, abstract, definition.layouts, config.seed)
+    return controlnet_config, {name: np.asarray(value) for name, value in params.items()}
+
+
+def _check_fit(
+    base: str,
+    unet: UNet2DConditionConfig,
+    text_encoder: CLIPTextConfig,
+    vae: AutoencoderKLConfig,
+    controlnet: ControlNetConfig,
+) -> None:
+    if unet.addition_embed_type is not None:
+        raise ValueError(
+            f"--pretrained_model_name_or_path {base} is a Stable Diffusion XL model; training on those is not supported "
+            "yet. Use a Stable Diffusion 1.x or 2.x model."
+        )
+    pairs = {
+        "text features of the UNet (cross_attention_dim) and the text encoder (hidden_size)": (
+            unet.cross_attention_dim,
+            text_encoder.hidden_size,
+        ),
+        "channels of the UNet (in_channels) and the VAE (latent_channels)": (unet.in_channels, vae.latent_channels),
+        "text features (cross_attention_dim) of the UNet and the ControlNet": (
+            unet.cross_attention_dim,
+            controlnet.cross_attention_dim,
+        ),
+        "block_out_channels of the UNet and the ControlNet": (unet.block_out_channels, controlnet.block_out_channels),
+    }
+    for what, (one, other) in pairs.items():
+        if one != other:
+            raise ValueError(
+                f"These models do not belong together: the {what} are {one} and {other}. Give a ControlNet and a VAE that "
+                f"were made for {base}."
+            )

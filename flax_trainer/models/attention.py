@@ -1,0 +1,138 @@
+"""Attention and the transformer between the UNet's residual blocks.
+
+Axes: B batch, Q query positions, K key positions, L sequence length (image or text), N heads, D head features,
+H height, W width, C channels (E in the text).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flax_trainer.models.layers import Conv, GroupNorm, LayerNorm, Linear
+
+TRANSFORMER_NORM_EPS = 1e-6  # fixed in diffusers' Transformer2DModel, unlike the residual blocks' norm_eps
+FEED_FORWARD_MULTIPLIER = 4
+
+
+def dot_product_attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array) -> jax.Array:
+    """softmax(QKᵀ/√D)V, every attention of the UNet and the ControlNet (Vaswani et al. 2017, equation 1).
+
+    Logits are accumulated and normalised in float32 whatever the inputs' dtype. A product of two bfloat16 or float16
+    numbers is exact in float32, so this is also what a checkpoint's `upcast_attention` asks for: it needs no code.
+
+    Args:
+        query_BQND, key_BKND, value_BKND: three arrays of one floating dtype.
+    Returns:
+        [B, Q, N, D] in that dtype.
+    """
+    return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="xla")
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """The transformers of one resolution."""
+
+    heads: int
+    layers: int
+    cross_attention_dim: int
+    norm_num_groups: int
+    use_linear_projection: bool
+    only_cross_attention: bool
+
+
+class Attention(nnx.Module):
+    """Multi-head attention from `channels` to a context of `context_channels`, without biases but the output's."""
+
+    def __init__(self, channels: int, context_channels: int, heads: int):
+        self.to_q = Linear(channels, channels, use_bias=False)
+        self.to_k = Linear(context_channels, channels, use_bias=False)
+        self.to_v = Linear(context_channels, channels, use_bias=False)
+        self.to_out = nnx.List([Linear(channels, channels)])
+        self.heads = heads
+
+    def __call__(self, x_BQC: jax.Array, context_BKE: jax.Array) -> jax.Array:
+        query, key, value = self.to_q(x_BQC), self.to_k(context_BKE), self.to_v(context_BKE)
+        y_BQND = dot_product_attention(*(_split_heads(z, self.heads) for z in (query, key, value)))
+        return self.to_out[0](y_BQND.reshape(x_BQC.shape))
+
+
+class GEGLU(nnx.Module):
+    """Gated linear unit with an exact GELU gate (Shazeer 2020, equation 6; the gate is the second half)."""
+
+    def __init__(self, channels: int, inner_channels: int):
+        self.proj = Linear(channels, 2 * inner_channels)
+
+    def __call__(self, x_BLC: jax.Array) -> jax.Array:
+        value, gate = jnp.split(self.proj(x_BLC), 2, axis=-1)
+        return value * nnx.gelu(gate, approximate=False)
+
+
+class Identity(nnx.Module):
+    """Holds the place, in a list, of a PyTorch layer without parameters."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class FeedForward(nnx.Module):
+    """Position-wise GEGLU network."""
+
+    def __init__(self, channels: int):
+        inner = FEED_FORWARD_MULTIPLIER * channels
+        # Index 1 is dropout in diffusers, always at rate 0 here; without it the output layer would be net.1.
+        self.net = nnx.List([GEGLU(channels, inner), Identity(), Linear(inner, channels)])
+
+    def __call__(self, x_BLC: jax.Array) -> jax.Array:
+        for layer in self.net:
+            x_BLC = layer(x_BLC)
+        return x_BLC
+
+
+class BasicTransformerBlock(nnx.Module):
+    """Self-attention (or a first cross-attention), cross-attention to the text, feed-forward; each after a norm."""
+
+    def __init__(self, channels: int, spec: TransformerSpec):
+        first_context_channels = spec.cross_attention_dim if spec.only_cross_attention else channels
+        self.norm1 = LayerNorm(channels)
+        self.attn1 = Attention(channels, first_context_channels, spec.heads)
+        self.norm2 = LayerNorm(channels)
+        self.attn2 = Attention(channels, spec.cross_attention_dim, spec.heads)
+        self.norm3 = LayerNorm(channels)
+        self.ff = FeedForward(channels)
+        self.only_cross_attention = spec.only_cross_attention
+
+    def __call__(self, x_BLC: jax.Array, encoder_hidden_states_BKE: jax.Array) -> jax.Array:
+        normalised_BLC = self.norm1(x_BLC)
+        first_context = encoder_hidden_states_BKE if self.only_cross_attention else normalised_BLC
+        x_BLC = x_BLC + self.attn1(normalised_BLC, first_context)
+        x_BLC = x_BLC + self.attn2(self.norm2(x_BLC), encoder_hidden_states_BKE)
+        return x_BLC + self.ff(self.norm3(x_BLC))
+
+
+class Transformer2DModel(nnx.Module):
+    """Transformer over the positions of a feature map, with a residual around it."""
+
+    def __init__(self, channels: int, spec: TransformerSpec):
+        self.norm = GroupNorm(spec.norm_num_groups, channels, eps=TRANSFORMER_NORM_EPS)
+        self.proj_in = _projection(channels, spec)
+        self.transformer_blocks = nnx.List([BasicTransformerBlock(channels, spec) for _ in range(spec.layers)])
+        self.proj_out = _projection(channels, spec)
+
+    def __call__(self, x_BHWC: jax.Array, encoder_hidden_states_BKE: jax.Array) -> jax.Array:
+        batch, height, width, channels = x_BHWC.shape
+        # A 1x1 convolution and a linear layer are the same map here, so both projections run on the feature map.
+        h_BLC = self.proj_in(self.norm(x_BHWC)).reshape(batch, height * width, channels)
+        for block in self.transformer_blocks:
+            h_BLC = block(h_BLC, encoder_hidden_states_BKE)
+        return x_BHWC + self.proj_out(h_BLC.reshape(x_BHWC.shape))
+
+
+def _projection(channels: int, spec: TransformerSpec) -> Conv | Linear:
+    return Linear(channels, channels) if spec.use_linear_projection else Conv(channels, channels, 1)
+
+
+def _split_heads(x_BLC: jax.Array, heads: int) -> jax.Array:
+    batch, length, channels = x_BLC.shape
+    return x_BLC.reshape(batch, length, heads, channels // heads)

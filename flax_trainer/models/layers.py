@@ -1,0 +1,90 @@
+"""The few layers that every model here is made of.
+
+Axes: B batch, H height, W width, C channels, L sequence length, D features, I inputs, O outputs.
+
+Parameters carry PyTorch's names (`weight`, `bias`) and the layouts that suit TPUs (HWIO convolutions, IO linears);
+`adapter.py` turns one into the other. A layer computes in the dtype of its input: callers cast parameters, once.
+Constructors make zeros: values come from a file or from `shared.initialisation`, never from here.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flax_trainer.models.adapter import CONV, LINEAR, PLAIN
+
+
+class Conv(nnx.Module):
+    """2-D convolution over BHWC, `torch.nn.Conv2d` with symmetric zero padding."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, padding: int = 0):
+        self.weight = nnx.Param(jnp.zeros((kernel_size, kernel_size, in_channels, out_channels)), layout=CONV)
+        self.bias = nnx.Param(jnp.zeros((out_channels,)), layout=PLAIN)
+        self.stride = stride
+        self.padding = padding
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        y_BHWC = jax.lax.conv_general_dilated(
+            x_BHWC,
+            self.weight[...].astype(x_BHWC.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=[(self.padding, self.padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y_BHWC + self.bias[...].astype(x_BHWC.dtype)
+
+
+class Linear(nnx.Module):
+    """`torch.nn.Linear` over the last axis."""
+
+    def __init__(self, in_features: int, out_features: int, *, use_bias: bool = True):
+        self.weight = nnx.Param(jnp.zeros((in_features, out_features)), layout=LINEAR)
+        self.bias = nnx.Param(jnp.zeros((out_features,)), layout=PLAIN) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.weight[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """`torch.nn.Embedding`: rows of a [count, features] table."""
+
+    def __init__(self, count: int, features: int):
+        self.weight = nnx.Param(jnp.zeros((count, features)), layout=PLAIN)
+
+    def __call__(self, indices: jax.Array) -> jax.Array:
+        return jnp.take(self.weight[...], indices, axis=0)
+
+
+class GroupNorm(nnx.Module):
+    """`torch.nn.GroupNorm` over B...C, statistics in float32 whatever the input's dtype."""
+
+    def __init__(self, groups: int, channels: int, *, eps: float):
+        self.weight = nnx.Param(jnp.ones((channels,)), layout=PLAIN)
+        self.bias = nnx.Param(jnp.zeros((channels,)), layout=PLAIN)
+        self.groups = groups
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, channels = x.shape[0], x.shape[-1]
+        grouped = x.astype(jnp.float32).reshape(batch, -1, self.groups, channels // self.groups)
+        mean = grouped.mean(axis=(1, 3), keepdims=True)
+        variance = jnp.square(grouped - mean).mean(axis=(1, 3), keepdims=True)
+        normalised = ((grouped - mean) * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
+        return (normalised * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """`torch.nn.LayerNorm` over the last axis, statistics in float32 whatever the input's dtype."""
+
+    def __init__(self, features: int, *, eps: float = 1e-5):
+        self.weight = nnx.Param(jnp.ones((features,)), layout=PLAIN)
+        self.bias = nnx.Param(jnp.zeros((features,)), layout=PLAIN)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        mean = x32.mean(axis=-1, keepdims=True)
+        variance = jnp.square(x32 - mean).mean(axis=-1, keepdims=True)
+        normalised = (x32 - mean) * jax.lax.rsqrt(variance + self.eps)
+        return (normalised * self.weight[...] + self.bias[...]).astype(x.dtype)

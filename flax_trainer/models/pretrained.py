@@ -1,0 +1,309 @@
+"""What every model here can do: start from random values, be read from and written to diffusers' folders.
+
+A model is an `nnx.Module` built as `Model(config)`, whose parameters' paths are PyTorch's state-dict names. Subclasses
+name their configuration and their files in class variables; everything else is inherited.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from flax_trainer.models import layers
+from flax_trainer.models.adapter import LINEAR, from_torch_layout, to_torch_layout, torch_shape
+from flax_trainer.models.functional import Params, split
+from flax_trainer.models.hub_files import locate_folder
+from flax_trainer.models.weight_files import DIFFUSERS, WeightNames, read_weights, write_atomically, write_weights
+from shared.initialisation import ModuleKind, initial_values
+
+HostParams = dict[str, np.ndarray]
+
+_KINDS: dict[type[nnx.Module], ModuleKind] = {
+    layers.Conv: ModuleKind.AFFINE,
+    layers.Linear: ModuleKind.AFFINE,
+    layers.GroupNorm: ModuleKind.NORM,
+    layers.LayerNorm: ModuleKind.NORM,
+    layers.Embedding: ModuleKind.EMBEDDING,
+}
+
+
+class ModelConfig(Protocol):
+    """A frozen dataclass that stands for the architecture's fields of a `config.json`."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read the fields of a `config.json`. ValueError for a field whose value is not supported."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields, without `_class_name` and the like."""
+        ...
+
+
+class PretrainedModel(nnx.Module):
+    """Base of the models. A subclass is constructed as `Model(config)` and sets `self.config`.
+
+    Class variables:
+        config_class: its `ModelConfig`.
+        identity: what `config.json` needs beside the architecture for diffusers or transformers to recognise it.
+        weight_names: how its weight files are called.
+        embedding_std: spread of embeddings in random initialisation.
+        zero_initialised: names, or dotted prefixes of names, of the modules that start at zero.
+    """
+
+    config_class: ClassVar[type[ModelConfig]]
+    identity: ClassVar[dict[str, Any]]
+    weight_names: ClassVar[WeightNames] = DIFFUSERS
+    embedding_std: ClassVar[float] = 1.0
+    zero_initialised: ClassVar[tuple[str, ...]] = ()
+
+    config: Any
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    # --- construction -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def abstract(cls, config: ModelConfig | Mapping[str, Any]) -> Self:
+        """The model with `jax.ShapeDtypeStruct`s for values: its structure, without its memory."""
+        config = cls._as_config(config)
+        return nnx.eval_shape(lambda: cls(config))
+
+    @classmethod
+    def from_config(cls, config: ModelConfig | Mapping[str, Any], *, seed: int = 0) -> Self:
+        """The model with random float32 values, the same for the same seed in either backend.
+
+        Raises:
+            ValueError: the configuration is not supported.
+        """
+        model = cls.abstract(config)
+        definition, _ = split(model)
+        values = cls.initial_params(model, seed)
+        return definition.bind({name: jnp.asarray(value) for name, value in values.items()})
+
+    @classmethod
+    def initial_params(cls, model: Self, seed: int) -> HostParams:
+        """Random float32 values for every parameter of a model, abstract or not (see `shared.initialisation`)."""
+        values: HostParams = {}
+        for name, module in _layers(model):
+            parameters = {key: param for key, param in vars(module).items() if isinstance(param, nnx.Param)}
+            drawn = initial_values(
+                seed,
+                name,
+                ModuleKind.ZERO if cls._starts_at_zero(name) else _KINDS[type(module)],
+                {key: torch_shape(param.shape, param.layout) for key, param in parameters.items()},
+                embedding_std=cls.embedding_std,
+            )
+            for key, param in parameters.items():
+                values[f"{name}.{key}"] = np.ascontiguousarray(from_torch_layout(drawn[key], param.layout))
+        return values
+
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Read a model from a local folder or a repository of the Hugging Face Hub.
+
+        Args:
+            path_or_repo: a folder in diffusers' (for text encoders, transformers') layout, or `owner/name` on the Hub.
+            subfolder: the folder inside it that holds this model, `unet`.
+            revision: branch, tag or commit on the Hub.
+            variant: `fp16` reads `diffusion_pytorch_model.fp16.safetensors` and nothing else.
+            dtype: dtype of the values, whatever the file's.
+            cache_dir, token: as in `huggingface_hub`.
+
+        Raises:
+            ValueError: there is no such folder, repository, subfolder, revision or variant; the configuration is not
+                supported; parameters are missing, unexpected or of another shape.
+        """
+        config, host_params = cls.load_params(
+            path_or_repo,
+            subfolder=subfolder,
+            revision=revision,
+            variant=variant,
+            dtype=dtype,
+            cache_dir=cache_dir,
+            token=token,
+        )
+        definition, _ = split(cls.abstract(config))
+        params: Params = {}
+        while host_params:  # emptied on the way: two whole copies of a model may not fit
+            name, value = host_params.popitem()
+            params[name] = jnp.asarray(value)
+        return definition.bind(params)
+
+    @classmethod
+    def load_params(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+    ) -> tuple[Any, HostParams]:
+        """`from_pretrained` for those who work with flat parameters: the configuration and host arrays in `dtype`.
+
+        The arrays are numpy, in this project's layouts, so the caller decides where on the devices they go.
+        """
+        folder = locate_folder(
+            path_or_repo,
+            cls.weight_names,
+            subfolder=subfolder,
+            revision=revision,
+            variant=variant,
+            cache_dir=cache_dir,
+            token=token,
+        )
+        config = cls._read_config(folder / "config.json")
+        weights = read_weights(folder, cls.weight_names, variant)
+        return config, cls._fit(config, weights, np.dtype(dtype), str(folder))
+
+    def save_pretrained(
+        self, directory: str | Path, *, variant: str | None = None, max_shard_size: int | str | None = None
+    ) -> None:
+        """Write `config.json` and safetensors that diffusers (for text encoders, transformers) reads.
+
+        Args:
+            directory: made where missing. Weights of the same variant there are replaced.
+            variant: `fp16` writes `diffusion_pytorch_model.fp16.safetensors`; it changes the name, not the dtype.
+            max_shard_size: bytes, or a text like `"5GB"`; one file where None.
+        """
+        definition, params = split(self)
+        self.save_params(
+            directory, self.config, params, definition.layouts, variant=variant, max_shard_size=max_shard_size
+        )
+
+    @classmethod
+    def save_params(
+        cls,
+        directory: str | Path,
+        config: ModelConfig,
+        params: Mapping[str, jax.Array | np.ndarray],
+        layouts: Mapping[str, str],
+        *,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+    ) -> None:
+        """`save_pretrained` for flat parameters. `layouts` is `ModelDef.layouts`."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        torch_params = {name: _TorchView(value, layouts[name]) for name, value in params.items()}
+        write_weights(folder, torch_params, cls.weight_names, variant, max_shard_size)
+        text = json.dumps(cls.identity | config.to_dict(), indent=2, sort_keys=True) + "\n"
+        write_atomically(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    # --- what subclasses may adapt ----------------------------------------------------------------------------------
+
+    @classmethod
+    def published_name(cls, name: str) -> str | None:
+        """This project's name for a parameter found in a file; None for one to be ignored."""
+        return name
+
+    # --- internals --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _as_config(cls, config: ModelConfig | Mapping[str, Any]) -> ModelConfig:
+        return cls.config_class.from_dict(config) if isinstance(config, Mapping) else config
+
+    @classmethod
+    def _read_config(cls, path: Path) -> ModelConfig:
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON ({error}). Download or copy the folder again.") from error
+        expected = cls.identity.get("_class_name")
+        # Files of diffusers' former Flax classes differ in the name's prefix alone.
+        if expected and values.get("_class_name", expected).removeprefix("Flax") != expected:
+            raise ValueError(
+                f"{path} is that of {values['_class_name']}: expected {expected}. Check the path and the subfolder."
+            )
+        return cls.config_class.from_dict(values)
+
+    @classmethod
+    def _starts_at_zero(cls, name: str) -> bool:
+        return any(name == zero or name.startswith(f"{zero}.") for zero in cls.zero_initialised)
+
+    @classmethod
+    def _fit(
+        cls, config: ModelConfig, weights: Iterator[tuple[str, np.ndarray]], dtype: np.dtype, where: str
+    ) -> HostParams:
+        """Bring a file's arrays to this project's names, layouts and dtype, and hold them against the model."""
+        definition, expected = split(cls.abstract(config))
+        layouts = definition.layouts
+        params: HostParams = {}
+        unexpected, misshapen = [], []
+        for published, array in weights:
+            name = cls.published_name(published)
+            if name is None:
+                continue
+            if name not in expected:
+                unexpected.append(published)
+                continue
+            wanted = torch_shape(expected[name].shape, layouts[name])
+            if layouts[name] == LINEAR and array.shape == (*wanted, 1, 1):
+                array = array[:, :, 0, 0]  # older files store linears as 1x1 convolutions
+            if array.shape != wanted:
+                misshapen.append(f"{published} is {list(array.shape)}, the configuration makes it {list(wanted)}")
+                continue
+            params[name] = np.ascontiguousarray(from_torch_layout(array, layouts[name]), dtype)
+        _refuse_differences(cls.__name__, where, sorted(expected.keys() - params.keys()), unexpected, misshapen)
+        return params
+
+
+class _TorchView:
+    """A parameter that is fetched and transposed only when its shard is written."""
+
+    def __init__(self, value: jax.Array | np.ndarray, layout: str):
+        self.value = value
+        self.layout = layout
+        self.nbytes = value.nbytes
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.ascontiguousarray(to_torch_layout(np.asarray(self.value), self.layout), dtype)
+
+
+def _layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
+    """Every module that owns parameters, with its dotted name."""
+    for path, module in nnx.iter_modules(model):
+        if any(isinstance(value, nnx.Param) for value in vars(module).values()):
+            yield ".".join(map(str, path)), module
+
+
+def _refuse_differences(
+    model: str, where: str, missing: list[str], unexpected: list[str], misshapen: list[str]
+) -> None:
+    groups = {
+        "missing": [name for name in missing if not any(line.startswith(f"{name} is ") for line in misshapen)],
+        "unexpected": unexpected,
+        "of another shape": misshapen,
+    }
+    lines = [
+        f"{len(names)} {what}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+        for what, names in groups.items()
+        if names
+    ]
+    if lines:
+        raise ValueError(
+            f"The weights in {where} are not those of the {model} that their config.json describes: "
+            f"{'; '.join(lines)}. Check that the folder holds this kind of model and that its config.json and its "
+            "weights belong together."
+        )

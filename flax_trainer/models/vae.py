@@ -1,0 +1,284 @@
+"""The autoencoder between pixels and latents.
+
+Axes: B batch, H height, W width, C channels, L positions of a feature map.
+
+Reference: Rombach et al. 2022 (arXiv:2112.10752, section 3.1); diffusers' `AutoencoderKL`, whose names are kept.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flax_trainer.models.attention import dot_product_attention
+from flax_trainer.models.layers import Conv, GroupNorm, Linear
+from flax_trainer.models.pretrained import PretrainedModel
+from flax_trainer.models.resnet import Downsample2D, Upsample2D
+
+NORM_EPS = 1e-6
+LOG_VARIANCE_RANGE = (-30.0, 20.0)
+
+# diffusers before 0.15 and the LDM conversion scripts call the mid block's attention like this.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_ATTENTION_NAME = re.compile(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
+
+# Fields of diffusers' config that exist here only at the values that leave them without effect.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "shift_factor": (None, 0.0),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderKLConfig:
+    """The `config.json` of an `AutoencoderKL`. Names, defaults and meanings are diffusers'.
+
+    `scaling_factor` multiplies latents before the diffusion model and divides them before `decode`; neither `encode`
+    nor `decode` applies it. `force_upcast` tells a trainer in half precision to keep this model in float32.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int | tuple[int, ...] = 32
+    scaling_factor: float = 0.18215
+    force_upcast: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        uneven = [channels for channels in self.block_out_channels if channels % self.norm_num_groups]
+        if uneven:
+            raise ValueError(
+                f"block_out_channels is {list(self.block_out_channels)} and norm_num_groups {self.norm_num_groups}: "
+                f"expected channels that the groups divide, which {uneven} are not. Correct the VAE's config.json."
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read a `config.json`; keys that begin with an underscore are diffusers' own notes and are passed over.
+
+        Raises:
+            ValueError: a field asks for something that is not implemented, or is not known.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        given = {key: value for key, value in values.items() if not key.startswith("_")}
+        config = cls(**{key: _hashable(value) for key, value in given.items() if key in fields})
+        blocks = len(config.block_out_channels)
+        allowed = _NEUTRAL | {
+            "down_block_types": (("DownEncoderBlock2D",) * blocks,),
+            "up_block_types": (("UpDecoderBlock2D",) * blocks,),
+        }
+        for key, value in given.items():
+            if key not in fields and _hashable(value) not in allowed.get(key, (None,)):
+                expected = " or ".join(repr(choice) for choice in allowed.get(key, (None,)))
+                raise ValueError(
+                    f"The VAE's config.json has {key}={value!r}, which is not supported: expected {expected}. "
+                    "Use an AutoencoderKL of Stable Diffusion 1.x, 2.x or XL."
+                )
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as diffusers writes them."""
+        blocks = len(self.block_out_channels)
+        values = dataclasses.asdict(self)
+        values |= {"act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None}
+        values |= {"down_block_types": ["DownEncoderBlock2D"] * blocks, "up_block_types": ["UpDecoderBlock2D"] * blocks}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+class FlaxAutoencoderKL(PretrainedModel):
+    """Encodes images to the statistics of their latents and decodes latents to images.
+
+    Computes in the dtype of its parameters; normalisation, softmax and the latents' statistics are float32.
+    """
+
+    config_class = AutoencoderKLConfig
+    identity: ClassVar[dict[str, Any]] = {"_class_name": "AutoencoderKL"}
+
+    def __init__(self, config: AutoencoderKLConfig):
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        moments, latents = 2 * config.latent_channels, config.latent_channels
+        self.quant_conv = Conv(moments, moments, 1) if config.use_quant_conv else None
+        self.post_quant_conv = Conv(latents, latents, 1) if config.use_post_quant_conv else None
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels per latent position, along each side: 8 for Stable Diffusion."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def encode(self, pixels_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The normal distribution of an image's latents.
+
+        Args:
+            pixels_BHWC: floats in [-1, 1]. Sides that `scale_factor` does not divide are rounded down.
+
+        Returns:
+            mean and standard deviation, both float32 [B, H/scale_factor, W/scale_factor, latent_channels], not yet
+            multiplied by `scaling_factor`; `mean + std * noise` samples it (diffusers' `DiagonalGaussianDistribution`).
+        """
+        moments_BHWC = self.encoder(pixels_BHWC.astype(self.encoder.conv_in.weight.dtype))
+        if self.quant_conv is not None:
+            moments_BHWC = self.quant_conv(moments_BHWC)
+        mean_BHWC, log_variance_BHWC = jnp.split(moments_BHWC.astype(jnp.float32), 2, axis=-1)
+        return mean_BHWC, jnp.exp(0.5 * jnp.clip(log_variance_BHWC, *LOG_VARIANCE_RANGE))
+
+    def decode(self, latents_BHWC: jax.Array) -> jax.Array:
+        """The image of latents that were already divided by `scaling_factor`.
+
+        Returns:
+            [B, H*scale_factor, W*scale_factor, out_channels] in the parameters' dtype, around [-1, 1] but not clipped.
+        """
+        latents_BHWC = latents_BHWC.astype(self.decoder.conv_in.weight.dtype)
+        if self.post_quant_conv is not None:
+            latents_BHWC = self.post_quant_conv(latents_BHWC)
+        return self.decoder(latents_BHWC)
+
+    @classmethod
+    def published_name(cls, name: str) -> str | None:
+        """Old names of the attention's projections become the present ones."""
+        match = _OLD_ATTENTION_NAME.fullmatch(name)
+        return f"{match[1]}.{_OLD_ATTENTION[match[2]]}.{match[3]}" if match else name
+
+
+class Encoder(nnx.Module):
+    """Pixels to the mean and log variance of latents, side by side in the channels."""
+
+    def __init__(self, config: AutoencoderKLConfig):
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = Conv(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nnx.List(
+            DownEncoderBlock2D(before, width, config.layers_per_block, groups, downsample=index < len(widths) - 1)
+            for index, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False))
+        )
+        self.mid_block = MidBlock2D(widths[-1], groups, add_attention=config.mid_block_add_attention)
+        self.conv_norm_out = GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def __call__(self, pixels_BHWC: jax.Array) -> jax.Array:
+        x_BHWC = self.conv_in(pixels_BHWC)
+        for block in self.down_blocks:
+            x_BHWC = block(x_BHWC)
+        x_BHWC = self.mid_block(x_BHWC)
+        return self.conv_out(nnx.silu(self.conv_norm_out(x_BHWC)))
+
+
+class Decoder(nnx.Module):
+    """Latents to pixels."""
+
+    def __init__(self, config: AutoencoderKLConfig):
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = Conv(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock2D(widths[0], groups, add_attention=config.mid_block_add_attention)
+        self.up_blocks = nnx.List(
+            UpDecoderBlock2D(before, width, config.layers_per_block + 1, groups, upsample=index < len(widths) - 1)
+            for index, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False))
+        )
+        self.conv_norm_out = GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_out = Conv(widths[-1], config.out_channels, 3, padding=1)
+
+    def __call__(self, latents_BHWC: jax.Array) -> jax.Array:
+        x_BHWC = self.mid_block(self.conv_in(latents_BHWC))
+        for block in self.up_blocks:
+            x_BHWC = block(x_BHWC)
+        return self.conv_out(nnx.silu(self.conv_norm_out(x_BHWC)))
+
+
+class DownEncoderBlock2D(nnx.Module):
+    """Residual blocks, then half the resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, *, downsample: bool):
+        self.resnets = _resnets(in_channels, out_channels, layers, groups)
+        # Padding 0 stands for one row below and one column to the right, as the LDM encoder has it.
+        self.downsamplers = nnx.List([Downsample2D(out_channels, padding=0)] if downsample else [])
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        for layer in (*self.resnets, *self.downsamplers):
+            x_BHWC = layer(x_BHWC)
+        return x_BHWC
+
+
+class UpDecoderBlock2D(nnx.Module):
+    """Residual blocks, then twice the resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, *, upsample: bool):
+        self.resnets = _resnets(in_channels, out_channels, layers, groups)
+        self.upsamplers = nnx.List([Upsample2D(out_channels)] if upsample else [])
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        for resnet in self.resnets:
+            x_BHWC = resnet(x_BHWC)
+        for upsampler in self.upsamplers:
+            x_BHWC = upsampler(x_BHWC, 2 * x_BHWC.shape[1], 2 * x_BHWC.shape[2])
+        return x_BHWC
+
+
+class MidBlock2D(nnx.Module):
+    """Two residual blocks with an attention between them, at the lowest resolution."""
+
+    def __init__(self, channels: int, groups: int, *, add_attention: bool):
+        self.attentions = nnx.List([SpatialAttention(channels, groups)] if add_attention else [])
+        self.resnets = _resnets(channels, channels, 2, groups)
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        first, second = self.resnets
+        for layer in (first, *self.attentions, second):
+            x_BHWC = layer(x_BHWC)
+        return x_BHWC
+
+
+class VaeResnetBlock2D(nnx.Module):
+    """Pre-activation residual block without a time embedding."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int):
+        self.norm1 = GroupNorm(groups, in_channels, eps=NORM_EPS)
+        self.conv1 = Conv(in_channels, out_channels, 3, padding=1)
+        self.norm2 = GroupNorm(groups, out_channels, eps=NORM_EPS)
+        self.conv2 = Conv(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = None if in_channels == out_channels else Conv(in_channels, out_channels, 1)
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        h_BHWC = self.conv1(nnx.silu(self.norm1(x_BHWC)))
+        h_BHWC = self.conv2(nnx.silu(self.norm2(h_BHWC)))
+        return h_BHWC + (x_BHWC if self.conv_shortcut is None else self.conv_shortcut(x_BHWC))
+
+
+class SpatialAttention(nnx.Module):
+    """Single-head self-attention over the positions of a feature map, with a residual around it."""
+
+    def __init__(self, channels: int, groups: int):
+        self.group_norm = GroupNorm(groups, channels, eps=NORM_EPS)
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
+        self.to_out = nnx.List([Linear(channels, channels)])
+
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        batch, _, _, channels = x_BHWC.shape
+        h_BLC = self.group_norm(x_BHWC).reshape(batch, -1, channels)
+        query, key, value = (project(h_BLC)[:, :, None, :] for project in (self.to_q, self.to_k, self.to_v))
+        h_BLC = self.to_out[0](dot_product_attention(query, key, value)[:, :, 0, :])
+        return x_BHWC + h_BLC.reshape(x_BHWC.shape)
+
+
+def _resnets(in_channels: int, out_channels: int, count: int, groups: int) -> nnx.List:
+    return nnx.List(
+        VaeResnetBlock2D(in_channels if index == 0 else out_channels, out_channels, groups) for index in range(count)
+    )
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,179 @@
+"""The training step, as pure functions of the state, the frozen models and a batch.
+
+Axes: A accumulation slices, B batch, H W latent height and width, C channels, L tokens, D features.
+The batch is the contract of `shared.data.batches`: everything random in it is already drawn, so a step draws nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxControlNetModel, FlaxUNet2DConditionModel
+from flax_trainer.models.functional import ModelDef, Params, cast
+from flax_trainer.state import TrainState
+from shared.diffusion.schedule import NoiseSchedule, add_noise, training_target
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, "FrozenParams", Batch, jax.Array], tuple[TrainState, Metrics]]
+
+
+class FrozenParams(NamedTuple):
+    """Parameters of the models that are used and not trained, in the compute dtype."""
+
+    unet: Params
+    vae: Params
+    text_encoder: Params
+
+
+@dataclass(frozen=True)
+class ModelDefs:
+    """The structures of the models of a run."""
+
+    controlnet: ModelDef[FlaxControlNetModel]
+    unet: ModelDef[FlaxUNet2DConditionModel]
+    vae: ModelDef[FlaxAutoencoderKL]
+    text_encoder: ModelDef[FlaxCLIPTextModel]
+
+
+@dataclass(frozen=True)
+class AdamWSettings:
+    """AdamW (Loshchilov & Hutter 2019) with clipping of the global gradient norm; the learning rate comes with each step."""
+
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss's constants. `loss_weights` is float32 [num_train_timesteps], one weight per timestep (all ones: none)."""
+
+    schedule: NoiseSchedule
+    loss_weights: np.ndarray
+    scaling_factor: float
+    compute_dtype: jnp.dtype
+
+
+def normalise_pixels(pixel_values: jax.Array) -> jax.Array:
+    """uint8 [0, 255] → float32 [-1, 1], the VAE's range."""
+    return pixel_values.astype(jnp.float32) / 127.5 - 1.0
+
+
+def normalise_condition(conditioning_pixel_values: jax.Array) -> jax.Array:
+    """uint8 [0, 255] → float32 [0, 1], the ControlNet's range."""
+    return conditioning_pixel_values.astype(jnp.float32) / 255.0
+
+
+def encode_batch(
+    defs: ModelDefs, frozen: FrozenParams, batch: Batch, objective: Objective
+) -> tuple[jax.Array, jax.Array]:
+    """What the frozen encoders make of a batch: (latents float32 [B,H,W,C], encoder_hidden_states [B,L,D])."""
+    dtype = objective.compute_dtype
+    with jax.named_scope("vae"):
+        mean_BHWC, std_BHWC = defs.vae.bind(frozen.vae).encode(normalise_pixels(batch["pixel_values"]).astype(dtype))
+        sample_BHWC = mean_BHWC.astype(jnp.float32) + std_BHWC.astype(jnp.float32) * batch["vae_noise"]
+    with jax.named_scope("text_encoder"):
+        hidden_states_BLD, _ = defs.text_encoder.bind(frozen.text_encoder)(batch["input_ids"])
+    return sample_BHWC * objective.scaling_factor, hidden_states_BLD.astype(dtype)
+
+
+def denoising_loss(
+    params: Params,
+    unet_params: Params,
+    latents_BHWC: jax.Array,
+    encoder_hidden_states_BLD: jax.Array,
+    batch: Batch,
+    defs: ModelDefs,
+    objective: Objective,
+) -> jax.Array:
+    """Mean squared error of the ControlNet-guided prediction, weighted per sample (Ho et al. 2020, eq. 14)."""
+    dtype, schedule, timesteps_B = objective.compute_dtype, objective.schedule, batch["timesteps"]
+    signal_B111 = jnp.asarray(schedule.sqrt_alphas_cumprod)[timesteps_B][:, None, None, None]
+    sigma_B111 = jnp.asarray(schedule.sqrt_one_minus_alphas_cumprod)[timesteps_B][:, None, None, None]
+    noisy_BHWC = add_noise(latents_BHWC, batch["noise"], signal_B111, sigma_B111).astype(dtype)
+    target_BHWC = training_target(schedule.prediction_type, latents_BHWC, batch["noise"], signal_B111, sigma_B111)
+
+    with jax.named_scope("controlnet"):
+        down_residuals, mid_residual = defs.controlnet.bind(cast(params, dtype))(
+            noisy_BHWC,
+            timesteps_B,
+            encoder_hidden_states_BLD,
+            normalise_condition(batch["conditioning_pixel_values"]).astype(dtype),
+        )
+    with jax.named_scope("unet"):
+        prediction_BHWC = defs.unet.bind(unet_params)(
+            noisy_BHWC,
+            timesteps_B,
+            encoder_hidden_states_BLD,
+            down_block_additional_residuals=down_residuals,
+            mid_block_additional_residual=mid_residual,
+        )
+    squared_error_BHWC = jnp.square(prediction_BHWC.astype(jnp.float32) - target_BHWC)
+    weights_B = jnp.asarray(objective.loss_weights)[timesteps_B]
+    return jnp.mean(weights_B * squared_error_BHWC.mean(axis=(1, 2, 3)))
+
+
+def adamw_update(state: TrainState, grads: Params, learning_rate: jax.Array, settings: AdamWSettings) -> TrainState:
+    """One AdamW step on clipped gradients, as `torch.nn.utils.clip_grad_norm_` and `torch.optim.AdamW` take it."""
+    clipped, _ = optax.clip_by_global_norm(settings.max_grad_norm).update(grads, optax.EmptyState())
+    adam = optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.epsilon)
+    directions, adam_state = adam.update(clipped, optax.ScaleByAdamState(state.step, state.mu, state.nu))
+    params = jax.tree.map(
+        lambda param, direction: param - learning_rate * (direction + settings.weight_decay * param),
+        state.params,
+        directions,
+    )
+    return TrainState(adam_state.count, params, adam_state.mu, adam_state.nu, state.halted)
+
+
+def make_train_step(
+    defs: ModelDefs, objective: Objective, settings: AdamWSettings, *, axis_name: str | None = None
+) -> TrainStep:
+    """The step `(state, frozen, batch, learning_rate) → (state, metrics)`.
+
+    Every array of `batch` has leading axes [A, B]; gradients are the mean over both and, where `axis_name` names a mapped
+    axis, over devices. Metrics: `loss`, and `grad_norm` before clipping. A non-finite one of them changes nothing in the
+    state but sets `halted`.
+    """
+
+    def loss_and_grads(params: Params, frozen: FrozenParams, slice_: Batch) -> tuple[jax.Array, Params]:
+        latents_BHWC, encoder_hidden_states_BLD = encode_batch(defs, frozen, slice_, objective)
+        return jax.value_and_grad(denoising_loss)(
+            params, frozen.unet, latents_BHWC, encoder_hidden_states_BLD, slice_, defs, objective
+        )
+
+    def mean_over_slices(params: Params, frozen: FrozenParams, batch: Batch) -> tuple[jax.Array, Params]:
+        slices = len(batch["timesteps"])
+        first = loss_and_grads(params, frozen, {name: array[0] for name, array in batch.items()})
+        if slices == 1:
+            return first
+        rest = {name: array[1:] for name, array in batch.items()}
+        total, _ = jax.lax.scan(
+            lambda total, slice_: (jax.tree.map(jnp.add, total, loss_and_grads(params, frozen, slice_)), None),
+            first,
+            rest,
+        )
+        return jax.tree.map(lambda value: value / slices, total)
+
+    def train_step(
+        state: TrainState, frozen: FrozenParams, batch: Batch, learning_rate: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        loss, grads = mean_over_slices(state.params, frozen, batch)
+        if axis_name is not None:
+            loss, grads = jax.lax.pmean((loss, grads), axis_name)
+        with jax.named_scope("optimizer"):
+            grad_norm = optax.tree.norm(grads)
+            halted = state.halted | ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+            updated = adamw_update(state, grads, learning_rate, settings)
+            kept = jax.tree.map(lambda old, new: jnp.where(halted, old, new), state, updated)
+        return kept._replace(halted=halted), {"loss": loss, "grad_norm": grad_norm}
+
+    return train_step

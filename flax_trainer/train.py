@@ -1,0 +1,243 @@
+"""Training a ControlNet with JAX, from the configuration to the finished run folder. `train` reads in execution order."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, load_base_models
+from flax_trainer.checkpoints import Checkpoints
+from flax_trainer.loop import Loop
+from flax_trainer.models import FlaxControlNetModel
+from flax_trainer.pmap_engine import AXIS, fetch, replicate
+from flax_trainer.state import TrainState
+from flax_trainer.step import AdamWSettings, Objective, make_train_step
+from flax_trainer.validation import Validation, validation_pairs
+from shared import hub
+from shared.checkpoint_policy import check_resumable, checkpoint_record, checkpoint_step, checkpoint_to_resume
+from shared.config import TrainConfig, notices, to_yaml
+from shared.data.batches import BatchLoader, BatchSpec
+from shared.data.sources import open_source
+from shared.data.tokenization import Tokenize, load_tokenizer, tokenizer_function
+from shared.diffusion.loss_weighting import min_snr_weights
+from shared.interruption import Interruption
+from shared.learning_rate import LearningRateSchedule
+from shared.model_card import data_description, write_model_card
+from shared.run_log import (
+    BatchArithmetic,
+    RunLog,
+    banner,
+    command_line,
+    package_versions,
+    total_steps,
+    write_report,
+)
+from shared.tracking import Tracker, check_trackers, open_trackers
+
+logger = logging.getLogger("flax_trainer")
+
+_PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "datasets")
+
+
+def train(config: TrainConfig) -> int:
+    """Run the training that the configuration describes; returns the exit code of the process.
+
+    Raises:
+        ValueError: a mistake in the configuration, the model or the data, told so that it can be mended.
+    """
+    started = time.perf_counter()
+    output_dir = Path(config.output_dir)
+    _set_up_logging()
+
+    # --- everything that can be wrong before a device is touched -----------------------------------------------------
+    for notice in notices(config, "flax"):
+        logger.info(notice)
+    resume_from = checkpoint_to_resume(output_dir, config.resume_from_checkpoint)
+    check_trackers(config)
+    repository = hub.prepare_repository(config, output_dir)
+    tokenize = _tokenize(config)
+    source = open_source(config)
+    models, initial = load_base_models(config)
+    _check_resolution(config, models)
+    pairs = validation_pairs(config)
+
+    # --- devices, batches, steps -------------------------------------------------------------------------------------
+    arithmetic = BatchArithmetic(config.train_batch_size, jax.device_count(), config.gradient_accumulation_steps)
+    epoch_size = source.manifest["samples"]
+    last_step = total_steps(config.max_train_steps, config.num_train_epochs, epoch_size, arithmetic.global_batch_size)
+    learning_rate = LearningRateSchedule.from_config(config, last_step, arithmetic.global_batch_size)
+    loader = BatchLoader(
+        source,
+        config,
+        tokenize,
+        BatchSpec(arithmetic.global_batch_size, arithmetic.accumulation_steps, arithmetic.devices),
+        latent_shape=models.latent_shape(config.resolution),
+        num_train_timesteps=models.schedule.num_train_timesteps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    # --- state: fresh, or continued ----------------------------------------------------------------------------------
+    record = checkpoint_record(config, source.manifest, arithmetic.global_batch_size)
+    fresh = TrainState.create(initial.controlnet)
+    state = fresh if resume_from is None else _resumed_state(resume_from, fresh, record)
+    first_step = int(state.step)
+    num_parameters = sum(value.size for value in initial.controlnet.values())
+    state, frozen = replicate(state), replicate(initial.frozen)
+    del initial, fresh
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    facts = {
+        "Devices": f"{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "Examples": f"{'an unknown number' if epoch_size is None else epoch_size}, {data_description(config)}",
+        "Batch": arithmetic,
+        "Steps": f"{last_step}, of which {first_step} are done" if first_step else last_step,
+        "ControlNet": f"{num_parameters / 1e6:,.1f} M parameters",
+        "Precision": f"{jnp.dtype(COMPUTE_DTYPES[config.mixed_precision])}; ControlNet and optimizer float32",
+        "Run folder": output_dir,
+    }
+    logger.info("%s", banner("Training a ControlNet with JAX", facts))
+    tracker = _open_tracker(config, output_dir, first_step) if jax.process_index() == 0 else None
+    checkpoints = Checkpoints(output_dir, keep=config.checkpoints_total_limit)
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.allow_tf32 else "highest")
+    train_step = jax.pmap(
+        make_train_step(models.defs, _objective(config, models), _adamw_settings(config), axis_name=AXIS),
+        axis_name=AXIS,
+        in_axes=(0, 0, 0, None),
+        donate_argnums=(0,),
+    )
+    log = RunLog(tracker, first_step, last_step, arithmetic.global_batch_size, epoch_size, config.logging_steps)
+    validation = Validation(config, pairs, models, tokenize, tracker) if pairs else None
+    loop = Loop(config, train_step, frozen, loader, learning_rate, checkpoints, record, validation, log)
+    with Interruption() as interruption, logging_redirect_tqdm():
+        try:
+            state = loop.run(state, first_step, last_step, interruption)
+        finally:
+            log.close()
+            loader.close()
+            checkpoints.close()
+            if tracker is not None:
+                tracker.close()
+    if interruption.requested is not None:
+        logger.info("Stopped by %s; continue with --resume_from_checkpoint latest", interruption.requested.name)
+        return interruption.exit_code
+
+    # --- the finished ControlNet and what belongs to it --------------------------------------------------------------
+    if jax.process_index() == 0:
+        _finish(config, models, fetch(state), log, loader.skipped, pairs, time.perf_counter() - started, repository)
+    return 0
+
+
+def _finish(
+    config: TrainConfig,
+    models: BaseModels,
+    state: TrainState,
+    log: RunLog,
+    skipped: int,
+    pairs: list[tuple[Path, str]],
+    seconds: float,
+    repository: str | None,
+) -> None:
+    output_dir = Path(config.output_dir)
+    FlaxControlNetModel.save_params(output_dir, models.controlnet_config, state.params, models.defs.controlnet.layouts)
+    step = int(state.step)
+    report = {
+        "steps": step,
+        "images_seen": step * log.global_batch_size,
+        "loss": log.last_loss,
+        "images_per_second": log.images_per_second,
+        "samples_skipped": skipped,
+        "seconds_total": round(seconds, 1),
+        "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "backend": "flax",
+        "versions": package_versions(_PACKAGES),
+        "command": command_line(),
+    }
+    write_report(output_dir, report)
+    facts = {
+        "Optimizer steps": step,
+        "Images seen": report["images_seen"],
+        "Loss at the last step": f"{log.last_loss:.4f}",
+        "Hardware": report["devices"],
+        "Software": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+    }
+    pictures = [
+        (output_dir / "validation" / f"step-{step}" / f"{number}.png", prompt)
+        for number, (_, prompt) in enumerate(pairs)
+    ]
+    write_model_card(output_dir, config, name=repository or output_dir.resolve().name, facts=facts, pictures=pictures)
+    logger.info("The ControlNet is in %s", output_dir)
+    if repository is not None:
+        logger.info("Uploaded: %s", hub.push(config, output_dir, repository))
+
+
+def _set_up_logging() -> None:
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, force=True
+    )
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file it touches
+
+
+def _tokenize(config: TrainConfig) -> Tokenize:
+    if config.tokenizer_name is not None:
+        tokenizer = load_tokenizer(config.tokenizer_name, revision=config.revision, cache_dir=config.cache_dir)
+    else:
+        tokenizer = load_tokenizer(
+            str(config.pretrained_model_name_or_path), "tokenizer", config.revision, config.cache_dir
+        )
+    return tokenizer_function(tokenizer)
+
+
+def _check_resolution(config: TrainConfig, models: BaseModels) -> None:
+    factor = models.vae_scale_factor
+    if config.resolution % factor:
+        below = config.resolution // factor * factor
+        raise ValueError(
+            f"--resolution is {config.resolution}, but the base model's VAE works on multiples of {factor} pixels. Use "
+            f"{below + factor}{f' or {below}' if below else ''}."
+        )
+
+
+def _resumed_state(checkpoint: Path, fresh: TrainState, record: dict[str, Any]) -> TrainState:
+    checkpoints = Checkpoints(checkpoint.parent, keep=None)
+    step = checkpoint_step(checkpoint)
+    assert step is not None, checkpoint
+    check_resumable(checkpoint, checkpoints.record(step), record)
+    state = checkpoints.restore(step, fresh)
+    checkpoints.close()
+    return state
+
+
+def _open_tracker(config: TrainConfig, output_dir: Path, first_step: int) -> Tracker:
+    tracker = open_trackers(config, output_dir)
+    tracker.truncate_after(first_step)  # what a killed run logged after its last checkpoint happens again
+    return tracker
+
+
+def _objective(config: TrainConfig, models: BaseModels) -> Objective:
+    timesteps = models.schedule.num_train_timesteps
+    return Objective(
+        schedule=models.schedule,
+        loss_weights=np.ones(timesteps, np.float32)
+        if config.snr_gamma is None
+        else min_snr_weights(models.schedule, config.snr_gamma),
+        scaling_factor=models.vae_config.scaling_factor,
+        compute_dtype=jnp.dtype(COMPUTE_DTYPES[config.mixed_precision]),
+    )
+
+
+def _adamw_settings(config: TrainConfig) -> AdamWSettings:
+    return AdamWSettings(
+        beta1=config.adam_beta1,
+        beta2=config.adam_beta2,
+        epsilon=config.adam_epsilon,
+        weight_decay=config.adam_weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )

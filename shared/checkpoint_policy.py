@@ -1,0 +1,104 @@
+"""Which checkpoint a run resumes from, and whether it may: the same rules for both backends."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from shared.config import TrainConfig
+
+CHECKPOINT_PREFIX = "checkpoint-"
+
+# What decides the content of a global batch or the meaning of the parameters. Everything else (learning rate, steps,
+# logging, devices, workers, ...) may change between the parts of a run.
+_MUST_MATCH = (
+    "seed",
+    "resolution",
+    "image_interpolation_mode",
+    "proportion_empty_prompts",
+    "max_train_samples",
+    "shuffle_buffer_size",
+    "pretrained_model_name_or_path",
+    "revision",
+    "variant",
+    "pretrained_vae_model_name_or_path",
+    "controlnet_model_name_or_path",
+    "controlnet_revision",
+    "tokenizer_name",
+)
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """N of `.../checkpoint-N`; None for any other name (Orbax's unfinished folders among them)."""
+    match = re.fullmatch(rf"{CHECKPOINT_PREFIX}(\d+)", path.name)
+    return int(match[1]) if match and path.is_dir() else None
+
+
+def checkpoints_in(directory: Path) -> list[Path]:
+    """The checkpoints of a run folder, oldest first."""
+    found = [path for path in directory.iterdir() if checkpoint_step(path) is not None] if directory.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name.removeprefix(CHECKPOINT_PREFIX)))
+
+
+def checkpoint_to_resume(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
+    """The folder that `--resume_from_checkpoint` means: `latest`, a name in `output_dir`, or a path; None starts afresh.
+
+    `latest` in a folder without checkpoints starts afresh, so that one command line can be repeated until it is done.
+
+    Raises:
+        ValueError: the named checkpoint does not exist, or a fresh run would mix with the checkpoints of another.
+    """
+    existing = checkpoints_in(output_dir)
+    names = ", ".join(path.name for path in existing) or "none"
+    if resume_from_checkpoint is None:
+        if existing:
+            raise ValueError(
+                f"--output_dir {output_dir} already holds checkpoints of a run ({names}). To continue it, add "
+                "--resume_from_checkpoint latest; to start a new one, choose another --output_dir or delete them."
+            )
+        return None
+    if resume_from_checkpoint == "latest":
+        return existing[-1] if existing else None
+    for path in (output_dir / resume_from_checkpoint, Path(resume_from_checkpoint)):
+        if checkpoint_step(path) is not None:
+            return path
+    raise ValueError(
+        f"--resume_from_checkpoint {resume_from_checkpoint}: there is no such checkpoint. Expected 'latest', the name of a "
+        f"checkpoint in {output_dir} (there: {names}), or the path of a {CHECKPOINT_PREFIX}N folder."
+    )
+
+
+def checkpoint_record(config: TrainConfig, manifest: dict[str, Any], global_batch_size: int) -> dict[str, Any]:
+    """What a checkpoint says about the run it belongs to, as JSON."""
+    return {
+        "configuration": {name: getattr(config, name) for name in _MUST_MATCH},
+        "global_batch_size": global_batch_size,
+        "data": manifest,
+    }
+
+
+def check_resumable(checkpoint: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuse to continue a run on other data or with settings that change what its batches are.
+
+    Raises:
+        ValueError: naming everything that differs, with both values.
+    """
+    differences = [
+        f"{where}{name}: {before.get(name)!r} in the checkpoint, {now.get(name)!r} now"
+        for where, before, now in (
+            ("--", saved["configuration"], current["configuration"]),
+            ("data ", saved["data"], current["data"]),
+        )
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if saved["global_batch_size"] != current["global_batch_size"]:
+        differences.append(
+            f"global batch size (--train_batch_size x devices x --gradient_accumulation_steps): "
+            f"{saved['global_batch_size']} in the checkpoint, {current['global_batch_size']} now"
+        )
+    if differences:
+        raise ValueError(
+            f"{checkpoint} cannot be resumed by this command, because these differ:\n  "
+            + "\n  ".join(differences)
+            + "\nGive the values of the checkpoint, or start a new run in another --output_dir."
+        )

@@ -1,0 +1,67 @@
+"""The text of --help."""
+
+import itertools
+import shutil
+import textwrap
+
+from shared.config.flags import Flag
+from shared.config.options import FLAGS, Backend
+from shared.config.support import BACKEND_NAMES, NOT_SUPPORTED
+
+_PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT"}
+_LARGEST_WIDTH = 120
+_INTRODUCTION = (
+    "Trains a ControlNet for Stable Diffusion. --pretrained_model_name_or_path and one source of data are needed "
+    "(--dataset_name, --train_data_dir, --train_shards or --generated_circles). With no flags at all, a small "
+    "built-in demo runs."
+)
+_CONVENTIONS = (
+    "Write --flag value or --flag=value. A switch is turned off again by --no_ before its name, as --no_streaming. "
+    "Where a flag is repeated, the last one counts. A step is an optimizer step."
+)
+_COMMANDS = (
+    ("--help", "Print this text and exit."),
+    (
+        "--config FILE",
+        "Read flags from a YAML file with one `flag: value` per line; the command line wins over the file.",
+    ),
+    ("--print_config", "Print the resolved configuration as YAML and exit; --config can read it back."),
+)
+
+
+def help_text(program: str, backend: Backend) -> str:
+    """All flags with their meanings and defaults, as wide as the terminal, up to 120 columns."""
+    width = min(shutil.get_terminal_size().columns, _LARGEST_WIDTH)
+    intro = [textwrap.fill(text, width) for text in (_INTRODUCTION, _CONVENTIONS)]
+    sections = [_section("commands", [_entry(head, text, width) for head, text in _COMMANDS])]
+    for group, flags in itertools.groupby(FLAGS.values(), key=lambda flag: flag.group):
+        sections.append(_section(group, [_entry(_heading(flag), _body(flag, backend), width) for flag in flags]))
+    return "\n\n".join([f"usage: {program} [--flag value ...]", *intro, *sections]) + "\n"
+
+
+def _section(title: str, entries: list[str]) -> str:
+    return "\n".join([f"{title}:", *entries])
+
+
+def _entry(heading: str, body: str, width: int) -> str:
+    return f"  {heading}\n" + textwrap.fill(
+        body, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _heading(flag: Flag) -> str:
+    if flag.kind is bool:
+        return f"--{flag.name}"
+    placeholder = _PLACEHOLDERS[flag.kind]
+    return f"--{flag.name} {placeholder}" + f" [{placeholder} ...]" * flag.is_list
+
+
+def _body(flag: Flag, backend: Backend) -> str:
+    choices = f" One of {', '.join(flag.choices)}." if flag.choices else ""
+    default = "off" if flag.kind is bool else "not set" if flag.default is None else f"{flag.default}"
+    missing = {row.flag: row.value for row in NOT_SUPPORTED[backend]}
+    support = ""
+    if flag.name in missing:
+        what = "Not" if missing[flag.name] is None else f"{missing[flag.name]} is not"
+        support = f" {what} supported yet by the {BACKEND_NAMES[backend]} backend."
+    return f"{flag.help}{choices} (Default: {default}.){support}"

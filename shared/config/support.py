@@ -1,0 +1,79 @@
+"""What each backend does not do yet, and what it does in its own way. Implementing a flag deletes its row here."""
+
+import dataclasses
+from typing import Any
+
+from shared.config.options import FLAGS, Backend, TrainConfig
+
+BACKEND_NAMES: dict[Backend, str] = {"flax": "Flax", "torch": "PyTorch"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Missing:
+    """A flag that a backend does not implement: with `value`, only that value; otherwise any but the default."""
+
+    flag: str
+    advice: str
+    value: Any = None
+
+    def is_asked_for_by(self, config: TrainConfig) -> bool:
+        given = getattr(config, self.flag)
+        return given == self.value if self.value is not None else given != FLAGS[self.flag].default
+
+
+@dataclasses.dataclass(frozen=True)
+class Equivalent:
+    """A flag that a backend accepts although it does nothing literal about it; `notice` says what is true instead."""
+
+    flag: str
+    notice: str
+
+
+_GPU_FEATURE = "Leave it out; it is a feature of PyTorch on GPUs."
+_SEE_METRICS = "Leave it out; images_per_second and data_wait in metrics.jsonl tell where the time goes."
+
+NOT_SUPPORTED: dict[Backend, tuple[Missing, ...]] = {
+    "flax": (
+        Missing("mixed_precision", "Use --mixed_precision bf16, which needs no loss scaling.", value="fp16"),
+        Missing("gradient_checkpointing", "Lower --train_batch_size and raise --gradient_accumulation_steps instead."),
+        Missing("use_8bit_adam", _GPU_FEATURE),
+        Missing("enable_xformers_memory_efficient_attention", "Leave it out; XLA's attention is used."),
+        Missing("enable_npu_flash_attention", "Leave it out; XLA's attention is used."),
+        Missing("allow_tf32", "Leave it out; JAX's own setting for matrix products applies."),
+        Missing("ccache", "Set the environment variable JAX_COMPILATION_CACHE_DIR instead."),
+        Missing("profile_steps", _SEE_METRICS),
+        Missing("profile_validation", _SEE_METRICS),
+        Missing("profile_memory", "Leave it out; lower --train_batch_size where memory runs out."),
+        Missing("crops_coords_top_left_h", "Leave it out; it concerns Stable Diffusion XL only."),
+        Missing("crops_coords_top_left_w", "Leave it out; it concerns Stable Diffusion XL only."),
+    ),
+    "torch": (),
+}
+
+_EQUIVALENT: dict[Backend, tuple[Equivalent, ...]] = {
+    "flax": (
+        Equivalent("from_pt", "PyTorch safetensors are what is read with or without it"),
+        Equivalent("controlnet_from_pt", "PyTorch safetensors are what is read with or without it"),
+        Equivalent("set_grads_to_none", "JAX keeps no gradients from one step to the next"),
+        Equivalent("local_rank", "JAX finds the processes itself and the value is ignored"),
+    ),
+    "torch": (),
+}
+
+
+def check_support(config: TrainConfig, backend: Backend) -> None:
+    """Raise ValueError for the first flag that `backend` does not implement yet, with what to do instead."""
+    for missing in NOT_SUPPORTED[backend]:
+        if missing.is_asked_for_by(config):
+            value = f" {missing.value}" if missing.value is not None else ""
+            name = BACKEND_NAMES[backend]
+            raise ValueError(f"--{missing.flag}{value} is not supported yet by the {name} backend: {missing.advice}")
+
+
+def notices(config: TrainConfig, backend: Backend) -> list[str]:
+    """One line for each flag given that `backend` honours in another way than literally."""
+    return [
+        f"--{row.flag}: {row.notice}."
+        for row in _EQUIVALENT[backend]
+        if getattr(config, row.flag) != FLAGS[row.flag].default
+    ]

@@ -1,0 +1,143 @@
+"""The checks that need nothing but the configuration itself: no files, no models, no devices."""
+
+import math
+from collections.abc import Callable
+
+from shared.config.options import FLAGS, Backend, TrainConfig
+from shared.config.support import check_support
+
+_DATA_SOURCES = ("dataset_name", "train_data_dir", "train_shards", "generated_circles")
+_SHARDS_ONLY = ("shards_image_key", "shards_conditioning_key", "shards_caption_key", "allow_shell_urls")
+# Stable Diffusion's autoencoders halve the side three times; the trainer checks the factor of the one it loads.
+_VAE_FACTOR = 8
+_LARGEST_SEED = 2**63 - 1
+
+_AT_LEAST_ONE = (
+    "generated_circles",
+    "max_train_samples",
+    "shuffle_buffer_size",
+    "resolution",
+    "num_train_epochs",
+    "max_train_steps",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_num_cycles",
+    "validation_steps",
+    "num_validation_images",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "logging_steps",
+)
+_AT_LEAST_ZERO = (
+    "max_skipped_samples",
+    "dataloader_num_workers",
+    "lr_warmup_steps",
+    "learning_rate",
+    "lr_power",
+    "adam_epsilon",
+    "adam_weight_decay",
+    "profile_steps",
+)
+
+# Flags, whether a value is right, and the same in words. Comparisons are written so that nan fails them.
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (_AT_LEAST_ONE, lambda value: value >= 1, "1 or more"),
+    (_AT_LEAST_ZERO, lambda value: 0 <= value < math.inf, "a finite number, 0 or more"),
+    (("max_grad_norm",), lambda value: value > 0, "more than 0 (inf turns clipping off)"),
+    (("snr_gamma",), lambda value: 0 < value < math.inf, "a finite number, more than 0"),
+    (("proportion_empty_prompts",), lambda value: 0 <= value <= 1, "in the range from 0 to 1"),
+    (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "at least 0 and less than 1"),
+    (("seed",), lambda value: 0 <= value <= _LARGEST_SEED, f"in the range from 0 to {_LARGEST_SEED}"),
+    (("resolution",), lambda value: value % _VAE_FACTOR == 0, f"divisible by {_VAE_FACTOR}, which the VAE shrinks by"),
+)
+
+
+def validate(config: TrainConfig, backend: Backend) -> None:
+    """Check a configuration for a backend, before any file, model or device is touched.
+
+    The checks that diffusers' three ControlNet scripts make are among them, except that streaming needs no
+    --max_train_samples here.
+
+    Raises:
+        ValueError: for the first mistake found, with what was given, what was expected and how to fix it.
+    """
+    _check_values(config)
+    _check_sources(config)
+    _check_validation_pairs(config)
+    _check_secrets(config)
+    check_support(config, backend)
+
+
+def _check_values(config: TrainConfig) -> None:
+    for flag in FLAGS.values():
+        value = getattr(config, flag.name)
+        texts = value if flag.is_list and value is not None else (value,)
+        # An empty prompt means something; any other empty text is a shell variable that was never set.
+        if flag.kind is str and flag.name != "validation_prompt" and "" in texts:
+            raise ValueError(
+                f"--{flag.name} was given an empty value. Give it one or leave the flag out; "
+                "if the value is a shell variable, check that it is set."
+            )
+        if flag.choices and value not in flag.choices:
+            raise ValueError(f"--{flag.name} must be one of {', '.join(flag.choices)}, but it is {value!r}.")
+    for names, is_right, expected in _RANGES:
+        for name in names:
+            value = getattr(config, name)
+            if value is not None and not is_right(value):
+                raise ValueError(f"--{name} must be {expected}, but it is {value}.")
+
+
+def _check_sources(config: TrainConfig) -> None:
+    if config.pretrained_model_name_or_path is None:
+        raise ValueError(
+            "--pretrained_model_name_or_path is missing: name the base model, "
+            "for example stable-diffusion-v1-5/stable-diffusion-v1-5 or a folder."
+        )
+    given = [f"--{name}" for name in _DATA_SOURCES if getattr(config, name) is not None]
+    if not given:
+        sources = ", ".join(f"--{name}" for name in _DATA_SOURCES)
+        raise ValueError(f"The training data are missing: give one of {sources}.")
+    if len(given) > 1:
+        raise ValueError(
+            f"{' and '.join(given)} each name training data, and a run trains on one source: keep one of them. "
+            "(To load a local folder with the datasets library, --dataset_name takes its path.)"
+        )
+    _check_source_details(config)
+
+
+def _check_source_details(config: TrainConfig) -> None:
+    if config.load_from_disk and config.train_data_dir is None:
+        raise ValueError("--load_from_disk needs --train_data_dir, the folder that save_to_disk wrote.")
+    if config.dataset_config_name is not None and config.dataset_name is None:
+        raise ValueError("--dataset_config_name needs --dataset_name, the dataset that it is a configuration of.")
+    for name in _SHARDS_ONLY:
+        if getattr(config, name) != FLAGS[name].default and config.train_shards is None:
+            raise ValueError(f"--{name} is about --train_shards, which is not given: give that too, or leave it out.")
+    for source in ("load_from_disk", "generated_circles"):
+        if config.streaming and getattr(config, source):
+            raise ValueError(f"--streaming does not go with --{source}, which downloads nothing: leave one out.")
+    for url in config.train_shards or ():
+        if url.startswith("pipe:") and not config.allow_shell_urls:
+            raise ValueError(
+                f"--train_shards {url!r} would run a shell command. If you wrote it yourself, add --allow_shell_urls."
+            )
+
+
+def _check_validation_pairs(config: TrainConfig) -> None:
+    for given, missing in (("prompt", "image"), ("image", "prompt")):
+        if getattr(config, f"validation_{given}") is not None and getattr(config, f"validation_{missing}") is None:
+            raise ValueError(f"--validation_{given} needs --validation_{missing}: give both, or neither.")
+    prompts, images = len(config.validation_prompt or ()), len(config.validation_image or ())
+    if prompts != images and 1 not in (prompts, images):
+        raise ValueError(
+            f"--validation_prompt has {prompts} values and --validation_image {images}: "
+            "give as many of one as of the other, or a single one of either."
+        )
+
+
+def _check_secrets(config: TrainConfig) -> None:
+    if config.report_to == "wandb" and config.hub_token is not None:
+        raise ValueError(
+            "--hub_token cannot be given with --report_to wandb, which records command lines and would expose it. "
+            "Leave it out and log in with `hf auth login` or the environment variable HF_TOKEN."
+        )

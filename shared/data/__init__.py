@@ -1,0 +1,1 @@
+"""Sources → samples → batches, in numpy and PIL alone."""

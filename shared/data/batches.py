@@ -1,0 +1,240 @@
+"""Samples → batches, each a pure function of (data manifest, seed, optimizer step).
+
+Axes: A accumulation slices of a step, B rows of a slice on this host, R resolution, L tokens, H W C of the latents.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.config import TrainConfig
+from shared.data.candidates import Candidates, ShuffledCandidates, StreamCandidates
+from shared.data.preprocessing import preprocess
+from shared.data.sample import BadSampleError, RawSample
+from shared.data.skipping import SkippedSamples
+from shared.data.sources.base import RandomAccessSource, Source
+from shared.data.tokenization import Tokenize
+from shared.data.workers import Workers
+from shared.randomness import Purpose, generator
+
+Batch = dict[str, npt.NDArray[Any]]
+
+_STEPS_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """How a global batch is cut up. Which samples it holds does not depend on any of it but its size.
+
+    Attributes:
+        global_batch_size: samples per optimizer step, over all devices and accumulation slices.
+        accumulation_steps: slices, each passed forward and backward before the optimizer moves once.
+        num_devices: devices over all hosts, among which the rows of a slice are divided.
+    """
+
+    global_batch_size: int
+    accumulation_steps: int = 1
+    num_devices: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch_size", "accumulation_steps", "num_devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.global_batch_size % (self.accumulation_steps * self.num_devices):
+            raise ValueError(
+                f"a global batch of {self.global_batch_size} cannot be divided into {self.accumulation_steps} "
+                f"accumulation steps on {self.num_devices} devices; make it a multiple of their product"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Samples per accumulation slice, over all devices."""
+        return self.global_batch_size // self.accumulation_steps
+
+
+class BatchLoader:
+    """This host's part of every optimizer step's batch.
+
+    A batch is a dict of arrays that begin with the axes [A, B]:
+
+    - `pixel_values`, `conditioning_pixel_values` uint8 [A,B,R,R,3], 0 to 255;
+    - `input_ids` int32 [A,B,L];
+    - `vae_noise`, `noise` float32 [A,B,H,W,C], standard normal;
+    - `timesteps` int32 [A,B], 0 ≤ t < num_train_timesteps;
+    - `position` int64 [A,B], counted from 0 over the whole run: step·G + slice·G/A + row.
+
+    Epochs follow each other without a gap, so no sample is dropped and none is weighted twice. A bad sample is replaced
+    by the next usable one of its epoch, logged, and counted in `skipped`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: TrainConfig,
+        tokenize: Tokenize,
+        spec: BatchSpec,
+        latent_shape: tuple[int, int, int],
+        num_train_timesteps: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        """Starts `dataloader_num_workers` threads; `close` ends them.
+
+        Args:
+            source: see `open_source`.
+            config: read for seed, resolution, image_interpolation_mode, proportion_empty_prompts,
+                max_skipped_samples and dataloader_num_workers.
+            tokenize: captions → int32 [B,L]; called in the thread that asks for batches, never in two at once.
+            spec: how the global batch is cut up.
+            latent_shape: (H, W, C) of one sample's latents.
+            num_train_timesteps: of the noise schedule.
+            process_index: which host this is. Host h of P takes rows h·B to (h+1)·B of every slice.
+            process_count: how many hosts there are.
+
+        Raises:
+            ValueError: for an empty source, or rows that the hosts cannot share evenly.
+        """
+        if spec.rows % process_count or spec.num_devices % process_count:
+            raise ValueError(
+                f"{spec.rows} rows on {spec.num_devices} devices cannot be shared by {process_count} hosts; "
+                "make both multiples of the number of hosts"
+            )
+        self._candidates = _candidates(source, config)
+        self._config, self._tokenize, self._spec = config, tokenize, spec
+        self._latent_shape, self._num_train_timesteps = latent_shape, num_train_timesteps
+        self._process_index, self._local_rows = process_index, spec.rows // process_count
+        self._skipped = SkippedSamples(config.max_skipped_samples)
+        self._workers = Workers(config.dataloader_num_workers) if config.dataloader_num_workers else None
+
+    @property
+    def skipped(self) -> int:
+        """How many distinct bad samples this host has met."""
+        return len(self._skipped)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of optimizer step `step`, counted from 0, computed in the calling thread.
+
+        Raises:
+            ValueError: when more than `max_skipped_samples` samples are bad, or a whole epoch is.
+        """
+        self._candidates.forget_before(step * self._spec.global_batch_size)
+        unfinished = self._begin(step)
+        for row in range(unfinished.count):
+            self._fill(unfinished, row)
+        return self._finish(unfinished)
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        return self.iterate()
+
+    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
+        """(step, batch) from `start_step` on without end, prepared ahead by the worker threads."""
+        if self._workers is None:
+            for step in itertools.count(start_step):
+                yield step, self.batch(step)
+        else:
+            yield from self._prefetch(start_step, self._workers)
+
+    def close(self) -> None:
+        """Stop the worker threads. Batches already handed out stay valid."""
+        if self._workers is not None:
+            self._workers.close()
+
+    def _prefetch(self, start_step: int, workers: Workers) -> Iterator[tuple[int, Batch]]:
+        ahead: deque[tuple[_UnfinishedBatch, list[Future[None]]]] = deque()
+        to_submit = itertools.count(start_step)
+        try:
+            for step in itertools.count(start_step):
+                self._candidates.forget_before(step * self._spec.global_batch_size)
+                while len(ahead) <= _STEPS_AHEAD:
+                    unfinished = self._begin(next(to_submit))
+                    fills = [workers.submit(partial(self._fill, unfinished, row)) for row in range(unfinished.count)]
+                    ahead.append((unfinished, fills))
+                unfinished, fills = ahead.popleft()
+                for fill in fills:
+                    fill.result()
+                yield step, self._finish(unfinished)
+        finally:
+            for _, fills in ahead:
+                for fill in fills:
+                    fill.cancel()
+
+    def _positions(self, step: int) -> npt.NDArray[np.int64]:
+        first_row = self._process_index * self._local_rows
+        rows_B = np.arange(first_row, first_row + self._local_rows, dtype=np.int64)
+        slices_A = np.arange(self._spec.accumulation_steps, dtype=np.int64) * self._spec.rows
+        return step * self._spec.global_batch_size + slices_A[:, None] + rows_B[None, :]
+
+    def _begin(self, step: int) -> "_UnfinishedBatch":
+        return _UnfinishedBatch(self._positions(step), self._config.resolution, self._latent_shape)
+
+    def _fill(self, unfinished: "_UnfinishedBatch", row: int) -> None:
+        position = int(unfinished.positions[row])
+        seed, arrays = self._config.seed, unfinished.arrays
+        sample, pixels, conditioning_pixels = self._usable_sample(position)
+        arrays["pixel_values"][row] = pixels
+        arrays["conditioning_pixel_values"][row] = conditioning_pixels
+        unfinished.captions[row] = self._caption(sample, position)
+        for name, purpose in (("vae_noise", Purpose.VAE_NOISE), ("noise", Purpose.NOISE)):
+            generator(seed, purpose, position).standard_normal(dtype=np.float32, out=arrays[name][row])
+        arrays["timesteps"][row] = generator(seed, Purpose.TIMESTEP, position).integers(self._num_train_timesteps)
+
+    def _finish(self, unfinished: "_UnfinishedBatch") -> Batch:
+        arrays = unfinished.arrays | {
+            "input_ids": self._tokenize(unfinished.captions),
+            "position": unfinished.positions,
+        }
+        leading = (self._spec.accumulation_steps, self._local_rows)
+        return {name: array.reshape(leading + array.shape[1:]) for name, array in arrays.items()}
+
+    def _usable_sample(self, position: int) -> tuple[RawSample, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        resolution, interpolation = self._config.resolution, self._config.image_interpolation_mode
+        for sample in self._candidates.at(position):
+            try:
+                sample.check()
+                assert sample.image is not None and sample.conditioning_image is not None
+                pixels = preprocess(sample.image, resolution, interpolation)
+                return sample, pixels, preprocess(sample.conditioning_image, resolution, interpolation)
+            except BadSampleError as error:
+                self._skipped.add(sample.name, error)
+        raise ValueError(
+            f"none of the training samples can be used ({self.skipped} were tried; the log names each with its "
+            "reason). Repair the data, or check that the columns or keys hold what they should"
+        )
+
+    def _caption(self, sample: RawSample, position: int) -> str:
+        seed = self._config.seed
+        if generator(seed, Purpose.CAPTION_DROPOUT, position).random() < self._config.proportion_empty_prompts:
+            return ""
+        return sample.captions[int(generator(seed, Purpose.CAPTION, position).integers(len(sample.captions)))]
+
+
+class _UnfinishedBatch:
+    """Arrays of one batch with flat rows, which threads fill each its own."""
+
+    def __init__(
+        self, positions_AB: npt.NDArray[np.int64], resolution: int, latent_shape: tuple[int, int, int]
+    ) -> None:
+        self.positions = positions_AB.reshape(-1)
+        self.count = positions_AB.size
+        self.captions = [""] * self.count
+        pixels_shape = (self.count, resolution, resolution, 3)
+        self.arrays: Batch = {
+            "pixel_values": np.empty(pixels_shape, np.uint8),
+            "conditioning_pixel_values": np.empty(pixels_shape, np.uint8),
+            "vae_noise": np.empty((self.count, *latent_shape), np.float32),
+            "noise": np.empty((self.count, *latent_shape), np.float32),
+            "timesteps": np.empty(self.count, np.int32),
+        }
+
+
+def _candidates(source: Source, config: TrainConfig) -> Candidates:
+    if isinstance(source, RandomAccessSource):
+        return ShuffledCandidates(source, config.seed)
+    return StreamCandidates(source, config.max_skipped_samples)

@@ -1,0 +1,111 @@
+"""Which samples a global position may take: its own first, then those that stand in when it is bad.
+
+What is at a position depends on the data, the seed and the position alone, so hosts agree without talking: a bad sample
+is replaced by the ones that follow it in the same order, and those keep their own positions too.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.data.sample import RawSample
+from shared.data.sources.base import RandomAccessSource, StreamSource
+from shared.randomness import Purpose, generator
+
+
+class Candidates(Protocol):
+    """The samples for a position, best first. The iterator ends when a whole epoch was on offer."""
+
+    def at(self, position: int) -> Iterator[RawSample]: ...
+
+    def forget_before(self, position: int) -> None: ...
+
+
+class ShuffledCandidates:
+    """Exact global shuffle of a random-access source: a permutation of its own for each epoch."""
+
+    def __init__(self, source: RandomAccessSource, seed: int) -> None:
+        if not len(source):
+            raise ValueError(f"{source.manifest.get('location')} holds no samples; expected at least one")
+        self._source, self._seed = source, seed
+        self._order = lru_cache(maxsize=2)(self._permutation)  # a batch touches two epochs at a boundary
+
+    def at(self, position: int) -> Iterator[RawSample]:
+        count = len(self._source)
+        epoch, offset = divmod(position, count)
+        order = self._order(epoch)
+        for attempt in range(count):
+            yield self._source[int(order[(offset + attempt) % count])]
+
+    def forget_before(self, position: int) -> None:
+        """Nothing is kept."""
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        return generator(self._seed, Purpose.ORDER, epoch).permutation(len(self._source))
+
+
+class StreamCandidates:
+    """A window, undecoded, on a stream's epochs one after another. Safe to use from several threads."""
+
+    def __init__(self, source: StreamSource, max_skipped_samples: int) -> None:
+        self._source = source
+        # With at least one good sample per epoch, a run of bad ones spans two epochs at most.
+        self._attempts = 2 * max_skipped_samples + 2
+        self._lock = threading.Lock()
+        self._keep_from = 0
+        self._failure: BaseException | None = None
+        self._restart()
+
+    def at(self, position: int) -> Iterator[RawSample]:
+        for attempt in range(self._attempts):
+            yield self._get(position + attempt)
+
+    def forget_before(self, position: int) -> None:
+        """Positions before this one will not be asked for. Going back is possible, by reading from the start."""
+        with self._lock:
+            self._keep_from = position
+            while self._window and self._first < position:
+                self._window.popleft()
+                self._first += 1
+
+    def _get(self, index: int) -> RawSample:
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            if index < self._first:
+                self._restart()
+            while index >= self._first + len(self._window):
+                self._read_one()
+            return self._window[index - self._first]
+
+    def _read_one(self) -> None:
+        try:
+            sample = next(self._reader)
+        except BaseException as error:  # a generator that raised is over: every thread must see why, not just this one
+            self._failure = error
+            raise
+        if self._first + len(self._window) < self._keep_from:
+            self._first += 1
+        else:
+            self._window.append(sample)
+
+    def _restart(self) -> None:
+        self._first = 0  # the position of the window's first sample
+        self._window: deque[RawSample] = deque()
+        self._reader = self._read_epochs()
+
+    def _read_epochs(self) -> Iterator[RawSample]:
+        epoch = 0
+        while True:
+            empty = True
+            for sample in self._source.iterate(epoch):
+                empty = False
+                yield sample
+            if empty:
+                raise ValueError(f"{self._source.manifest.get('location')} holds no samples; expected at least one")
+            epoch += 1

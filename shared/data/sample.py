@@ -1,0 +1,55 @@
+"""What every source yields: one undecoded training pair."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+EncodedImage = bytes | Path | str | PIL.Image.Image
+"""An image before decoding: a file's content, a local path, a URL that fsspec opens, or an image drawn by a source."""
+
+
+class BadSampleError(Exception):
+    """This sample cannot be trained on. The message is the reason, worded for a log line that names the sample."""
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One training pair before decoding, cheap enough to read and throw away.
+
+    Attributes:
+        image: the picture to be generated, or None where the source has none.
+        conditioning_image: the picture that steers the generation, or None where the source has none.
+        captions: equally good captions, of which one is drawn per visit. Empty where the source has none.
+        name: what a log line calls this sample. The same sample has the same name in every epoch.
+        defect: what reading it already found wrong, empty when nothing.
+    """
+
+    image: EncodedImage | None
+    conditioning_image: EncodedImage | None
+    captions: tuple[str, ...]
+    name: str
+    defect: str = ""
+
+    def check(self) -> None:
+        """Raise `BadSampleError` when a part is missing. Decodes nothing."""
+        if self.defect:
+            raise BadSampleError(self.defect)
+        if self.image is None:
+            raise BadSampleError("it has no image")
+        if self.conditioning_image is None:
+            raise BadSampleError("it has no conditioning image")
+        if not self.captions:
+            raise BadSampleError("it has no caption")
+
+
+def captions_of(value: Any) -> tuple[str, ...]:
+    """A caption column's value as captions: a string or several strings; anything else counts as no caption."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Iterable) and not isinstance(value, bytes | dict):
+        captions = tuple(value)
+        return captions if all(isinstance(caption, str) for caption in captions) else ()
+    return ()

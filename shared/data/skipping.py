@@ -1,0 +1,39 @@
+"""Counting the samples that could not be used."""
+
+import logging
+import threading
+
+from shared.data.sample import BadSampleError
+
+logger = logging.getLogger(__name__)
+
+_NAMED_IN_ERROR = 5
+
+
+class SkippedSamples:
+    """The distinct bad samples this process met, each logged once. Safe to use from several threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._reasons: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def add(self, name: str, error: BadSampleError) -> None:
+        """Count a bad sample. ValueError, naming some, when there are now more than the limit."""
+        with self._lock:
+            if name in self._reasons:
+                return
+            self._reasons[name] = str(error)
+            logger.warning("skipped %s: %s", name, error)
+            if len(self) > self._limit:
+                raise ValueError(self._summary())
+
+    def _summary(self) -> str:
+        some = "; ".join(f"{name}: {reason}" for name, reason in list(self._reasons.items())[:_NAMED_IN_ERROR])
+        return (
+            f"{len(self)} training samples cannot be used, more than --max_skipped_samples={self._limit} allows, "
+            f"among them {some}. Repair or remove them, or raise --max_skipped_samples"
+        )

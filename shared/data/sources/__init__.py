@@ -1,0 +1,76 @@
+"""Where samples come from. `open_source` picks the source that a configuration names."""
+
+from pathlib import Path
+
+from shared.config import TrainConfig
+from shared.data.sources.base import Manifest, RandomAccessSource, Source, StreamSource, SubsetSource
+
+__all__ = ["Manifest", "RandomAccessSource", "Source", "StreamSource", "SubsetSource", "open_source"]
+
+
+def open_source(config: TrainConfig) -> Source:
+    """The training data that `config` names, cut to --max_train_samples.
+
+    Returns:
+        A `RandomAccessSource` wherever the data allows it, a `StreamSource` with --streaming and for remote shards.
+
+    Raises:
+        ValueError: when no source is named or several are, when it cannot be found or read, when a column is missing.
+    """
+    source = _open(config)
+    if config.max_train_samples is None or not isinstance(source, RandomAccessSource):
+        return source
+    return SubsetSource(source, config.max_train_samples, config.seed)
+
+
+def _open(config: TrainConfig) -> Source:
+    # Sources are imported when they are used: datasets and webdataset take a second each.
+    _check_exactly_one(config)
+    if config.generated_circles is not None:
+        from shared.data.sources.circles import CirclesSource
+
+        return CirclesSource(config.generated_circles, config.resolution, config.seed)
+    if config.train_shards:
+        from shared.data.sources.shards import open_shards
+
+        return open_shards(config)
+    if config.train_data_dir is not None and not config.load_from_disk:
+        folder_source = _open_folder(config, Path(config.train_data_dir))
+        if folder_source is not None:
+            return folder_source
+    from shared.data.sources.huggingface import open_huggingface
+
+    return open_huggingface(config)
+
+
+def _check_exactly_one(config: TrainConfig) -> None:
+    given = {
+        "--dataset_name": config.dataset_name is not None,
+        "--train_data_dir": config.train_data_dir is not None,
+        "--train_shards": bool(config.train_shards),
+        "--generated_circles": config.generated_circles is not None,
+    }
+    named = [flag for flag, present in given.items() if present]
+    if len(named) != 1:
+        raise ValueError(
+            f"the training data is given by {' and '.join(named) or 'no flag'}; give one of {', '.join(given)}"
+        )
+
+
+def _open_folder(config: TrainConfig, folder: Path) -> Source | None:
+    """The source of a layout that is read without datasets, None for any other folder."""
+    from shared.data.sources import image_folder, prompt_json
+
+    if not folder.is_dir():
+        raise ValueError(f"--train_data_dir is {str(folder)!r}, which is not a folder; give one that exists")
+    if not any(folder.iterdir()):
+        raise ValueError(f"--train_data_dir is {str(folder)!r}, which is empty; give a folder with training data")
+    if (folder / "prompt.json").is_file():
+        return prompt_json.open_prompt_json(folder)
+    metadata = image_folder.find_metadata(folder)
+    if metadata is None:
+        return None
+    keys = image_folder.find_keys(
+        metadata, config.image_column, config.conditioning_image_column, config.caption_column
+    )
+    return image_folder.open_image_folder(metadata, keys) if keys else None

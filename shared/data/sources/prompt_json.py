@@ -1,0 +1,22 @@
+"""ControlNet's fill50k layout: `prompt.json` with a line {"source", "target", "prompt"} per pair.
+
+Reference: Zhang et al., ControlNet repository, docs/train.md. `source` is the condition, `target` the image.
+"""
+
+from pathlib import Path
+
+from shared.data.sources.json_lines import JsonLinesSource, Keys
+
+KEYS = Keys(image="target", conditioning_image="source", caption="prompt")
+
+
+def open_prompt_json(folder: Path) -> JsonLinesSource:
+    """The pairs of `folder/prompt.json`. ValueError when the list is malformed, empty, or has other keys."""
+    source = JsonLinesSource("prompt_json", folder / "prompt.json", KEYS)
+    first = source[0]
+    if first.image is None or first.conditioning_image is None:
+        raise ValueError(
+            f'the first line of {folder / "prompt.json"} lacks "source" or "target"; expected lines like '
+            '{"source": "source/0.png", "target": "target/0.png", "prompt": "a caption"}'
+        )
+    return source

@@ -1,0 +1,53 @@
+"""A thread pool that never keeps a process alive.
+
+`concurrent.futures.ThreadPoolExecutor` joins its threads when the interpreter exits, so a read that hangs would hang
+Ctrl-C too. These are daemon threads.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+_Task = tuple[Future[None], Callable[[], None]]
+
+
+class Workers:
+    """`count` threads that run what is submitted, in order of submission."""
+
+    def __init__(self, count: int) -> None:
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"data-{number}", daemon=True) for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[[], None]) -> Future[None]:
+        """Run `function` in a thread. What it raises, the future's `result()` raises."""
+        if self._closed.is_set():
+            raise ValueError("this loader was closed; make a new one to read more batches")
+        future: Future[None] = Future()
+        self._tasks.put((future, function))
+        return future
+
+    def close(self) -> None:
+        """Drop what has not begun and let the threads end after what they are doing. Does not wait for them."""
+        self._closed.set()
+        for _ in self._threads:
+            self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, function = task
+            if self._closed.is_set():
+                future.cancel()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                function()
+            except BaseException as error:  # whatever it is belongs to the thread that asks for the result
+                future.set_exception(error)
+            else:
+                future.set_result(None)

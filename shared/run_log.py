@@ -1,0 +1,180 @@
+"""What a run tells people: the banner at its start, the progress bar, the figures of each step, the report at its end."""
+
+import json
+import math
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from shared.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class BatchArithmetic:
+    """How many images make an optimizer step."""
+
+    per_device: int
+    devices: int
+    accumulation_steps: int
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.per_device * self.devices * self.accumulation_steps
+
+    def __str__(self) -> str:
+        return (
+            f"{self.global_batch_size} images per step = {self.per_device} per device × {self.devices} devices × "
+            f"{self.accumulation_steps} accumulated"
+        )
+
+
+def total_steps(
+    max_train_steps: int | None, num_train_epochs: int, num_samples: int | None, global_batch_size: int
+) -> int:
+    """The optimizer steps of a run; batches run on across epochs, so only the very last one reaches past the end.
+
+    Raises:
+        ValueError: neither the steps nor the size of the data are known.
+    """
+    if max_train_steps is not None:
+        return max_train_steps
+    if num_samples is None:
+        raise ValueError(
+            "The number of samples in a stream is not known beforehand, so --num_train_epochs cannot say when to stop. "
+            "Give --max_train_steps."
+        )
+    return math.ceil(num_train_epochs * num_samples / global_batch_size)
+
+
+def banner(title: str, facts: dict[str, Any]) -> str:
+    """Aligned `name  value` lines under a title."""
+    width = max(map(len, facts))
+    return "\n".join([f"***** {title} *****", *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
+
+
+def package_versions(names: Sequence[str]) -> dict[str, str]:
+    """Installed versions, of Python too; a package that is not installed is left out."""
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def command_line() -> str:
+    """The command that started this process, ready to be pasted; the value of --hub_token is left out."""
+    words = ["python3", *sys.argv]
+    for index, word in enumerate(words):
+        if word == "--hub_token" and index + 1 < len(words):
+            words[index + 1] = "***"
+        elif word.startswith("--hub_token="):
+            words[index] = "--hub_token=***"
+    return shlex.join(words)
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient became infinite or not a number."""
+
+
+@dataclass
+class StepFigures:
+    """One optimizer step as the host saw it. `step` counts from 1; times in seconds."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    data_wait: float
+
+
+@dataclass
+class RunLog:
+    """Turns finished steps into a progress bar and one tracker entry every `logging_steps`.
+
+    Attributes:
+        epoch_size: samples in an epoch, None for a stream of unknown length.
+        visible: whether this process draws the bar and writes to the tracker.
+    """
+
+    tracker: Tracker | None
+    first_step: int
+    last_step: int
+    global_batch_size: int
+    epoch_size: int | None
+    logging_steps: int
+    last_loss: float = math.nan
+    images_per_second: float = math.nan
+    _window: list[StepFigures] = field(default_factory=list)
+    _window_start: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._bar = tqdm(
+            total=self.last_step,
+            initial=self.first_step,
+            desc="Steps",
+            unit="step",
+            disable=self.tracker is None,
+            dynamic_ncols=True,
+        )
+
+    def restart_clock(self) -> None:
+        """Leave what just happened (compilation, validation, saving) out of the next images-per-second figure."""
+        self._window_start = time.perf_counter()
+
+    def add(self, figures: StepFigures) -> None:
+        """Record a finished step.
+
+        Raises:
+            NonFiniteError: its loss or gradient is not finite.
+        """
+        if not (math.isfinite(figures.loss) and math.isfinite(figures.grad_norm)):
+            raise NonFiniteError(
+                f"The loss or the gradient is no longer finite at step {figures.step} (loss {figures.loss}, gradient norm "
+                f"{figures.grad_norm}). The state before that step is kept. Try a lower --learning_rate, a longer "
+                "--lr_warmup_steps, or --mixed_precision no; if the data is new, look at the samples of this step."
+            )
+        self._window.append(figures)
+        self.last_loss = figures.loss
+        self._bar.update(figures.step - self._bar.n)
+        if figures.step % self.logging_steps == 0 or figures.step == self.last_step:
+            self._write(figures.step)
+        speed = {} if math.isnan(self.images_per_second) else {"img/s": f"{self.images_per_second:.3g}"}
+        self._bar.set_postfix(loss=f"{figures.loss:.4f}", lr=f"{figures.learning_rate:.2e}", **speed, refresh=False)
+
+    def _write(self, step: int) -> None:
+        count = len(self._window)
+        now = time.perf_counter()
+        self.images_per_second = count * self.global_batch_size / (now - self._window_start)
+        entry = {
+            "loss": math.fsum(figures.loss for figures in self._window) / count,
+            "grad_norm": math.fsum(figures.grad_norm for figures in self._window) / count,
+            "learning_rate": self._window[-1].learning_rate,
+            "images_per_second": self.images_per_second,
+            "data_wait": math.fsum(figures.data_wait for figures in self._window) / count,
+        }
+        if self.epoch_size is not None:
+            entry["epoch"] = step * self.global_batch_size / self.epoch_size
+        if self.tracker is not None:
+            self.tracker.log(entry, step)
+        self._window.clear()
+        self._window_start = now
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def write_report(directory: Path, report: dict[str, Any]) -> None:
+    """Write `report.json`, whole or not at all."""
+    unfinished = directory / "report.json.tmp"
+    unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(directory / "report.json")

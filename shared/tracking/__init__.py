@@ -1,0 +1,5 @@
+"""Where a run's figures and images go: always its own metrics.jsonl, and the tracker that --report_to names."""
+
+from shared.tracking.tracker import Tracker, check_trackers, open_trackers
+
+__all__ = ["Tracker", "check_trackers", "open_trackers"]

@@ -1,0 +1,22 @@
+"""How the entry points end when something is wrong: one message for a user's mistake, a traceback for a bug."""
+
+import sys
+import traceback
+from pathlib import Path
+
+_PROJECT = Path(__file__).resolve().parent.parent
+_OUR_CODE = tuple(_PROJECT / package for package in ("shared", "flax_trainer", "torch_trainer"))
+
+
+def explain(error: ValueError) -> int:
+    """Print the error to stderr and return the exit code of the process.
+
+    A ValueError that this project's own code raised is written for users and is enough by itself (exit code 2). One that
+    comes out of a library is not, and keeps its traceback (exit code 1).
+    """
+    innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    if any(innermost.is_relative_to(folder) for folder in _OUR_CODE):
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    traceback.print_exception(error)
+    return 1

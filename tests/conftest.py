@@ -1,0 +1,36 @@
+"""What every test runs under: JAX on eight simulated CPU devices, no network, one compilation cache for the session."""
+
+import os
+
+os.environ.update(
+    JAX_PLATFORMS="cpu",
+    JAX_NUM_CPU_DEVICES="8",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_MODE="disabled",
+)
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compile each program once, also for the processes that tests start."""
+    import jax
+
+    folder = str(tmp_path_factory.mktemp("compilation-cache"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion 1.x with random weights, in diffusers' folder layout."""
+    from flax_trainer.demo_model import write_demo_model
+
+    folder = tmp_path_factory.mktemp("base-model")
+    write_demo_model(folder)
+    return folder

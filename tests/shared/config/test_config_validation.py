@@ -1,0 +1,131 @@
+"""What a configuration may not be, on any backend."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.config import TrainConfig, validate
+
+_RIGHT = TrainConfig(pretrained_model_name_or_path="model", dataset_name="data")
+_SHARDS: dict[str, Any] = {"dataset_name": None, "train_shards": ("a.tar",)}
+
+
+def _check(**changes: Any) -> None:
+    validate(dataclasses.replace(_RIGHT, **changes), "torch")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dataset_name": None, "train_data_dir": "folder"},
+        {"dataset_name": None, "train_data_dir": "folder", "load_from_disk": True},
+        {"dataset_name": None, "generated_circles": 8},
+        {"dataset_config_name": "small"},
+        {"streaming": True},
+        {**_SHARDS, "streaming": True, "shards_image_key": "png"},
+        {**_SHARDS, "train_shards": ("pipe:cat a.tar",), "allow_shell_urls": True},
+        {"validation_prompt": ("a", ""), "validation_image": ("x", "y")},
+        {"validation_prompt": ("a",), "validation_image": ("x", "y", "z")},
+        {"validation_prompt": ("a", "b"), "validation_image": ("x",)},
+        {"report_to": "wandb"},
+        {"hub_token": "hf_abc", "push_to_hub": True},
+        {"proportion_empty_prompts": 1.0, "adam_beta1": 0.0, "max_grad_norm": float("inf"), "learning_rate": 0.0},
+        {"image_interpolation_mode": "nearest_exact", "lr_scheduler": "polynomial", "resolution": 8},
+    ],
+)
+def test_right_configurations_pass(changes: dict[str, Any]) -> None:
+    _check(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "explanation"),
+    [
+        ({"pretrained_model_name_or_path": None}, "--pretrained_model_name_or_path is missing"),
+        ({"dataset_name": None}, "give one of --dataset_name, --train_data_dir, --train_shards, --generated_circles"),
+        ({"train_data_dir": "folder"}, "--dataset_name and --train_data_dir each name training data"),
+        ({"generated_circles": 8}, "--dataset_name and --generated_circles"),
+        ({"load_from_disk": True}, "--load_from_disk needs --train_data_dir"),
+        ({**_SHARDS, "dataset_config_name": "small"}, "--dataset_config_name needs --dataset_name"),
+        ({"shards_caption_key": "txt"}, "--shards_caption_key is about --train_shards"),
+        ({"allow_shell_urls": True}, "--allow_shell_urls is about --train_shards"),
+        ({**_SHARDS, "train_shards": ("a.tar", "pipe:cat b.tar")}, "add --allow_shell_urls"),
+        (
+            {"dataset_name": None, "train_data_dir": "folder", "load_from_disk": True, "streaming": True},
+            "--streaming does not go with --load_from_disk",
+        ),
+        ({"dataset_name": None, "generated_circles": 8, "streaming": True}, "--streaming does not go with"),
+        ({"validation_prompt": ("a",)}, "--validation_prompt needs --validation_image"),
+        ({"validation_image": ("x",)}, "--validation_image needs --validation_prompt"),
+        (
+            {"validation_prompt": ("a", "b"), "validation_image": ("x", "y", "z")},
+            "--validation_prompt has 2 values and --validation_image 3",
+        ),
+        ({"report_to": "wandb", "hub_token": "hf_abc"}, "--hub_token cannot be given with --report_to wandb"),
+        ({"report_to": "all"}, "--report_to must be one of tensorboard, wandb, none"),
+        ({"image_interpolation_mode": "cubic"}, "--image_interpolation_mode must be one of"),
+        ({"resolution": 500}, "--resolution must be divisible by 8"),
+        ({"output_dir": ""}, "--output_dir was given an empty value"),
+        ({"pretrained_model_name_or_path": ""}, "check that it is set"),
+        ({"validation_prompt": ("a",), "validation_image": ("",)}, "--validation_image was given an empty value"),
+    ],
+)
+def test_wrong_configurations_are_refused_with_the_way_out(changes: dict[str, Any], explanation: str) -> None:
+    with pytest.raises(ValueError, match=explanation):
+        _check(**changes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resolution", "train_batch_size", "num_train_epochs", "max_train_steps", "max_train_samples"),
+        *("gradient_accumulation_steps", "checkpointing_steps", "checkpoints_total_limit", "logging_steps"),
+        *("validation_steps", "num_validation_images", "lr_num_cycles", "shuffle_buffer_size", "generated_circles"),
+    ],
+)
+@given(value=st.integers(max_value=0))
+def test_counts_are_positive(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"--{name} must be 1 or more, but it is {value}"):
+        _check(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "smallest", "largest"),
+    [
+        ("proportion_empty_prompts", 0.0, 1.0),
+        ("adam_beta1", 0.0, 1.0 - 2**-53),
+        ("adam_beta2", 0.0, 1.0 - 2**-53),
+        ("learning_rate", 0.0, 1.7976931348623157e308),
+        ("adam_epsilon", 0.0, 1.7976931348623157e308),
+        ("adam_weight_decay", 0.0, 1.7976931348623157e308),
+        ("lr_power", 0.0, 1.7976931348623157e308),
+        ("snr_gamma", 5e-324, 1.7976931348623157e308),
+        ("max_grad_norm", 5e-324, float("inf")),
+    ],
+)
+@given(value=st.floats())
+def test_numbers_stay_in_their_ranges(name: str, smallest: float, largest: float, value: float) -> None:
+    if smallest <= value <= largest:
+        _check(**{name: value})
+    else:
+        with pytest.raises(ValueError, match=f"--{name} must be "):
+            _check(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**63),
+        ("dataloader_num_workers", -1),
+        ("lr_warmup_steps", -1),
+        ("max_skipped_samples", -1),
+        ("profile_steps", -1),
+    ],
+)
+def test_whole_numbers_stay_in_their_ranges(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"--{name} must be .*, but it is {value}"):
+        _check(**{name: value})

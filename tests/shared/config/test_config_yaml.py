@@ -1,0 +1,188 @@
+"""--config and --print_config."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.config import TrainConfig, parse_command_line, to_yaml
+from shared.config.arguments import value_of
+from shared.config.flags import Flag
+from shared.config.options import FLAGS
+from shared.config.yaml_io import read_yaml
+
+_BASE = ["--pretrained_model_name_or_path", "model", "--generated_circles", "8"]
+
+
+def _parse_file(tmp_path: pathlib.Path, text: str, *argv: str) -> TrainConfig:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return parse_command_line([*_BASE, "--config", str(path), *argv], "torch")
+
+
+def _error(tmp_path: pathlib.Path, text: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        _parse_file(tmp_path, text)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def _values(flag: Flag) -> st.SearchStrategy[Any]:
+    if flag.choices:
+        return st.sampled_from(flag.choices)
+    by_kind: dict[type, st.SearchStrategy[Any]] = {
+        bool: st.booleans(),
+        int: st.integers(),
+        float: st.floats(allow_nan=False),
+        str: _TEXTS,
+    }
+    values = by_kind[flag.kind]
+    if flag.is_list:
+        values = st.lists(values, min_size=1, max_size=3).map(tuple)
+    return st.none() | values if flag.is_optional else values
+
+
+_CONFIGS = st.builds(TrainConfig, **{name: _values(flag) for name, flag in FLAGS.items() if name != "hub_token"})
+
+
+@pytest.fixture(scope="module")
+def config_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("config") / "config.yaml"
+
+
+def _read_back(path: pathlib.Path, config: TrainConfig) -> TrainConfig:
+    path.write_text(to_yaml(config), encoding="utf-8")
+    return TrainConfig(**{given.name: value_of(given, FLAGS[given.name]) for given in read_yaml(str(path), FLAGS)})
+
+
+@given(text=_TEXTS | st.sampled_from(["no", "null", "~", "1.0", ".inf", "\x85", "\r\n", "\u2028", "\ufeff", "a: b #c"]))
+def test_any_text_survives_yaml(config_path: pathlib.Path, text: str) -> None:
+    config = TrainConfig(revision=text, validation_prompt=(text, text))
+    assert _read_back(config_path, config) == config
+
+
+@given(config=_CONFIGS)
+def test_any_configuration_survives_yaml(config_path: pathlib.Path, config: TrainConfig) -> None:
+    assert _read_back(config_path, config) == config
+
+
+def test_what_print_config_prints_gives_the_same_configuration(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [
+        *(*_BASE, "--learning_rate=1e-5", "--mixed_precision=no", "--output_dir=runs/{timestamp}", "--push_to_hub"),
+        *("--validation_prompt", "-a: b", "null", "", "--validation_image", "é.png", "--max_grad_norm=inf"),
+    ]
+    with pytest.raises(SystemExit) as stop:
+        parse_command_line([*argv, "--print_config"], "torch")
+    printed = capsys.readouterr()
+    assert stop.value.code == 0
+    assert printed.err == ""
+    path = tmp_path / "printed.yaml"
+    path.write_text(printed.out, encoding="utf-8")
+    config = parse_command_line(["--config", str(path)], "torch")
+    assert to_yaml(config) == printed.out
+    expected = parse_command_line([*argv, "--output_dir", config.output_dir], "torch")
+    assert config == expected
+    assert "{timestamp}" not in config.output_dir
+
+
+def test_the_yaml_is_plain_and_holds_every_flag_but_the_token() -> None:
+    config = TrainConfig(validation_prompt=("a",), hub_token="hf_abc")
+    assert "hf_abc" not in to_yaml(config)
+    values = yaml.safe_load(to_yaml(config))
+    assert list(values) == [name for name in FLAGS if name != "hub_token"]
+    assert values["validation_prompt"] == ["a"]
+    assert values["mixed_precision"] == "no"
+    assert values["learning_rate"] == 5e-6
+
+
+def test_scalars_are_taken_as_written(tmp_path: pathlib.Path) -> None:
+    text = """
+        mixed_precision: no        # a boolean to YAML 1.1
+        learning_rate: 1e-5        # a text to YAML 1.1
+        revision: 1.10             # not 1.1
+        push_to_hub: True
+        max_train_steps: null
+        validation_image: x.png
+        validation_prompt: [no, --dashes]
+    """
+    config = _parse_file(tmp_path, text)
+    assert (config.mixed_precision, config.learning_rate, config.revision) == ("no", 1e-5, "1.10")
+    assert config.push_to_hub is True
+    assert config.max_train_steps is None
+    assert config.validation_image == ("x.png",)
+    assert config.validation_prompt == ("no", "--dashes")
+
+
+def test_the_command_line_wins_wherever_config_stands(tmp_path: pathlib.Path) -> None:
+    text = "seed: 1\npush_to_hub: true\nscale_lr: true\nvalidation_prompt: [a, b]\nvalidation_image: x\n"
+    before = parse_command_line(["--seed", "2", *_with_file(tmp_path, text)], "torch")
+    after = _parse_file(tmp_path, text, "--seed=2", "--no_push_to_hub", "--validation_prompt", "c")
+    assert before.seed == after.seed == 2
+    assert (before.push_to_hub, after.push_to_hub) == (True, False)
+    assert after.scale_lr is True
+    assert after.validation_prompt == ("c",)
+
+
+def _with_file(tmp_path: pathlib.Path, text: str) -> list[str]:
+    path = tmp_path / "before.yaml"
+    path.write_text(text, encoding="utf-8")
+    return ["--config", str(path), *_BASE]
+
+
+def test_an_empty_file_changes_nothing(tmp_path: pathlib.Path) -> None:
+    assert _parse_file(tmp_path, "# nothing\n") == parse_command_line(_BASE, "torch")
+
+
+@pytest.mark.parametrize(
+    ("text", "explanation"),
+    [
+        ("seed: 1\ntrain_batchsize: 3\n", "line 2: train_batchsize is not a flag; did you mean train_batch_size?"),
+        ("train-batch-size: 3\n", "did you mean train_batch_size?"),
+        ("config: other.yaml\n", "config is not a flag"),
+        ("print_config: true\n", "print_config is not a flag"),
+        ("no_streaming: true\n", "did you mean streaming?"),
+        ("seed: 1\nseed: 2\n", "line 2: seed is given twice"),
+        ("seed: one\n", "line 1: seed must be a whole number, but it is 'one'"),
+        ("seed: null\n", "line 1: seed cannot be null"),
+        ("seed: [1]\n", "line 1: seed must be of type int"),
+        ("validation_prompt: {a: b}\n", "validation_prompt must be of type str list"),
+        ("validation_prompt: [[a]]\n", "validation_prompt must be of type str list"),
+        ("validation_prompt: []\n", "validation_prompt must be of type str list"),
+        ("streaming: perhaps\n", "line 1: streaming is either true or false"),
+        ("? [a]\n: 1\n", "a nested key is not a flag"),
+        ("- seed\n", "must hold one `flag: value` per line"),
+        ("seed: [\n", "is not valid YAML"),
+    ],
+)
+def test_mistakes_in_the_file_are_told_with_their_place(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], text: str, explanation: str
+) -> None:
+    assert explanation in _error(tmp_path, text, capsys)
+
+
+def test_print_config_still_checks_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_command_line([*_BASE, "--print_config", "--resolution=500"], "torch")
+    assert stop.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_print_config_asks_for_no_files(capsys: pytest.CaptureFixture[str]) -> None:
+    absent = ["--train_data_dir", "/absent", "--pretrained_model_name_or_path", "/absent", "--print_config"]
+    with pytest.raises(SystemExit) as stop:
+        parse_command_line(absent, "torch")
+    assert stop.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["train_data_dir"] == "/absent"
+
+
+def test_every_field_of_the_configuration_is_a_flag() -> None:
+    assert [field.name for field in dataclasses.fields(TrainConfig)] == list(FLAGS)

@@ -1,0 +1,323 @@
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.data.batches import BatchSpec
+from shared.data.sample import RawSample
+from shared.data.sources import StreamSource, open_source
+from shared.data.sources.shard_keys import shard_keys, split_member
+from shared.data.sources.shards import ShardSource, expand
+from shared.data.sources.shuffling import buffered_shuffle
+from tests.shared.data.pictures import captions_in, config, loader, pairs, png, write_tars
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+
+
+def piped(folder: Path, **values: Any) -> Any:
+    """The shards of `folder` as a source that can only be streamed."""
+    shards = tuple(f"pipe:cat {path}" for path in sorted(folder.glob("*.tar")))
+    return config(train_shards=shards, allow_shell_urls=True, **values)
+
+
+# Local tars
+
+
+MEMBER_NAMES = st.lists(
+    st.from_regex(r"(d\.x/|dir/|__meta__/|)(__k__|[ab]{1,2}|\.a|)(\.|)(image\.png|Cond\.PNG|txt|pyd)", fullmatch=True),
+    min_size=1,
+    max_size=10,
+    unique=True,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(names=MEMBER_NAMES)
+def test_the_index_groups_members_as_webdataset_does(
+    names: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("tar") / "a.tar"
+    # A complete first sample, so that the keys can be told.
+    names = ["first.image.png", "first.cond.png", "first.txt", *names]
+    write_tar(path, [(name, name.encode()) for name in names])
+    dataset = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)
+    expected = [(s["__key__"], s.get("image.png"), s.get("cond.png"), s.get("txt")) for s in dataset]
+
+    source = ShardSource([path], shard_keys("image.png", "cond.png", "txt"))
+    found = [source[index] for index in range(len(source))]
+    assert [
+        (s.name.split(":")[-1], s.image, s.conditioning_image, s.captions[0].encode() if s.captions else None)
+        for s in found
+    ] == expected
+
+
+def test_members_split_at_the_first_dot() -> None:
+    assert split_member("a/b.c.D") == ("a/b", "c.d")
+    assert split_member("x.y/b.txt") == ("x.y/b", "txt")
+    assert split_member(".hidden") is None and split_member("plain") is None and split_member("__m__/a.txt") is None
+
+
+@pytest.mark.parametrize(
+    ("image", "conditioning", "caption"),
+    [
+        ("image.png", "conditioning_image.png", "text.txt"),
+        ("jpg", "cond.png", "txt"),
+        ("webp", "conditioning.png", "caption"),
+        ("png", "source.png", "json"),
+        ("target.jpeg", "source.jpeg", "prompt.txt"),
+        ("JPG", "Condition.PNG", "TXT"),
+    ],
+)
+def test_usual_keys_are_found(tmp_path: Path, image: str, conditioning: str, caption: str) -> None:
+    text = b'{"caption": ["hello"]}' if caption == "json" else b"hello\n"
+    write_tar(tmp_path / "a.tar", [(f"0001.{image}", b"I"), (f"0001.{conditioning}", b"C"), (f"0001.{caption}", text)])
+    (sample,) = open_source(config(train_shards=(str(tmp_path / "a.tar"),)))
+    assert (sample.image, sample.conditioning_image, sample.captions) == (b"I", b"C", ("hello",))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_given_keys_win_and_may_have_alternatives(tmp_path: Path, stream: bool) -> None:
+    members = [
+        ("1.jpg", b"wrong"),
+        ("1.b.png", b"I"),
+        ("1.edge.png", b"C"),
+        ("1.txt", b"wrong"),
+        ("1.long.txt", b"right"),
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    keys = {
+        "shards_image_key": "a.png;B.png",
+        "shards_conditioning_key": "edge.png",
+        "shards_caption_key": "long.txt",
+    }
+    if stream:
+        sample = next(open_source(piped(tmp_path, **keys)).iterate(0))  # type: ignore[union-attr]
+    else:
+        (sample,) = open_source(config(train_shards=(str(tmp_path / "a.tar"),), **keys))
+    assert (sample.image, sample.conditioning_image, sample.captions) == (b"I", b"C", ("right",))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_unknown_keys_are_listed(tmp_path: Path, stream: bool) -> None:
+    write_tar(tmp_path / "a.tar", [("1.jpg", b""), ("1.edges.png", b""), ("1.words", b"")])
+    training = piped(tmp_path) if stream else config(train_shards=(str(tmp_path / "a.tar"),))
+    with pytest.raises(
+        ValueError, match="has the keys edges.png, jpg, words, .*set --shards_conditioning_key, --shards_caption_key"
+    ):
+        open_source(training)
+
+
+@pytest.mark.parametrize(
+    ("value", "captions"),
+    [
+        ({"text": "a"}, ("a",)),
+        ({"caption": ["a", "b"]}, ("a", "b")),
+        ({"prompt": "a", "text": "first"}, ("first",)),
+        ("a", ("a",)),
+        ({"title": "a"}, ()),
+        ({"text": 3}, ()),
+    ],
+)
+def test_json_captions(tmp_path: Path, value: Any, captions: tuple[str, ...]) -> None:
+    write_tar(tmp_path / "a.tar", [("1.jpg", b""), ("1.cond.png", b""), ("1.json", json.dumps(value).encode())])
+    (sample,) = open_source(config(train_shards=(str(tmp_path / "a.tar"),)))
+    assert sample.captions == captions
+
+
+def test_patterns(tmp_path: Path) -> None:
+    for name in ("a-0.tar", "a-1.tar", "b-0.tar"):
+        (tmp_path / name).touch()
+    found = list(
+        expand([f"{tmp_path}/a-{{0..1}}.tar", f"{tmp_path}/b*.tar", f"file:{tmp_path}/a-0.tar", "gs://x/{1,2}"])
+    )
+    names = ["a-0.tar", "a-1.tar", "b-0.tar", "a-0.tar"]
+    assert found == [*(str(tmp_path / name) for name in names), "gs://x/1", "gs://x/2"]
+    with pytest.raises(
+        ValueError, match=r"no file '.*c-0\.tar' \(from '.*c-\{0\.\.3\}\.tar'\); give existing \.tar files"
+    ):
+        list(expand([f"{tmp_path}/c-{{0..3}}.tar"]))
+
+
+def test_damaged_and_empty_tars_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(ValueError, match=r"a\.tar cannot be read as an uncompressed tar"):
+        open_source(config(train_shards=(str(tmp_path / "a.tar"),)))
+    write_tar(tmp_path / "b.tar", [])
+    with pytest.raises(ValueError, match="hold no samples"):
+        open_source(config(train_shards=(str(tmp_path / "b.tar"),)))
+    write_tar(tmp_path / "c.tar", [("1.jpg", b""), ("1.jpg", b"")])
+    with pytest.raises(ValueError, match=r"holds '1\.jpg' twice"):
+        open_source(config(train_shards=(str(tmp_path / "c.tar"),)))
+    with pytest.raises(ValueError, match="--train_shards: reading .* failed"):
+        open_source(config(train_shards=(f"pipe:cat {tmp_path}/absent.tar 2>/dev/null",), allow_shell_urls=True))
+
+
+class Exploit:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("extension", ["pyd", "pickle", "pkl", "pth", "npy"])
+def test_no_pickle_is_ever_loaded(tmp_path: Path, extension: str, stream: bool) -> None:
+    payload = pickle.dumps(Exploit(tmp_path / "pwned"))
+    members = {
+        "image.png": png(0, 8, 8),
+        "conditioning_image.png": png(1, 8, 8),
+        "text.txt": b"fine",
+        extension: payload,
+    }
+    write_tar(tmp_path / "a.tar", [(f"1.{name}", content) for name, content in members.items()])
+    training = piped(tmp_path) if stream else config(train_shards=(str(tmp_path / "a.tar"),))
+    assert captions_in(loader(training).batch(0)) == ["fine"] * 8
+    assert not (tmp_path / "pwned").exists()
+    pickle.loads(payload)
+    assert (tmp_path / "pwned").exists()  # the payload does work
+
+
+def test_shell_urls_need_their_flag() -> None:
+    with pytest.raises(ValueError, match=r"which runs a shell command; add --allow_shell_urls if you trust it"):
+        open_source(config(train_shards=("pipe:echo",)))
+
+
+# Streams
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 60), st.integers(1, 20), st.integers(0, 2**32), st.integers(0, 9))
+def test_a_buffer_yields_everything_once_in_an_order_of_its_seed_and_epoch(
+    count: int, size: int, seed: int, epoch: int
+) -> None:
+    order = list(buffered_shuffle(range(count), size, seed, epoch))
+    assert sorted(order) == list(range(count))
+    assert order == list(buffered_shuffle(range(count), size, seed, epoch))
+    assert all(item - place < size for place, item in enumerate(order))
+    if count > 15 and size > 10:
+        assert order != list(buffered_shuffle(range(count), size, seed, epoch + 1))
+
+
+def streamed_tars(folder: Path, **values: Any) -> Any:
+    write_tars(folder, pairs())
+    return piped(folder, **values)
+
+
+def compressed_tars(folder: Path, **values: Any) -> Any:
+    write_tars(folder, pairs())
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as plain, tarfile.open(f"{path}.gz", "w:gz") as packed:
+            for member in plain:
+                packed.addfile(member, plain.extractfile(member))
+    return config(train_shards=(str(folder / "*.tar.gz"),), **values)
+
+
+def streamed_parquet(folder: Path, **values: Any) -> Any:
+    folder.mkdir()
+    for shard in range(3):
+        datasets.Dataset.from_list(pairs()[shard::3]).to_parquet(folder / f"train-{shard}.parquet")
+    return config(dataset_name=str(folder), streaming=True, **values)
+
+
+STREAMS = [streamed_tars, compressed_tars, streamed_parquet]
+
+
+@pytest.fixture(params=STREAMS)
+def streamed(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """A configuration whose source is a stream of the twenty pictures."""
+    return request.param(tmp_path / "data", shuffle_buffer_size=5)
+
+
+def test_an_epoch_of_a_stream_has_every_sample_once_and_its_own_order(streamed: Any) -> None:
+    source = open_source(streamed)
+    assert isinstance(source, StreamSource)
+    assert json.loads(json.dumps(source.manifest)) == source.manifest
+    epochs = [[sample.captions for sample in source.iterate(epoch)] for epoch in (0, 1, 0)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted((f"caption {index}",) for index in range(20))
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert epochs[0] == [sample.captions for sample in open_source(streamed).iterate(0)]  # type: ignore[union-attr]
+
+
+def test_a_stream_resumes_exactly_and_without_decoding(streamed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    uninterrupted = [batch for _, (_, batch) in zip(range(8), loader(streamed).iterate(), strict=False)]
+    decoded: list[int] = []
+    import shared.data.batches as batches
+
+    preprocess = batches.preprocess
+    monkeypatch.setattr(batches, "preprocess", lambda *given: decoded.append(1) or preprocess(*given))
+    resumed = loader(streamed)
+    for step in (5, 6, 7, 2):  # and back
+        for name, array in resumed.batch(step).items():
+            np.testing.assert_array_equal(array, uninterrupted[step][name])
+    assert len(decoded) == 4 * 8 * 2
+
+
+def test_a_stream_is_the_same_for_every_split(streamed: Any) -> None:
+    expected = loader(streamed).batch(3)
+    threaded = config(**vars(streamed) | {"dataloader_num_workers": 3})
+    for host in range(2):
+        loading = loader(threaded, BatchSpec(8, 2, 2), host, 2)
+        got = next(loading.iterate(3))[1]
+        loading.close()
+        for name, array in got.items():
+            merged = expected[name].reshape(2, 4, *expected[name].shape[2:])
+            np.testing.assert_array_equal(array, merged[:, host * 2 : host * 2 + 2])
+
+
+def test_a_stream_takes_the_same_samples_every_epoch(streamed: Any) -> None:
+    source = open_source(config(**vars(streamed) | {"max_train_samples": 6}))
+    epochs = [sorted(sample.captions for sample in source.iterate(epoch)) for epoch in range(3)]  # type: ignore[union-attr]
+    assert epochs[0] == epochs[1] == epochs[2] and len(epochs[0]) == 6
+
+
+class MemoryStream:
+    """A stream whose epochs end at once, or hold bad samples at both ends."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.manifest: dict[str, Any] = {"location": "memory"}
+
+    def iterate(self, epoch: int) -> Any:
+        image = png(0, 8, 8)
+        return (RawSample(None if name.startswith("bad") else image, image, (name,), name) for name in self.names)
+
+
+def test_a_bad_sample_of_a_stream_gives_its_place_to_the_next() -> None:
+    loading = loader(config(resolution=8, max_skipped_samples=1), BatchSpec(6), source=MemoryStream(["a", "bad", "b"]))
+    assert captions_in(loading.batch(0)) == ["a", "b", "b", "a", "b", "b"]
+    assert loading.skipped == 1
+
+
+def test_bad_samples_on_both_sides_of_an_epochs_end_are_within_the_limit() -> None:
+    names = ["bad 1", "bad 2", "a", "bad 3"]
+    loading = loader(config(resolution=8, max_skipped_samples=3), BatchSpec(8), source=MemoryStream(names))
+    assert captions_in(loading.batch(0)) == ["a"] * 8
+
+
+def test_an_empty_stream_is_an_error() -> None:
+    with pytest.raises(ValueError, match="memory holds no samples"):
+        loader(config(resolution=8), source=MemoryStream([])).batch(0)
+
+
+def test_a_stream_without_the_column_is_named(tmp_path: Path) -> None:
+    training = streamed_parquet(tmp_path / "data", caption_column="words")
+    with pytest.raises(
+        ValueError, match=r"--caption_column is 'words', but .* has the columns image, conditioning_image, text"
+    ):
+        open_source(training)
