@@ -116,8 +116,8 @@ def _check_fit(
 ) -> None:
     if unet.addition_embed_type is not None:
         raise ValueError(
-            f"--pretrained_model_name_or_path {base} is a Stable Diffusion XL model; training on those is not supported "
-            "yet. Use a Stable Diffusion 1.x or 2.x model."
+            f"--pretrained_model_name_or_path {base} is a Stable Diffusion XL model; training on those is not "
+            "supported yet. Use a Stable Diffusion 1.x or 2.x model."
         )
     pairs = {
         "text features of the UNet (cross_attention_dim) and the text encoder (hidden_size)": (
@@ -134,6 +134,6 @@ def _check_fit(
     for what, (one, other) in pairs.items():
         if one != other:
             raise ValueError(
-                f"These models do not belong together: the {what} are {one} and {other}. Give a ControlNet and a VAE that "
-                f"were made for {base}."
+                f"These models do not belong together: the {what} are {one} and {other}. Give a ControlNet and a VAE "
+                f"that were made for {base}."
             )

@@ -6,15 +6,19 @@ and a JSON record of what it belongs to: the configuration, the data's manifest,
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.path import step as step_lib
 
 from flax_trainer.state import TrainState
 from shared.checkpoint_policy import CHECKPOINT_PREFIX
+
+_DIFFERENCES_SHOWN = 5
 
 
 class _DashedNames(step_lib.NameFormat[step_lib.Metadata]):
@@ -39,54 +43,120 @@ class _DashedNames(step_lib.NameFormat[step_lib.Metadata]):
 class Checkpoints:
     """Saves, in the background, and restores the checkpoints of one run folder."""
 
-    def __init__(self, directory: Path, *, keep: int | None):
-        """`keep` is how many to leave on disk, the newest ones; None leaves all."""
-        self._manager = ocp.CheckpointManager(
-            directory.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                step_name_format=_DashedNames(),
-                max_to_keep=keep,
-                create=True,
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-            ),
-            item_names=("state", "record"),
+    def __init__(self, directory: Path, *, keep: int | None, read_only: bool = False):
+        """`keep` is how many to leave on disk, the newest ones; None leaves all.
+
+        Unless `read_only`, what a killed run left unfinished in the folder is deleted.
+        """
+        self._directory = directory.absolute()
+        options = ocp.CheckpointManagerOptions(
+            step_name_format=_DashedNames(),
+            max_to_keep=keep,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=not read_only,
+            read_only=read_only,
         )
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "record"))
 
     def save(self, state: TrainState, record: dict[str, Any]) -> None:
         """Start saving a state of numpy arrays as `checkpoint-{state.step}`; the writing goes on in the background.
 
         It replaces a checkpoint of that step, which a run that was resumed from an older one comes across.
+
+        Raises:
+            ValueError: this save cannot begin, or the one before it failed.
         """
         step = int(state.step)
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state.to_checkpoint()), record=ocp.args.JsonSave(record)
-            ),
-            force=True,
-        )
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state.to_checkpoint()), record=ocp.args.JsonSave(record))
+        self.wait()
+        with self._explained_failure_to_write():
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._manager.save(step, args=items, force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of `checkpoint-{step}` as numpy arrays; `like` gives the names, shapes and dtypes expected."""
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like.to_checkpoint()))
-        )
-        return TrainState.from_checkpoint(restored.state)
+        """The state of `checkpoint-{step}` as numpy arrays; `like` gives the names, shapes and dtypes expected.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or holds other parameters than `like`.
+        """
+        saved = self._read(step, "state", ocp.args.StandardRestore())
+        before, now = _layout(saved), _layout(like.to_checkpoint())
+        differences = [
+            f"{name}: {before.get(name, 'nothing')} in the checkpoint, {now.get(name, 'nothing')} expected"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
+        if differences:
+            raise ValueError(
+                f"{self._path(step)} belongs to a ControlNet of another architecture; {len(differences)} arrays differ:\n  "
+                + "\n  ".join(differences[:_DIFFERENCES_SHOWN])
+                + "\nGive the base model of the checkpoint, or start a new run in another --output_dir."
+            )
+        return TrainState.from_checkpoint(saved)
 
     def record(self, step: int) -> dict[str, Any]:
-        """Only the JSON record of `checkpoint-{step}`."""
-        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+        """Only the JSON record of `checkpoint-{step}`.
+
+        Raises:
+            ValueError: the checkpoint is damaged.
+        """
+        return self._read(step, "record", ocp.args.JsonRestore())
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def wait(self) -> None:
-        """Block until the save under way, if any, is on disk; raises what it raised."""
-        self._manager.wait_until_finished()
+        """Block until the save under way, if any, is on disk.
+
+        Raises:
+            ValueError: that save failed.
+        """
+        with self._explained_failure_to_write():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        """Wait for the save under way, if any, and release the folder; raises as `wait` does."""
+        with self._explained_failure_to_write():
+            self._manager.close()
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"{CHECKPOINT_PREFIX}{step}"
+
+    def _read(self, step: int, item: str, how: ocp.args.CheckpointArgs) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+        except (ValueError, KeyError, OSError) as error:
+            others = ", ".join(self._path(other).name for other in self.steps() if other != step) or "none"
+            raise ValueError(
+                f"{self._path(step)} cannot be read: it is damaged, or another program wrote it "
+                f"({_short(error)}). Move it elsewhere and resume from another checkpoint (there: {others})."
+            ) from error
+
+    @contextmanager
+    def _explained_failure_to_write(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            complete = ", ".join(self._path(step).name for step in self.steps()) or "none"
+            raise ValueError(
+                f"A checkpoint could not be written to {self._directory} ({_short(error)}). Complete checkpoints there: "
+                f"{complete}. If the disk is full, free some space or keep fewer with --checkpoints_total_limit; then "
+                "continue with --resume_from_checkpoint latest."
+            ) from error
+
+
+def _layout(tree: Any) -> dict[str, str]:
+    """Type and shape of every array by its path, as `params/conv_in.weight: float32 [3, 3, 4, 320]`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+def _short(error: Exception) -> str:
+    """What TensorStore says, without the specification of every driver that it appends."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0].partition(' [tensorstore_spec')[0]}"

@@ -13,7 +13,7 @@ _VALIDATION_CIRCLES = 4
 
 
 def prepare_demo() -> list[str]:
-    """Write the demo's base model and validation conditions below `runs/demo`; returns the command line to train with."""
+    """Write the base model and validation conditions below `runs/demo`; returns the command line to train with."""
     base = _FOLDER / "base-model"
     write_demo_model(base)
     images, prompts = [], []

@@ -1,4 +1,4 @@
-"""A very small Stable Diffusion with random weights, in diffusers' folder layout: enough to run every part of a training.
+"""A very small Stable Diffusion with random weights, in diffusers' folder layout: enough to run a whole training.
 
 Its architecture is Stable Diffusion 1.5's with fewer channels; what it draws is noise.
 """

@@ -36,7 +36,7 @@ class _Dispatched:
 
 @dataclass(frozen=True)
 class Loop:
-    """Everything the loop uses. `validation` is None where none was asked for, `record` what checkpoints say of the run."""
+    """Everything the loop uses. `validation` is None where none was asked for; `record` goes into every checkpoint."""
 
     config: TrainConfig
     train_step: TrainStep
@@ -68,15 +68,13 @@ class Loop:
 
             stop = finished == last_step or interruption.requested is not None
             save = finished % self.config.checkpointing_steps == 0 or interruption.requested is not None
-            validate = self.validation is not None and (
-                finished % self.config.validation_steps == 0 or finished == last_step
-            )
+            validate = finished % self.config.validation_steps == 0 or finished == last_step
             if save or validate or stop:
                 self._look_at(dispatched, state)
                 dispatched = None
             if save:
                 self.checkpoints.save(fetch(state), self.record)
-            if validate and interruption.requested is None:
+            if validate and self.validation is not None and interruption.requested is None:
                 self.validation.run(state.params, self.frozen, finished)
             if save or validate:
                 self.log.restart_clock()

@@ -1,4 +1,4 @@
-"""Replicated data parallelism: the whole state on every device, the batch split between them, `jax.pmap` around the step.
+"""Replicated data parallelism: the whole state on every device, the batch split between them, `jax.pmap` around it.
 
 Axes: N local devices, A accumulation slices, R local rows (N · B), B rows per device.
 """

@@ -25,8 +25,8 @@ class TrainState(NamedTuple):
     @classmethod
     def create(cls, params: Arrays) -> "TrainState":
         """Step 0: these parameters, zero moments."""
-        moments = [{name: np.zeros_like(value) for name, value in params.items()} for _ in range(2)]
-        return cls(np.array(0, np.int32), params, *moments, halted=np.array(False))
+        mu, nu = ({name: np.zeros_like(value) for name, value in params.items()} for _ in range(2))
+        return cls(np.array(0, np.int32), params, mu, nu, np.array(False))
 
     def to_checkpoint(self) -> dict[str, Any]:
         """What a checkpoint holds of the state."""

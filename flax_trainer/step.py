@@ -6,7 +6,7 @@ The batch is the contract of `shared.data.batches`: everything random in it is a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,16 @@ from shared.diffusion.schedule import NoiseSchedule, add_noise, training_target
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, "FrozenParams", Batch, jax.Array], tuple[TrainState, Metrics]]
+Scalar = jax.Array | np.generic
+TrainStep = Callable[[TrainState, "FrozenParams", Batch, Scalar], tuple[TrainState, Metrics]]
 
 
 class FrozenParams(NamedTuple):
-    """Parameters of the models that are used and not trained, in the compute dtype."""
+    """Parameters of the models that are used and not trained, in the compute dtype; numpy until they are placed."""
 
-    unet: Params
-    vae: Params
-    text_encoder: Params
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    text_encoder: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ModelDefs:
 
 @dataclass(frozen=True)
 class AdamWSettings:
-    """AdamW (Loshchilov & Hutter 2019) with clipping of the global gradient norm; the learning rate comes with each step."""
+    """AdamW (Loshchilov & Hutter 2019) after clipping of the global gradient norm; the learning rate is a step's own."""
 
     beta1: float
     beta2: float
@@ -121,7 +122,7 @@ def denoising_loss(
     return jnp.mean(weights_B * squared_error_BHWC.mean(axis=(1, 2, 3)))
 
 
-def adamw_update(state: TrainState, grads: Params, learning_rate: jax.Array, settings: AdamWSettings) -> TrainState:
+def adamw_update(state: TrainState, grads: Params, learning_rate: Scalar, settings: AdamWSettings) -> TrainState:
     """One AdamW step on clipped gradients, as `torch.nn.utils.clip_grad_norm_` and `torch.optim.AdamW` take it."""
     clipped, _ = optax.clip_by_global_norm(settings.max_grad_norm).update(grads, optax.EmptyState())
     adam = optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.epsilon)
@@ -139,9 +140,9 @@ def make_train_step(
 ) -> TrainStep:
     """The step `(state, frozen, batch, learning_rate) → (state, metrics)`.
 
-    Every array of `batch` has leading axes [A, B]; gradients are the mean over both and, where `axis_name` names a mapped
-    axis, over devices. Metrics: `loss`, and `grad_norm` before clipping. A non-finite one of them changes nothing in the
-    state but sets `halted`.
+    Every array of `batch` has leading axes [A, B]; gradients are the mean over both and, where `axis_name` names a
+    mapped axis, over devices. Metrics: `loss`, and `grad_norm` before clipping. A non-finite one of them sets `halted`
+    and changes nothing else in the state.
     """
 
     def loss_and_grads(params: Params, frozen: FrozenParams, slice_: Batch) -> tuple[jax.Array, Params]:
@@ -152,19 +153,17 @@ def make_train_step(
 
     def mean_over_slices(params: Params, frozen: FrozenParams, batch: Batch) -> tuple[jax.Array, Params]:
         slices = len(batch["timesteps"])
-        first = loss_and_grads(params, frozen, {name: array[0] for name, array in batch.items()})
         if slices == 1:
-            return first
-        rest = {name: array[1:] for name, array in batch.items()}
+            return loss_and_grads(params, frozen, {name: array[0] for name, array in batch.items()})
         total, _ = jax.lax.scan(
             lambda total, slice_: (jax.tree.map(jnp.add, total, loss_and_grads(params, frozen, slice_)), None),
-            first,
-            rest,
+            (jnp.float32(0), jax.tree.map(jnp.zeros_like, params)),
+            batch,
         )
         return jax.tree.map(lambda value: value / slices, total)
 
     def train_step(
-        state: TrainState, frozen: FrozenParams, batch: Batch, learning_rate: jax.Array
+        state: TrainState, frozen: FrozenParams, batch: Batch, learning_rate: Scalar
     ) -> tuple[TrainState, Metrics]:
         loss, grads = mean_over_slices(state.params, frozen, batch)
         if axis_name is not None:

@@ -1,4 +1,4 @@
-"""Training a ControlNet with JAX, from the configuration to the finished run folder. `train` reads in execution order."""
+"""Training a ControlNet with JAX, from the configuration to the finished run folder, in execution order."""
 
 import logging
 import time
@@ -148,7 +148,7 @@ def _finish(
     output_dir = Path(config.output_dir)
     FlaxControlNetModel.save_params(output_dir, models.controlnet_config, state.params, models.defs.controlnet.layouts)
     step = int(state.step)
-    report = {
+    report: dict[str, Any] = {
         "steps": step,
         "images_seen": step * log.global_batch_size,
         "loss": log.last_loss,

@@ -18,8 +18,8 @@ from flax_trainer.sampling import Prompt, SamplingDefs, SamplingParams, sample_i
 from flax_trainer.step import FrozenParams, ModelDefs, normalise_condition
 from shared.config import TrainConfig
 from shared.data.preprocessing import preprocess
-from shared.data.tokenization import Tokenize
 from shared.data.sample import BadSampleError
+from shared.data.tokenization import Tokenize
 from shared.diffusion.samplers import SamplerPlan, initial_latents, unipc_plan
 from shared.images import GridRow, save_grid
 from shared.tracking import Tracker
@@ -54,8 +54,8 @@ def validation_pairs(config: TrainConfig) -> list[tuple[Path, str]]:
 class Validation:
     """Samples every validation pair with the ControlNet in training, writes the pictures and sends them to the tracker.
 
-    Every device samples its share. The latents that image `index` starts from depend on the seed and the index alone, so
-    pictures of different steps, device counts and backends can be compared.
+    Every device samples its share. The latents that image `index` starts from depend on the seed and the index alone,
+    so pictures of different steps, device counts and backends can be compared.
     """
 
     def __init__(

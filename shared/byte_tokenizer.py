@@ -10,7 +10,7 @@ VOCABULARY_SIZE = 514  # 256 bytes, 256 bytes that end a word, start and end of 
 def _byte_characters() -> list[str]:
     """The printable characters that stand for the 256 bytes in CLIP's (GPT-2's) byte-level vocabularies.
 
-    Reference: Radford et al. 2019, `bytes_to_unicode`: printable bytes stand for themselves, the others for 256, 257, ...
+    Reference: Radford et al. 2019, `bytes_to_unicode`: printable bytes stand for themselves, others for 256, 257, ...
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,5 +1,6 @@
 """Which checkpoint a run resumes from, and whether it may: the same rules for both backends."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def checkpoints_in(directory: Path) -> list[Path]:
 
 
 def checkpoint_to_resume(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
-    """The folder that `--resume_from_checkpoint` means: `latest`, a name in `output_dir`, or a path; None starts afresh.
+    """The folder that `--resume_from_checkpoint` means: `latest`, a name in `output_dir`, a path. None: start afresh.
 
     `latest` in a folder without checkpoints starts afresh, so that one command line can be repeated until it is done.
 
@@ -62,33 +63,38 @@ def checkpoint_to_resume(output_dir: Path, resume_from_checkpoint: str | None) -
         if checkpoint_step(path) is not None:
             return path
     raise ValueError(
-        f"--resume_from_checkpoint {resume_from_checkpoint}: there is no such checkpoint. Expected 'latest', the name of a "
-        f"checkpoint in {output_dir} (there: {names}), or the path of a {CHECKPOINT_PREFIX}N folder."
+        f"--resume_from_checkpoint {resume_from_checkpoint}: there is no such checkpoint. Expected 'latest', the name "
+        f"of a checkpoint in {output_dir} (there: {names}), or the path of a {CHECKPOINT_PREFIX}N folder."
     )
 
 
 def checkpoint_record(config: TrainConfig, manifest: dict[str, Any], global_batch_size: int) -> dict[str, Any]:
-    """What a checkpoint says about the run it belongs to, as JSON."""
-    return {
+    """What a checkpoint says about the run it belongs to, exactly as it reads back from JSON (lists, no tuples)."""
+    record = {
         "configuration": {name: getattr(config, name) for name in _MUST_MATCH},
         "global_batch_size": global_batch_size,
         "data": manifest,
     }
+    return json.loads(json.dumps(record))
 
 
 def check_resumable(checkpoint: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Refuse to continue a run on other data or with settings that change what its batches are.
 
+    Data with the same fingerprint may have moved: its `location` is not compared.
+
     Raises:
         ValueError: naming everything that differs, with both values.
     """
+    fingerprint = current["data"].get("fingerprint")
+    moved = {"location"} if fingerprint is not None and fingerprint == saved["data"].get("fingerprint") else set()
     differences = [
         f"{where}{name}: {before.get(name)!r} in the checkpoint, {now.get(name)!r} now"
-        for where, before, now in (
-            ("--", saved["configuration"], current["configuration"]),
-            ("data ", saved["data"], current["data"]),
+        for where, before, now, ignored in (
+            ("--", saved["configuration"], current["configuration"], set()),
+            ("data ", saved["data"], current["data"], moved),
         )
-        for name in sorted({*before, *now})
+        for name in sorted({*before, *now} - ignored)
         if before.get(name) != now.get(name)
     ]
     if saved["global_batch_size"] != current["global_batch_size"]:

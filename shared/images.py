@@ -31,11 +31,17 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     return np.round(np.clip(images, 0.0, 1.0) * 255).astype(np.uint8)
 
 
-def draw_grid(rows: Sequence[GridRow]) -> Image.Image:
+def enlarge(image: np.ndarray, least_side: int) -> np.ndarray:
+    """Repeat pixels, a whole number of times, until the shorter side of an image [H, W, ...] is `least_side` or more."""
+    factor = -(-least_side // min(image.shape[:2]))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def draw_grid(rows: Sequence[GridRow], column_titles: Sequence[str] = ()) -> Image.Image:
     """One picture of all rows. Images keep their size, cells are as large as the largest; text wraps to fit.
 
     Raises:
-        ValueError: no images, or an image that is not uint8 [H, W, 3].
+        ValueError: no images, an image that is not uint8 [H, W, 3], or more titles than columns.
     """
     images = [image for row in rows for _, image in row.images]
     for image in images:
@@ -45,9 +51,14 @@ def draw_grid(rows: Sequence[GridRow]) -> Image.Image:
         raise ValueError("A grid needs at least one image; got none.")
     cell_width = max(max(image.shape[1] for image in images), _NARROWEST_TEXT)
     columns = max(len(row.images) for row in rows)
+    if len(column_titles) > columns:
+        raise ValueError(
+            f"A grid of {columns} columns cannot have {len(column_titles)} titles; give at most {columns}."
+        )
     width = columns * cell_width + (columns - 1) * _GAP
 
-    drawn = [_draw_row(row, cell_width, width) for row in rows]
+    titles = [_draw_titles(column_titles, cell_width, width)] if column_titles else []
+    drawn = titles + [_draw_row(row, cell_width, width) for row in rows]
     height = sum(row.height for row in drawn) + _MARGIN * (len(drawn) + 1)
     grid = Image.new("RGB", (width + 2 * _MARGIN, height), _BACKGROUND)
     top = _MARGIN
@@ -57,10 +68,20 @@ def draw_grid(rows: Sequence[GridRow]) -> Image.Image:
     return grid
 
 
-def save_grid(path: Path, rows: Sequence[GridRow]) -> None:
+def save_grid(path: Path, rows: Sequence[GridRow], column_titles: Sequence[str] = ()) -> None:
     """`draw_grid` as a PNG file; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_grid(rows).save(path, format="PNG")
+    draw_grid(rows, column_titles).save(path, format="PNG")
+
+
+def _draw_titles(titles: Sequence[str], cell_width: int, width: int) -> Image.Image:
+    font = ImageFont.load_default(_HEADING_SIZE)
+    wrapped = [_wrap(title, font, cell_width) for title in titles]
+    picture = Image.new("RGB", (width, max(_text_height(title, font) for title in wrapped)), _BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    for column, title in enumerate(wrapped):
+        draw.multiline_text((column * (cell_width + _GAP), 0), title, font=font, fill=_CAPTION_COLOUR)
+    return picture
 
 
 def _draw_row(row: GridRow, cell_width: int, width: int) -> Image.Image:

@@ -44,8 +44,10 @@ def write_model_card(
         facts: what was measured (steps, images seen, final loss, hardware, versions), in the order to show.
         pictures: validation pictures inside `output_dir`, each with its prompt.
     """
+    base_model = str(config.pretrained_model_name_or_path)
     metadata = {
-        "base_model": config.pretrained_model_name_or_path,
+        # The Hub refuses a card whose base model is not one of its repositories.
+        **({} if Path(base_model).exists() else {"base_model": base_model}),
         "library_name": "diffusers",
         "license": "creativeml-openrail-m",
         "tags": _TAGS,
@@ -54,10 +56,9 @@ def write_model_card(
     sections = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {name}",
-        f"ControlNet weights for `{config.pretrained_model_name_or_path}`, trained on {data_description(config)} at "
-        f"{config.resolution} px.",
+        f"ControlNet weights for `{base_model}`, trained on {data_description(config)} at {config.resolution} px.",
         "## Use",
-        _USE.format(name=name, base_model=config.pretrained_model_name_or_path),
+        _USE.format(name=name, base_model=base_model),
         "## Training",
         "\n".join(f"- {key}: {value}" for key, value in facts.items()),
     ]

@@ -1,4 +1,4 @@
-"""What a run tells people: the banner at its start, the progress bar, the figures of each step, the report at its end."""
+"""What a run tells people: the banner at its start, progress bar and figures of each step, the report at its end."""
 
 import json
 import math
@@ -116,6 +116,7 @@ class RunLog:
     images_per_second: float = math.nan
     _window: list[StepFigures] = field(default_factory=list)
     _window_start: float = field(default_factory=time.perf_counter)
+    _last_add: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         self._bar = tqdm(
@@ -128,8 +129,10 @@ class RunLog:
         )
 
     def restart_clock(self) -> None:
-        """Leave what just happened (compilation, validation, saving) out of the next images-per-second figure."""
-        self._window_start = time.perf_counter()
+        """Leave what happened since the last step (validation, saving) out of the next images-per-second figure."""
+        now = time.perf_counter()
+        self._window_start += now - self._last_add
+        self._last_add = now
 
     def add(self, figures: StepFigures) -> None:
         """Record a finished step.
@@ -139,11 +142,12 @@ class RunLog:
         """
         if not (math.isfinite(figures.loss) and math.isfinite(figures.grad_norm)):
             raise NonFiniteError(
-                f"The loss or the gradient is no longer finite at step {figures.step} (loss {figures.loss}, gradient norm "
-                f"{figures.grad_norm}). The state before that step is kept. Try a lower --learning_rate, a longer "
+                f"The loss or the gradient is no longer finite at step {figures.step} (loss {figures.loss}, gradient "
+                f"norm {figures.grad_norm}). The state before that step is kept. Try a lower --learning_rate, a longer "
                 "--lr_warmup_steps, or --mixed_precision no; if the data is new, look at the samples of this step."
             )
         self._window.append(figures)
+        self._last_add = time.perf_counter()
         self.last_loss = figures.loss
         self._bar.update(figures.step - self._bar.n)
         if figures.step % self.logging_steps == 0 or figures.step == self.last_step:
@@ -153,8 +157,7 @@ class RunLog:
 
     def _write(self, step: int) -> None:
         count = len(self._window)
-        now = time.perf_counter()
-        self.images_per_second = count * self.global_batch_size / (now - self._window_start)
+        self.images_per_second = count * self.global_batch_size / (self._last_add - self._window_start)
         entry = {
             "loss": math.fsum(figures.loss for figures in self._window) / count,
             "grad_norm": math.fsum(figures.grad_norm for figures in self._window) / count,
@@ -167,14 +170,20 @@ class RunLog:
         if self.tracker is not None:
             self.tracker.log(entry, step)
         self._window.clear()
-        self._window_start = now
+        self._window_start = self._last_add
 
     def close(self) -> None:
+        """Write the steps since the last entry too: an interrupted run ends between two of them."""
+        if self._window:
+            self._write(self._window[-1].step)
         self._bar.close()
 
 
 def write_report(directory: Path, report: dict[str, Any]) -> None:
-    """Write `report.json`, whole or not at all."""
+    """Write `report.json`, whole or not at all. JSON has no NaN or infinity: such a figure is written as null."""
+    figures = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in report.items()
+    }
     unfinished = directory / "report.json.tmp"
-    unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     unfinished.replace(directory / "report.json")

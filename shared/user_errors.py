@@ -11,11 +11,13 @@ _OUR_CODE = tuple(_PROJECT / package for package in ("shared", "flax_trainer", "
 def explain(error: ValueError) -> int:
     """Print the error to stderr and return the exit code of the process.
 
-    A ValueError that this project's own code raised is written for users and is enough by itself (exit code 2). One that
-    comes out of a library is not, and keeps its traceback (exit code 1).
+    A ValueError that this project's own code raised is written for users and is enough by itself (exit code 2). One
+    that comes out of a library or a built-in function is not, and keeps its traceback (exit code 1).
     """
-    innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    if any(innermost.is_relative_to(folder) for folder in _OUR_CODE):
+    innermost = traceback.extract_tb(error.__traceback__)[-1]
+    ours = any(Path(innermost.filename).resolve().is_relative_to(folder) for folder in _OUR_CODE)
+    # Built-in functions have no frame of their own: what they raise seems to come from the line that called them.
+    if ours and (innermost.line or "").startswith("raise"):
         print(f"error: {error}", file=sys.stderr)
         return 2
     traceback.print_exception(error)

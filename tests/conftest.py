@@ -11,9 +11,9 @@ os.environ.update(
     WANDB_MODE="disabled",
 )
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -173,7 +173,7 @@ def controlnet_params_from_unet(
     params = {name: jnp.array(unet_params[name], value.dtype, copy=True) for name, value in encoder.items()}
 
     fresh_shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name in abstract.keys() - encoder.keys():
+    for name in (name for name in abstract if name not in encoder):
         module, _, key = name.rpartition(".")
         fresh_shapes.setdefault(module, {})[key] = torch_shape(abstract[name].shape, layouts[name])
     for module, shapes in fresh_shapes.items():

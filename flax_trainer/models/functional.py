@@ -5,12 +5,13 @@ module, so one dict can be donated, replicated, sharded, cast or saved without a
 """
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 from flax import nnx
 
 Params = dict[str, jax.Array]
+Path = tuple[Any, ...]
 M = TypeVar("M", bound=nnx.Module)
 
 
@@ -19,7 +20,7 @@ class ModelDef(Generic[M]):
     """Everything of a module but its values. Hashable by identity of its structure, so it may be closed over in jit."""
 
     graphdef: nnx.GraphDef[M]
-    paths: tuple[tuple[tuple[str | int, ...], str, str], ...]  # (path in the module, PyTorch name, layout)
+    paths: tuple[tuple[Path, str, str], ...]  # (path in the module, PyTorch name, layout)
 
     @property
     def layouts(self) -> dict[str, str]:
@@ -37,7 +38,7 @@ def split(model: M) -> tuple[ModelDef[M], Params]:
     Inside `nnx.eval_shape` or on its result the values are `jax.ShapeDtypeStruct`s.
     """
     graphdef, state = nnx.split(model)
-    paths: list[tuple[tuple[str | int, ...], str, str]] = []
+    paths: list[tuple[Path, str, str]] = []
     params: Params = {}
     for path, param in nnx.to_flat_state(state):
         name = ".".join(map(str, path))

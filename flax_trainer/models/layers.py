@@ -71,7 +71,8 @@ class GroupNorm(nnx.Module):
         mean = grouped.mean(axis=(1, 3), keepdims=True)
         variance = jnp.square(grouped - mean).mean(axis=(1, 3), keepdims=True)
         normalised = ((grouped - mean) * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
-        return (normalised * self.weight[...] + self.bias[...]).astype(x.dtype)
+        weight, bias = self.weight[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        return (normalised * weight + bias).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -87,4 +88,5 @@ class LayerNorm(nnx.Module):
         mean = x32.mean(axis=-1, keepdims=True)
         variance = jnp.square(x32 - mean).mean(axis=-1, keepdims=True)
         normalised = (x32 - mean) * jax.lax.rsqrt(variance + self.eps)
-        return (normalised * self.weight[...] + self.bias[...]).astype(x.dtype)
+        weight, bias = self.weight[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        return (normalised * weight + bias).astype(x.dtype)

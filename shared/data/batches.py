@@ -198,7 +198,8 @@ class BatchLoader:
         for sample in self._candidates.at(position):
             try:
                 sample.check()
-                assert sample.image is not None and sample.conditioning_image is not None
+                assert sample.image is not None
+                assert sample.conditioning_image is not None
                 pixels = preprocess(sample.image, resolution, interpolation)
                 return sample, pixels, preprocess(sample.conditioning_image, resolution, interpolation)
             except BadSampleError as error:

@@ -21,6 +21,7 @@ class RandomAccessSource(Protocol):
     def __getitem__(self, index: int) -> RawSample: ...
 
 
+@runtime_checkable
 class StreamSource(Protocol):
     """Samples that come one after the other. The order of an epoch is a function of the seed and the epoch alone."""
 

@@ -87,9 +87,11 @@ class HuggingFaceStream:
     def _rows(self, epoch: int) -> Iterator[dict[str, Any]]:
         if self._max_samples is not None:
             return itertools.islice(self._dataset, self._max_samples)
-        # A buffer of one leaves only the order of the shards to datasets.
-        shard_order = generator(self._seed, Purpose.SHARD_ORDER, epoch)
-        return iter(self._dataset.shuffle(generator=shard_order, buffer_size=1))
+        # datasets' own shuffle is left alone: what it does with the same seed changes between its versions.
+        count = self._dataset.num_shards
+        order = generator(self._seed, Purpose.SHARD_ORDER, epoch).permutation(count)
+        shards = (self._dataset.shard(num_shards=count, index=int(index)) for index in order)
+        return itertools.chain.from_iterable(shards)
 
     def _name(self, row: dict[str, Any]) -> str:
         """A stream has no row numbers that survive its shuffling, so a sample is named by its file or its content."""

@@ -76,8 +76,8 @@ def _read_shard(location: str) -> Iterator[dict[str, Any]]:
         yield from group_by_keys(tar_file_expander([{"url": location, "stream": stream}]))
         while stream.read(_DRAIN_BYTES):
             pass
-    except GeneratorExit:
-        with suppress(OSError):  # a command cut off in mid-output says so, and that is no failure
+    except BaseException:  # the reader stopped early, or failed; either way the stream is to be closed
+        with suppress(OSError):  # a command cut off in mid-output says so, which is no news here
             stream.close()
         raise
     stream.close()  # raises where the command failed, which may have shortened the tar without a trace

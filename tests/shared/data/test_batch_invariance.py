@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -80,16 +80,18 @@ def test_the_seed_decides_order_and_noise() -> None:
 def test_noise_is_standard_normal_and_timesteps_uniform() -> None:
     batch = loader(config(**CIRCLES | {"resolution": 8}), BatchSpec(2000)).batch(0)
     for name in ("noise", "vae_noise"):
-        assert abs(batch[name].mean()) < 0.02 and abs(batch[name].std() - 1) < 0.02
+        assert abs(batch[name].mean()) < 0.02
+        assert abs(batch[name].std() - 1) < 0.02
     assert abs(np.corrcoef(batch["noise"].ravel(), batch["vae_noise"].ravel())[0, 1]) < 0.02
     counts, _ = np.histogram(batch["timesteps"], bins=10, range=(0, 1000))
-    assert counts.sum() == 2000 and np.abs(counts - 200).max() < 70
+    assert counts.sum() == 2000
+    assert np.abs(counts - 200).max() < 70
 
 
 class ManyCaptions:
     """Two pictures with three captions each."""
 
-    manifest: dict[str, Any] = {"location": "memory"}
+    manifest: ClassVar[dict[str, Any]] = {"location": "memory"}
 
     def __len__(self) -> int:
         return 2
@@ -132,7 +134,8 @@ def test_closing_ends_the_threads() -> None:
     loading = loader(config(**CIRCLES, dataloader_num_workers=3))
     next(iter(loading))
     workers = set(threading.enumerate()) - before
-    assert len(workers) == 3 and all(thread.daemon for thread in workers)
+    assert len(workers) == 3
+    assert all(thread.daemon for thread in workers)
     loading.close()
     for thread in workers:
         thread.join(timeout=10)
@@ -142,7 +145,7 @@ def test_closing_ends_the_threads() -> None:
 
 
 class Broken:
-    manifest: dict[str, Any] = {"location": "memory"}
+    manifest: ClassVar[dict[str, Any]] = {"location": "memory"}
 
     def __len__(self) -> int:
         return 4
@@ -152,7 +155,7 @@ class Broken:
 
 
 class BrokenStream:
-    manifest: dict[str, Any] = {"location": "memory"}
+    manifest: ClassVar[dict[str, Any]] = {"location": "memory"}
 
     def iterate(self, epoch: int) -> Iterator[RawSample]:
         yield RawSample(png(0, 8, 8), png(0, 8, 8), ("a",), "0")

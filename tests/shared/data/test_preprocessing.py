@@ -56,7 +56,8 @@ def test_bilinear_is_antialiased_as_a_hand_computed_triangle_filter() -> None:
     pixels = np.asarray(PIL.Image.open(io.BytesIO(data))).astype(np.float64)
     expected = np.einsum("yY,xX,YXc->yxc", weights, weights, pixels)
     actual = preprocess(data, resolution, "bilinear")
-    assert actual.dtype == np.uint8 and actual.shape == (resolution, resolution, 3)
+    assert actual.dtype == np.uint8
+    assert actual.shape == (resolution, resolution, 3)
     assert np.abs(actual - expected).max() <= 1.0  # PIL rounds to 8 bits after each direction
 
 

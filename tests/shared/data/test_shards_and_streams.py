@@ -8,9 +8,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from shared.data.batches import BatchSpec
 from shared.data.sample import RawSample
@@ -55,8 +55,9 @@ def test_the_index_groups_members_as_webdataset_does(
     # A complete first sample, so that the keys can be told.
     names = ["first.image.png", "first.cond.png", "first.txt", *names]
     write_tar(path, [(name, name.encode()) for name in names])
-    dataset = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)
-    expected = [(s["__key__"], s.get("image.png"), s.get("cond.png"), s.get("txt")) for s in dataset]
+    with path.open("rb") as file:
+        members = tar_file_expander([{"url": str(path), "stream": file}])
+        expected = [(s["__key__"], s.get("image.png"), s.get("cond.png"), s.get("txt")) for s in group_by_keys(members)]
 
     source = ShardSource([path], shard_keys("image.png", "cond.png", "txt"))
     found = [source[index] for index in range(len(source))]
@@ -69,7 +70,9 @@ def test_the_index_groups_members_as_webdataset_does(
 def test_members_split_at_the_first_dot() -> None:
     assert split_member("a/b.c.D") == ("a/b", "c.d")
     assert split_member("x.y/b.txt") == ("x.y/b", "txt")
-    assert split_member(".hidden") is None and split_member("plain") is None and split_member("__m__/a.txt") is None
+    assert split_member(".hidden") is None
+    assert split_member("plain") is None
+    assert split_member("__m__/a.txt") is None
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,7 @@ def test_unknown_keys_are_listed(tmp_path: Path, stream: bool) -> None:
     write_tar(tmp_path / "a.tar", [("1.jpg", b""), ("1.edges.png", b""), ("1.words", b"")])
     training = piped(tmp_path) if stream else config(train_shards=(str(tmp_path / "a.tar"),))
     with pytest.raises(
-        ValueError, match="has the keys edges.png, jpg, words, .*set --shards_conditioning_key, --shards_caption_key"
+        ValueError, match=r"has the keys edges\.png, jpg, words, .*set --shards_conditioning_key, --shards_caption_key"
     ):
         open_source(training)
 
@@ -163,8 +166,16 @@ def test_damaged_and_empty_tars_are_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "c.tar", [("1.jpg", b""), ("1.jpg", b"")])
     with pytest.raises(ValueError, match=r"holds '1\.jpg' twice"):
         open_source(config(train_shards=(str(tmp_path / "c.tar"),)))
-    with pytest.raises(ValueError, match="--train_shards: reading .* failed"):
+    with pytest.raises(ValueError, match=r"--train_shards: reading .* failed"):
         open_source(config(train_shards=(f"pipe:cat {tmp_path}/absent.tar 2>/dev/null",), allow_shell_urls=True))
+
+
+def test_a_command_that_fails_after_a_whole_tar_is_an_error(tmp_path: Path) -> None:
+    """A cut connection can end between two members, where a tar shows no damage."""
+    write_tars(tmp_path, pairs(2))
+    training = config(train_shards=(f"pipe:cat {tmp_path}/*.tar; exit 3",), allow_shell_urls=True)
+    with pytest.raises(ValueError, match=r"reading 'pipe:cat .* failed: .*exit 3"):
+        list(open_source(training).iterate(0))  # type: ignore[union-attr]
 
 
 class Exploit:
@@ -283,7 +294,8 @@ def test_a_stream_is_the_same_for_every_split(streamed: Any) -> None:
 def test_a_stream_takes_the_same_samples_every_epoch(streamed: Any) -> None:
     source = open_source(config(**vars(streamed) | {"max_train_samples": 6}))
     epochs = [sorted(sample.captions for sample in source.iterate(epoch)) for epoch in range(3)]  # type: ignore[union-attr]
-    assert epochs[0] == epochs[1] == epochs[2] and len(epochs[0]) == 6
+    assert epochs[0] == epochs[1] == epochs[2]
+    assert len(epochs[0]) == 6
 
 
 class MemoryStream:

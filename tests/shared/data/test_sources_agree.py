@@ -1,5 +1,6 @@
 """The same twenty pictures in every layout give the same batches."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from shared.config import TrainConfig
+from shared.data.sources import open_source
 from tests.shared.data.pictures import (
     config,
     loader,
@@ -136,10 +138,6 @@ def test_a_subset_is_the_same_for_every_layout_and_in_every_epoch(tmp_path: Path
 
 @pytest.mark.parametrize("layout", ["save_to_disk", "image folder", "prompt.json", "tars"])
 def test_a_manifest_survives_json_and_tells_changed_data(layout: str, tmp_path: Path) -> None:
-    import json
-
-    from shared.data.sources import open_source
-
     training = LAYOUTS[layout](tmp_path / "data")
     manifest = open_source(training).manifest
     assert json.loads(json.dumps(manifest)) == manifest == open_source(training).manifest

@@ -1,0 +1,177 @@
+"""The denoising loss on a fixed validation set: the same pictures, noise and timesteps whenever it is taken.
+
+The training loss jumps with the timesteps that a batch happens to draw (at SD's schedule by more than training improves it);
+at fixed noise and timesteps what remains is the model. It is reported by timestep bin as well, because a ControlNet acts
+mostly at high noise, where a mean over all timesteps hides it.
+Reference: Ho et al. 2020, eq. 14, for the loss; Esser et al. 2024 ("Scaling Rectified Flow Transformers"), section 5, for a
+validation loss at stratified timesteps as the measure of training.
+
+Axes: B rows of a batch, R resolution, L tokens, H W C of the latents.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.config import TrainConfig
+from shared.data.batches import Batch
+from shared.data.preprocessing import preprocess
+from shared.data.sample import BadSampleError, RawSample
+from shared.data.skipping import SkippedSamples
+from shared.data.tokenization import Tokenize
+from shared.randomness import Purpose, generator
+
+PerSampleLosses = Callable[[Batch], npt.NDArray[Any]]
+"""What a backend supplies: a batch → the loss of each row [B], the mean over H, W, C that the training loss averages."""
+
+BINS = 4
+
+_FIRST_POSITION = 2**63  # the positions below, under the same purpose, are those of the sampler's initial latents
+
+
+@dataclass(frozen=True)
+class ValidationSample:
+    """A decoded pair: uint8 [R,R,3] each, 0 to 255, and its caption."""
+
+    pixels: npt.NDArray[np.uint8]
+    conditioning_pixels: npt.NDArray[np.uint8]
+    caption: str
+
+
+def read_samples(candidates: Iterable[RawSample], count: int, config: TrainConfig) -> list[ValidationSample]:
+    """The first `count` usable samples, each with the first of its captions; bad ones are skipped and logged.
+
+    Args:
+        candidates: in a fixed order, such as a source's; no more than needed are read.
+        count: how many.
+        config: read for resolution, image_interpolation_mode and max_skipped_samples.
+
+    Raises:
+        ValueError: there are fewer usable samples, or more bad ones than `max_skipped_samples`.
+    """
+    skipped = SkippedSamples(config.max_skipped_samples)
+    samples: list[ValidationSample] = []
+    for candidate in candidates:
+        if len(samples) == count:
+            break
+        try:
+            samples.append(_read(candidate, config))
+        except BadSampleError as error:
+            skipped.add(candidate.name, error)
+    if len(samples) < count:
+        raise ValueError(
+            f"The validation set has {len(samples)} usable samples and {count} were asked for. Give more data or ask for "
+            "fewer."
+        )
+    return samples
+
+
+class DenoisingEvaluation:
+    """Every sample at one timestep in every bin, with its own noise: a fixed function of samples and seed.
+
+    Row r is sample r // bins in bin r % bins. Its draws, keyed by (seed, Purpose.VALIDATION, r), do not depend on how rows
+    are batched. Each batch has the keys of `shared.data.batches` and leading axis [B]; the last is filled up with its last
+    row, which counts once.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[ValidationSample],
+        tokenize: Tokenize,
+        seed: int,
+        batch_size: int,
+        latent_shape: tuple[int, int, int],
+        num_train_timesteps: int,
+        bins: int = BINS,
+    ) -> None:
+        """Tokenizes the captions.
+
+        Args:
+            samples: see `read_samples`.
+            tokenize: captions → int32 [B,L].
+            seed: the run's.
+            batch_size: B of every batch.
+            latent_shape: (H, W, C) of one sample's latents.
+            num_train_timesteps: of the noise schedule.
+            bins: equal parts of the timesteps, reported apart.
+
+        Raises:
+            ValueError: no samples, a batch size below 1, or bins that are not between 1 and the number of timesteps.
+        """
+        if not samples:
+            raise ValueError("The validation set is empty; give at least one sample.")
+        if batch_size < 1:
+            raise ValueError(f"The validation batch size is {batch_size}; expected at least 1.")
+        if not 1 <= bins <= num_train_timesteps:
+            raise ValueError(
+                f"{bins} timestep bins were asked for; expected 1 to {num_train_timesteps}, the timesteps."
+            )
+        self._samples, self._seed, self._batch_size, self._latent_shape = samples, seed, batch_size, latent_shape
+        self._input_ids = tokenize([sample.caption for sample in samples])
+        self._edges = [bin_ * num_train_timesteps // bins for bin_ in range(bins + 1)]
+        self._rows = len(samples) * bins
+
+    def batches(self) -> Iterator[Batch]:
+        """Arrays begin with [B]; `pixel_values`, … as in `BatchLoader`, `position` int64 being the row."""
+        for start in range(0, self._rows, self._batch_size):
+            rows = [min(row, self._rows - 1) for row in range(start, start + self._batch_size)]
+            yield self._batch(rows)
+
+    def run(self, per_sample_losses: PerSampleLosses) -> dict[str, float]:
+        """`validation_loss`, and by bin `validation_loss_t000-249`, …: means over the rows.
+
+        Raises:
+            ValueError: the losses are not one number per row.
+        """
+        losses = np.concatenate([self._checked(per_sample_losses(batch)) for batch in self.batches()])[: self._rows]
+        losses_SN = losses.astype(np.float64).reshape(-1, len(self._edges) - 1)
+        by_bin = dict(zip(self._names(), map(float, losses_SN.mean(axis=0)), strict=True))
+        return {"validation_loss": float(losses_SN.mean())} | by_bin
+
+    def _batch(self, rows: Sequence[int]) -> Batch:
+        bins = len(self._edges) - 1
+        samples = [self._samples[row // bins] for row in rows]
+        draws = [self._draw(row) for row in rows]
+        return {
+            "pixel_values": np.stack([sample.pixels for sample in samples]),
+            "conditioning_pixel_values": np.stack([sample.conditioning_pixels for sample in samples]),
+            "input_ids": self._input_ids[[row // bins for row in rows]],
+            "vae_noise": np.stack([vae_noise for vae_noise, _, _ in draws]),
+            "noise": np.stack([noise for _, noise, _ in draws]),
+            "timesteps": np.array([timestep for _, _, timestep in draws], np.int32),
+            "position": np.array(rows, np.int64),
+        }
+
+    def _draw(self, row: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], int]:
+        rng = generator(self._seed, Purpose.VALIDATION, _FIRST_POSITION + row)
+        bin_ = row % (len(self._edges) - 1)
+        timestep = int(rng.integers(self._edges[bin_], self._edges[bin_ + 1]))
+        vae_noise, noise = (rng.standard_normal(self._latent_shape, dtype=np.float32) for _ in range(2))
+        return vae_noise, noise, timestep
+
+    def _checked(self, losses: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        losses = np.asarray(losses)
+        if losses.shape != (self._batch_size,):
+            raise ValueError(f"The validation losses of a batch are {losses.shape}; expected ({self._batch_size},).")
+        return losses
+
+    def _names(self) -> list[str]:
+        digits = len(str(self._edges[-1] - 1))
+        return [
+            f"validation_loss_t{first:0{digits}}-{end - 1:0{digits}}"
+            for first, end in zip(self._edges[:-1], self._edges[1:], strict=True)
+        ]
+
+
+def _read(candidate: RawSample, config: TrainConfig) -> ValidationSample:
+    candidate.check()
+    assert candidate.image is not None
+    assert candidate.conditioning_image is not None
+    pixels, conditioning_pixels = (
+        preprocess(image, config.resolution, config.image_interpolation_mode)
+        for image in (candidate.image, candidate.conditioning_image)
+    )
+    return ValidationSample(pixels, conditioning_pixels, candidate.captions[0])
