@@ -53,8 +53,15 @@ class InitialParams(NamedTuple):
     frozen: FrozenParams
 
 
-def load_base_models(config: TrainConfig) -> tuple[BaseModels, InitialParams]:
-    """Read the UNet, VAE, text encoder and noise schedule, and the ControlNet or the UNet encoder it starts from.
+def load_schedule(config: TrainConfig) -> NoiseSchedule:
+    """The base model's noise schedule: a small file, so the first to read of a model that may not be there."""
+    return NoiseSchedule.from_pretrained(
+        str(config.pretrained_model_name_or_path), revision=config.revision, cache_dir=config.cache_dir
+    )
+
+
+def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[BaseModels, InitialParams]:
+    """Read the UNet, VAE and text encoder, and the ControlNet, which starts from the UNet's encoder if none is named.
 
     Raises:
         ValueError: something is missing, does not fit its configuration or the others, or is not supported.
@@ -66,7 +73,6 @@ def load_base_models(config: TrainConfig) -> tuple[BaseModels, InitialParams]:
         "variant": config.variant,
         "cache_dir": config.cache_dir,
     }
-    schedule = NoiseSchedule.from_pretrained(base, revision=config.revision, cache_dir=config.cache_dir)
     unet_config, unet = FlaxUNet2DConditionModel.load_params(base, subfolder="unet", **options)
     text_config, text_encoder = FlaxCLIPTextModel.load_params(base, subfolder="text_encoder", dtype=dtype, **options)
     vae_config, vae = _load_vae(config, base, dtype, options)

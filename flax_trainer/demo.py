@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flax_trainer.demo_model import write_demo_model
+from flax_trainer.random_model import write_random_model
 from shared.data.sources.circles import draw
 
 RESOLUTION = 64
@@ -15,7 +15,7 @@ _VALIDATION_CIRCLES = 4
 def prepare_demo() -> list[str]:
     """Write the base model and validation conditions below `runs/demo`; returns the command line to train with."""
     base = _FOLDER / "base-model"
-    write_demo_model(base)
+    write_random_model("tiny", base)
     images, prompts = [], []
     for index in range(_VALIDATION_CIRCLES):
         circle = draw(index, RESOLUTION, _VALIDATION_SEED)

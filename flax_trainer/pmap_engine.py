@@ -33,7 +33,7 @@ def replicate(tree: Tree) -> Tree:
 
 def fetch(tree: Tree) -> Tree:
     """The first local device's copy of replicated arrays, as numpy, without memory or work on any device."""
-    return jax.tree.map(lambda array: np.asarray(array.addressable_shards[0].data)[0], tree)
+    return jax.tree.map(lambda array: np.asarray(array.addressable_shards[0].data)[0, ...], tree)
 
 
 def shard_rows(array_R: np.ndarray) -> jax.Array:

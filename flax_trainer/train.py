@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, load_base_models
+from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, load_base_models, load_schedule
 from flax_trainer.checkpoints import Checkpoints
 from flax_trainer.loop import Loop
 from flax_trainer.models import FlaxControlNetModel
@@ -28,6 +28,7 @@ from shared.diffusion.loss_weighting import min_snr_weights
 from shared.interruption import Interruption
 from shared.learning_rate import LearningRateSchedule
 from shared.model_card import data_description, write_model_card
+from shared.run_folder import make_run_folder, write_report
 from shared.run_log import (
     BatchArithmetic,
     RunLog,
@@ -35,7 +36,6 @@ from shared.run_log import (
     command_line,
     package_versions,
     total_steps,
-    write_report,
 )
 from shared.tracking import Tracker, check_trackers, open_trackers
 
@@ -51,18 +51,19 @@ def train(config: TrainConfig) -> int:
         ValueError: a mistake in the configuration, the model or the data, told so that it can be mended.
     """
     started = time.perf_counter()
-    output_dir = Path(config.output_dir)
     _set_up_logging()
 
     # --- everything that can be wrong before a device is touched -----------------------------------------------------
     for notice in notices(config, "flax"):
         logger.info(notice)
+    output_dir = make_run_folder(config)
     resume_from = checkpoint_to_resume(output_dir, config.resume_from_checkpoint)
     check_trackers(config)
     repository = hub.prepare_repository(config, output_dir)
+    schedule = load_schedule(config)
     tokenize = _tokenize(config)
     source = open_source(config)
-    models, initial = load_base_models(config)
+    models, initial = load_base_models(config, schedule)
     _check_resolution(config, models)
     pairs = validation_pairs(config)
 
@@ -92,7 +93,6 @@ def train(config: TrainConfig) -> int:
     del initial, fresh
 
     # --- the run -----------------------------------------------------------------------------------------------------
-    output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     facts = {
         "Devices": f"{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()})",
@@ -179,10 +179,11 @@ def _finish(
 
 
 def _set_up_logging() -> None:
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, force=True
-    )
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file it touches
+    """Our own progress, and of the libraries only what is wrong."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", force=True)
+    for package in ("flax_trainer", "shared"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
 
 
 def _tokenize(config: TrainConfig) -> Tokenize:

@@ -32,7 +32,7 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 
 def enlarge(image: np.ndarray, least_side: int) -> np.ndarray:
-    """Repeat pixels, a whole number of times, until the shorter side of an image [H, W, ...] is `least_side` or more."""
+    """Repeat the pixels of an image [H, W, ...] as often as it takes to make its shorter side `least_side` or more."""
     factor = -(-least_side // min(image.shape[:2]))
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 

@@ -1,6 +1,5 @@
-"""What a run tells people: the banner at its start, progress bar and figures of each step, the report at its end."""
+"""What a run tells people while it goes on: the banner at its start, the progress bar, the figures of its steps."""
 
-import json
 import math
 import platform
 import shlex
@@ -9,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -177,13 +175,3 @@ class RunLog:
         if self._window:
             self._write(self._window[-1].step)
         self._bar.close()
-
-
-def write_report(directory: Path, report: dict[str, Any]) -> None:
-    """Write `report.json`, whole or not at all. JSON has no NaN or infinity: such a figure is written as null."""
-    figures = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in report.items()
-    }
-    unfinished = directory / "report.json.tmp"
-    unfinished.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(directory / "report.json")

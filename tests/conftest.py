@@ -29,8 +29,8 @@ def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Stable Diffusion 1.x with random weights, in diffusers' folder layout."""
-    from flax_trainer.demo_model import write_demo_model
+    from flax_trainer.random_model import write_random_model
 
     folder = tmp_path_factory.mktemp("base-model")
-    write_demo_model(folder)
+    write_random_model("tiny", folder)
     return folder

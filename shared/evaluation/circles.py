@@ -1,9 +1,9 @@
 """Conditioning fidelity on the circles task: is the disc where the outline is, in the colours that the caption names?
 
-The disc is found in the picture again without being told where it is or what colour it has, so a model that ignores its
-condition scores like a random circle (`chance_levels`), and place and colour are measured apart.
-Reference for the task: Zhang et al. 2023 (ControlNet), docs/train.md; for measuring a condition by extracting it from the
-generated picture again: Li et al. 2024 (ControlNet++), section 3.
+The disc is found in the picture again without being told where it is or what colour it has, so a model that ignores
+its condition scores like a random circle (`chance_levels`), and place and colour are measured apart.
+Reference for the task: Zhang et al. 2023 (ControlNet), docs/train.md; for measuring a condition by extracting it from
+the generated picture again: Li et al. 2024 (ControlNet++).
 
 Axes: H height, W width, C = 3 channels.
 """
@@ -23,10 +23,10 @@ LEAST_CONTRAST = 40.0
 LARGEST_COLOUR_DIFFERENCE = 10.0
 """CIEDE2000 difference up to which a produced colour counts as the named one.
 
-People notice differences above about 2 side by side; a name asks for less than that, and the decoder of a latent diffusion
-model shifts colours by more. Up to 10 apart, names that are near-synonyms count for each other (navy and dark blue 1.5, tan
-and burly wood 3.0, red and orange red 5.5) while others do not (gold and golden rod 12.4, red and crimson 14.4): 3.7% of
-all pairs of the 148 names are so close, and a picture must have two colours right.
+Side by side people tell colours apart from about 2 on, but a name asks for less. Up to 10 apart, near-synonyms count
+for each other (navy and dark blue 1.6, tan and burly wood 3.1, red and orange red 6.4) and others do not (gold and
+golden rod 13.7, red and crimson 13.8): 3.2% of all pairs of the 148 names are so close, and a picture must have two
+colours right.
 """
 
 _BORDER = 1  # pixels
@@ -49,7 +49,7 @@ class CircleFidelity:
     Attributes:
         iou: intersection over union of the drawn and the produced disc (Jaccard index), 0 to 1.
         disc_color_error, background_color_error: Euclidean RGB distance of the produced to the named colour, 0 to 441.
-        color_correct: both produced colours are within `LARGEST_COLOUR_DIFFERENCE` of the named ones, and there is a disc.
+        color_correct: there is a disc, and both colours are within `LARGEST_COLOUR_DIFFERENCE` of the named ones.
     """
 
     iou: float
@@ -102,8 +102,8 @@ def measure(image_HWC: npt.NDArray[np.uint8], truth: Circle) -> CircleFidelity:
     found = segment(image_HWC)
     if found.disc_HW.shape != (truth.size, truth.size):
         raise ValueError(
-            f"The picture is {found.disc_HW.shape[1]}x{found.disc_HW.shape[0]} and its condition {truth.size}x{truth.size} "
-            "pixels; generate it at the size of its condition."
+            f"The picture has shape {image_HWC.shape}; expected {(truth.size, truth.size, 3)}, its condition's size. "
+            "Generate it at that size."
         )
     drawn_HW = disc_mask(truth)
     union = np.count_nonzero(found.disc_HW | drawn_HW)
@@ -137,8 +137,8 @@ def summarise(measured: Sequence[CircleFidelity]) -> dict[str, float]:
 def chance_levels(size: int, count: int, seed: int) -> dict[str, float]:
     """What pictures of unrelated circles of the task score: perfect drawings that know neither outline nor caption.
 
-    The figures of `summarise` for `count` such pairs. Over 3,000 pairs at 64 pixels: `circle_iou` 0.19, `color_error` 195,
-    `color_accuracy` 0.002.
+    The figures of `summarise` for `count` such pairs. Over 3,000 pairs at 64 pixels: `circle_iou` 0.19, `color_error`
+    195, `color_accuracy` 0.001.
     """
     pairs = ((draw(2 * index, size, seed), draw(2 * index + 1, size, seed)) for index in range(count))
     return summarise([measure(np.asarray(produced.image), asked.truth) for produced, asked in pairs])

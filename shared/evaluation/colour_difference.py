@@ -56,7 +56,7 @@ def ciede2000(lab1_C: npt.ArrayLike, lab2_C: npt.ArrayLike) -> npt.NDArray[np.fl
 def _adjusted(lab1_C: npt.ArrayLike, lab2_C: npt.ArrayLike) -> tuple[Any, ...]:
     """Lightness, chroma and hue (degrees) of both colours, with the a* axis stretched for near-greys (eq. 2 to 7)."""
     (l1, a1, b1), (l2, a2, b2) = (np.moveaxis(np.asarray(lab, np.float64), -1, 0) for lab in (lab1_C, lab2_C))
-    stretch = 1.5 - _chroma_saturation((np.hypot(a1, b1) + np.hypot(a2, b2)) / 2)
+    stretch = 1.5 - _chroma_saturation((np.hypot(a1, b1) + np.hypot(a2, b2)) / 2) / 2
     a1, a2 = a1 * stretch, a2 * stretch
     hue1, hue2 = (np.degrees(np.arctan2(b, a)) % 360 for a, b in ((a1, b1), (a2, b2)))
     return l1, np.hypot(a1, b1), hue1, l2, np.hypot(a2, b2), hue2

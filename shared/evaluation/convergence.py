@@ -1,8 +1,8 @@
 """When did the model begin to follow its condition?
 
-Reference: Zhang et al. 2023 (ControlNet), section 3.3 and the repository's docs/train.md, "sudden convergence": because of the
-zero convolutions the model draws good pictures that ignore the condition for thousands of steps, then within a few steps
-begins to follow it.
+Reference: Zhang et al. 2023 (ControlNet), section 3.3 and the repository's docs/train.md, "sudden convergence": thanks
+to the zero convolutions the model draws good pictures from the start, but ignores the condition, for thousands of steps
+in their runs, until within a few steps it begins to follow it.
 """
 
 import math
@@ -19,8 +19,8 @@ _FEWEST = 3  # evaluations, below which one outlier cannot be told from a jump
 def convergence_step(series: Sequence[tuple[int, float]], least_gain: float = LEAST_GAIN) -> int | None:
     """The first evaluated step from which on the fidelity stays above the middle between its first and its final level.
 
-    Single outliers do not count: values are replaced by the median of themselves and their neighbours first, the last by the
-    median of the last three, which is the final level. The first is the untrained level and taken as it is.
+    An outlier moves it by one evaluation at most: every value is first replaced by the median of itself and its two
+    neighbours, the last by that of the last three: the final level. The very first, the untrained level, stays.
 
     Args:
         series: (step, fidelity) in the order of the steps, the first before any training; higher is better.

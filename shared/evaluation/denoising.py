@@ -1,10 +1,9 @@
 """The denoising loss on a fixed validation set: the same pictures, noise and timesteps whenever it is taken.
 
-The training loss jumps with the timesteps that a batch happens to draw (at SD's schedule by more than training improves it);
-at fixed noise and timesteps what remains is the model. It is reported by timestep bin as well, because a ControlNet acts
-mostly at high noise, where a mean over all timesteps hides it.
-Reference: Ho et al. 2020, eq. 14, for the loss; Esser et al. 2024 ("Scaling Rectified Flow Transformers"), section 5, for a
-validation loss at stratified timesteps as the measure of training.
+The training loss jumps with the timesteps and the noise that a batch happens to draw; where both are fixed, what
+changes is the model. The loss depends strongly on the timestep, so it is also reported by timestep bin.
+Reference: Ho et al. 2020, eq. 14, for the loss; Esser et al. 2024 ("Scaling Rectified Flow Transformers for
+High-Resolution Image Synthesis") for the validation loss as a measure of a diffusion model's training.
 
 Axes: B rows of a batch, R resolution, L tokens, H W C of the latents.
 """
@@ -25,7 +24,7 @@ from shared.data.tokenization import Tokenize
 from shared.randomness import Purpose, generator
 
 PerSampleLosses = Callable[[Batch], npt.NDArray[Any]]
-"""What a backend supplies: a batch → the loss of each row [B], the mean over H, W, C that the training loss averages."""
+"""What a backend supplies: a batch → the loss of each row [B], its mean over H, W, C as in the training loss."""
 
 BINS = 4
 
@@ -63,8 +62,8 @@ def read_samples(candidates: Iterable[RawSample], count: int, config: TrainConfi
             skipped.add(candidate.name, error)
     if len(samples) < count:
         raise ValueError(
-            f"The validation set has {len(samples)} usable samples and {count} were asked for. Give more data or ask for "
-            "fewer."
+            f"The validation set has {len(samples)} usable samples and {count} were asked for. Give more data or ask "
+            "for fewer."
         )
     return samples
 
@@ -72,9 +71,9 @@ def read_samples(candidates: Iterable[RawSample], count: int, config: TrainConfi
 class DenoisingEvaluation:
     """Every sample at one timestep in every bin, with its own noise: a fixed function of samples and seed.
 
-    Row r is sample r // bins in bin r % bins. Its draws, keyed by (seed, Purpose.VALIDATION, r), do not depend on how rows
-    are batched. Each batch has the keys of `shared.data.batches` and leading axis [B]; the last is filled up with its last
-    row, which counts once.
+    Row r is sample r // bins in bin r % bins. Its draws are keyed by (seed, Purpose.VALIDATION, 2**63 + r), so they do
+    not depend on how rows are batched. A batch has the keys of `shared.data.batches` and the leading axis [B]; the last
+    one is filled up with the last row, which counts once.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 """Conditioning fidelity on Canny edges: are the condition's edges found again in the generated pictures?
 
-Reference: Li et al. 2024, "ControlNet++: Improving Conditional Controls with Efficient Consistency Feedback", whose measure
-for this condition is F1, edge or no edge pixel by pixel and without tolerance, and its repository's eval/eval_edge.py: the
-pixels of all pictures that one condition gave are pooled, and F1 is averaged over conditions. The repository holds two
-extractors: task `canny_cv2`, OpenCV's with thresholds 100 and 200, which is how ControlNets' Canny conditions are made and
-what is used here; and task `canny`, kornia's on a picture blurred first, with thresholds 0.1 and 0.2. The two find different
-edges, so figures of one cannot be compared with figures of the other.
+Reference: Li et al. 2024, "ControlNet++: Improving Conditional Controls with Efficient Consistency Feedback", whose
+measure for this condition is F1, edge or no edge, pixel by pixel and without tolerance. As in its repository's
+eval/eval_edge.py, the pixels of all pictures that one condition gave are pooled, and F1 is averaged over conditions.
+Its eval/eval.py holds two extractors: task `canny_cv2`, OpenCV's with thresholds 100 and 200, how Canny conditions are
+commonly made and what is used here; and task `canny`, which its eval/eval_canny.sh runs, kornia's on a blurred picture
+with thresholds 0.1 and 0.2. They find different edges: compare figures of one extractor only.
 
 Axes: H height, W width, C = 3 channels.
 """
@@ -22,7 +22,7 @@ LOW_THRESHOLD, HIGH_THRESHOLD = 100, 200
 
 @dataclass(frozen=True)
 class EdgeAgreement:
-    """Pixels by what they are: `true_positives` edges of both, `produced` edges of the pictures, `asked` of the condition."""
+    """Pixels that are edges: `produced` of the pictures, `asked` of the condition, `true_positives` of both."""
 
     true_positives: int
     produced: int
@@ -64,8 +64,7 @@ def canny(image_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 def measure(
     conditioning_image_HWC: npt.NDArray[np.uint8], images_HWC: Sequence[npt.NDArray[np.uint8]]
 ) -> EdgeAgreement:
-    """Compare the edges of the pictures that one condition gave with that condition: white edges on black, any value above
-    127 being white.
+    """Compare the edges of the pictures that one condition gave with that condition: white (above 127) on black.
 
     Raises:
         ValueError: no pictures, or not all uint8 [H, W, 3] of the condition's size; OpenCV is not installed.
@@ -79,8 +78,8 @@ def measure(
         produced_HW = canny(image_HWC)
         if produced_HW.shape != asked_HW.shape:
             raise ValueError(
-                f"A picture is {image_HWC.shape} and its condition {conditioning_image_HWC.shape}; generate it at the size "
-                "of its condition."
+                f"A picture has shape {image_HWC.shape}; expected its condition's, {conditioning_image_HWC.shape}. "
+                "Generate it at that size."
             )
         counts += [np.count_nonzero(mask) for mask in (produced_HW & asked_HW, produced_HW, asked_HW)]
     return EdgeAgreement(*map(int, counts))

@@ -180,9 +180,9 @@ def test_sigterm_saves_and_exits_with_success(base_model: Path, run: Path, tmp_p
 
 
 def test_bf16_and_v_prediction_train(tmp_path: Path) -> None:
-    from flax_trainer.demo_model import write_demo_model
+    from flax_trainer.random_model import write_random_model
 
-    write_demo_model(tmp_path / "base", prediction_type="v_prediction")
+    write_random_model("tiny", tmp_path / "base", prediction_type="v_prediction")
     more = ["--mixed_precision", "bf16", "--snr_gamma", 5, "--lr_scheduler", "cosine", "--lr_warmup_steps", 2]
     train_flax(arguments(tmp_path / "base", tmp_path / "run", *more, "--max_train_steps", 3))
     entries = metrics(tmp_path / "run")

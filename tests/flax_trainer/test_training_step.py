@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel
 
-from flax_trainer.base_models import BaseModels, InitialParams, load_base_models
+from flax_trainer.base_models import BaseModels, InitialParams, load_base_models, load_schedule
 from flax_trainer.models.adapter import from_torch_layout
 from flax_trainer.state import TrainState
 from flax_trainer.step import AdamWSettings, FrozenParams, Objective, TrainStep, make_train_step
@@ -24,6 +24,10 @@ STEPS = 3
 
 def config(base_model: Path, **changes: object) -> TrainConfig:
     return TrainConfig(pretrained_model_name_or_path=str(base_model), **changes)
+
+
+def load(config: TrainConfig) -> tuple[BaseModels, InitialParams]:
+    return load_base_models(config, load_schedule(config))
 
 
 def batch_of(count: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -43,14 +47,14 @@ def in_slices(batch: dict[str, np.ndarray], slices: int) -> dict[str, np.ndarray
     return {name: value.reshape(slices, -1, *value.shape[1:]) for name, value in batch.items()}
 
 
-def objective(models: BaseModels, snr_gamma: float | None = None, dtype: jnp.dtype = jnp.dtype("float32")) -> Objective:
+def objective(models: BaseModels, snr_gamma: float | None = None, dtype: str = "float32") -> Objective:
     weights = np.ones(1000, np.float32) if snr_gamma is None else min_snr_weights(models.schedule, snr_gamma)
-    return Objective(models.schedule, weights, models.vae_config.scaling_factor, dtype)
+    return Objective(models.schedule, weights, models.vae_config.scaling_factor, jnp.dtype(dtype))
 
 
 @pytest.fixture(scope="module")
 def loaded(base_model: Path) -> tuple[BaseModels, InitialParams]:
-    return load_base_models(config(base_model))
+    return load(config(base_model))
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +188,9 @@ def test_a_non_finite_loss_freezes_the_state(loaded: tuple[BaseModels, InitialPa
 
 
 def test_bf16_computes_in_bf16_and_keeps_the_controlnet_in_float32(base_model: Path) -> None:
-    models, initial = load_base_models(config(base_model, mixed_precision="bf16"))
+    models, initial = load(config(base_model, mixed_precision="bf16"))
     assert {value.dtype.name for params in initial.frozen for value in params.values()} == {"bfloat16"}
-    bf16 = jax.jit(make_train_step(models.defs, objective(models, dtype=jnp.dtype("bfloat16")), SETTINGS))
+    bf16 = jax.jit(make_train_step(models.defs, objective(models, dtype="bfloat16"), SETTINGS))
     batch = batch_of(4)
     state, metrics = bf16(TrainState.create(initial.controlnet), initial.frozen, in_slices(batch, 1), np.float32(1e-3))
     assert {value.dtype.name for value in state.params.values()} == {"float32"}

@@ -1,0 +1,151 @@
+"""Each mistake gives one message that says what was given, what was expected and how to fix it; no traceback."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import webdataset
+
+import train_flax
+from shared.data.sources.circles import write_prompt_json_folder
+
+SIZE = 64
+Fail = Callable[..., str]
+
+
+@pytest.fixture
+def fail(base_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Fail:
+    """Runs `train_flax.py` with arguments that must not work; returns its error message."""
+
+    def run(*arguments: object, model: object = base_model, steps: int | None = 2) -> str:
+        try:
+            exit_code = train_flax.main(
+                [
+                    *("--pretrained_model_name_or_path", str(model), "--resolution", str(SIZE)),
+                    *("--train_batch_size", "2", "--output_dir", str(tmp_path / "run")),
+                    *(() if steps is None else ("--max_train_steps", str(steps))),
+                    *map(str, arguments),
+                ]
+            )
+        except SystemExit as stopped:
+            exit_code = stopped.code
+        output = capfd.readouterr()
+        assert exit_code == 2, output.err
+        assert "Traceback" not in output.err
+        _, message = output.err.split("error: ")
+        return message
+
+    return run
+
+
+@pytest.fixture
+def circles(tmp_path: Path) -> Path:
+    folder = tmp_path / "circles"
+    write_prompt_json_folder(folder, 8, SIZE, seed=0)
+    return folder
+
+
+def test_wrong_model_path(fail: Fail, tmp_path: Path) -> None:
+    message = fail("--generated_circles", 8, model=tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in message
+    assert "not a local folder" in message
+
+
+def test_model_folder_without_a_part(fail: Fail, base_model: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "partial"
+    for part in ("scheduler", "tokenizer", "unet"):
+        (partial / part).mkdir(parents=True)
+        for file in (base_model / part).iterdir():
+            (partial / part / file.name).symlink_to(file)
+    message = fail("--generated_circles", 8, model=partial)
+    assert "no subfolder 'text_encoder'" in message
+    assert "scheduler, tokenizer, unet" in message
+
+
+def test_wrong_data_path(fail: Fail) -> None:
+    message = fail("--train_data_dir", "/nowhere/to/be/found")
+    assert "'/nowhere/to/be/found', which is not a folder; give one that exists" in message
+
+
+def test_missing_column(fail: Fail, circles: Path) -> None:
+    rows = [json.loads(line) for line in (circles / "prompt.json").read_text().splitlines()]
+    lines = [json.dumps({"file_name": row["target"], "edges": row["source"], "text": row["prompt"]}) for row in rows]
+    (circles / "prompt.json").unlink()
+    (circles / "metadata.jsonl").write_text("\n".join(lines))
+    message = fail("--train_data_dir", circles)
+    assert "--conditioning_image_column" in message
+    assert "edges" in message
+
+
+def test_corrupt_images_stop_the_run_past_the_limit(fail: Fail, circles: Path) -> None:
+    for index in range(3):
+        (circles / "target" / f"{index}.png").write_bytes(b"not a picture")
+    message = fail("--train_data_dir", circles, "--max_skipped_samples", 1, "--train_batch_size", 8)
+    assert "--max_skipped_samples" in message
+    assert ".png" in message
+
+
+def test_images_without_their_condition_stop_the_run_past_the_limit(fail: Fail, circles: Path) -> None:
+    (circles / "source" / "2.png").unlink()
+    message = fail("--train_data_dir", circles, "--max_skipped_samples", 0, "--train_batch_size", 8)
+    assert "2.png" in message
+
+
+def test_unknown_flag(fail: Fail) -> None:
+    assert "did you mean --train_batch_size?" in fail("--generated_circles", 8, "--train_batchsize", 3)
+
+
+def test_resolution_that_the_vae_cannot_divide(fail: Fail) -> None:
+    message = fail("--generated_circles", 8, "--resolution", 60)
+    assert "divisible by 8" in message
+    assert "60" in message
+
+
+@pytest.fixture
+def checkpoint(base_model: Path, tmp_path: Path) -> None:
+    """A run of one step on 8 circles, one per device, and its checkpoint."""
+    arguments = [
+        *("--pretrained_model_name_or_path", str(base_model), "--resolution", str(SIZE)),
+        *("--generated_circles", "8", "--train_batch_size", "1", "--max_train_steps", "1"),
+        *("--checkpointing_steps", "1", "--report_to", "none", "--output_dir", str(tmp_path / "run")),
+    ]
+    assert train_flax.main(arguments) == 0
+
+
+@pytest.mark.usefixtures("checkpoint")
+def test_batch_that_does_not_fit_the_checkpoint(fail: Fail) -> None:
+    """Batches belong to a run: continuing with another global batch size would repeat or skip samples."""
+    message = fail("--generated_circles", 8, "--train_batch_size", 2, "--resume_from_checkpoint", "latest")
+    assert "global batch size" in message
+    assert "8 in the checkpoint, 16 now" in message
+
+
+@pytest.mark.usefixtures("checkpoint")
+def test_other_data_than_the_checkpoints(fail: Fail) -> None:
+    message = fail("--generated_circles", 9, "--train_batch_size", 1, "--resume_from_checkpoint", "latest")
+    assert "data samples: 8 in the checkpoint, 9 now" in message
+
+
+def test_a_new_run_does_not_mix_with_an_old_one(fail: Fail, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+    assert "--resume_from_checkpoint latest" in fail("--generated_circles", 8)
+
+
+def test_output_folder_that_cannot_be_made(fail: Fail, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be made" in fail("--generated_circles", 8, "--output_dir", tmp_path / "file" / "run")
+
+
+def test_validation_image_that_does_not_exist(fail: Fail) -> None:
+    message = fail("--generated_circles", 8, "--validation_image", "nope.png", "--validation_prompt", "a circle")
+    assert "no file nope.png" in message
+
+
+def test_a_stream_needs_to_know_when_to_stop(fail: Fail, circles: Path, tmp_path: Path) -> None:
+    tar = tmp_path / "circles.tar"
+    with webdataset.TarWriter(str(tar)) as writer:
+        image, condition = ((circles / kind / "0.png").read_bytes() for kind in ("target", "source"))
+        writer.write({"__key__": "0", "png": image, "cond.png": condition, "txt": "a circle"})
+    message = fail("--train_shards", f"pipe:cat {tar}", "--allow_shell_urls", steps=None)
+    assert "Give --max_train_steps" in message

@@ -1,0 +1,162 @@
+"""Which checkpoint a run resumes from, and what it is told when it may not."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.checkpoint_policy import (
+    check_resumable,
+    checkpoint_record,
+    checkpoint_step,
+    checkpoint_to_resume,
+    checkpoints_in,
+)
+from shared.config import TrainConfig
+
+CONFIG = TrainConfig(pretrained_model_name_or_path="some/model", train_data_dir="photos", seed=1)
+MANIFEST = {
+    "kind": "image_folder",
+    "location": "/data/photos",
+    "samples": 50,
+    "fingerprint": "0f3a",
+    "columns": ["image", "text"],
+}
+CHECKPOINT = Path("run/checkpoint-7")
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple),
+    max_leaves=5,
+)
+
+
+def folders(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).mkdir(parents=True)
+
+
+def refusal(saved: dict[str, Any], current: dict[str, Any]) -> str:
+    with pytest.raises(ValueError, match="cannot be resumed") as refused:
+        check_resumable(CHECKPOINT, saved, current)
+    return str(refused.value)
+
+
+def record(manifest: dict[str, Any] = MANIFEST, size: int = 8, **changes: Any) -> dict[str, Any]:
+    return checkpoint_record(replace(CONFIG, **changes), manifest, size)
+
+
+@given(st.integers(0, 10**12))
+def test_names_carry_the_step(step: int) -> None:
+    path = Path("/") / f"checkpoint-{step}"
+    assert checkpoint_step(path) is None, "a path that is no folder is no checkpoint"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoint-7.orbax-checkpoint-tmp",
+        "checkpoint-7.orbax-checkpoint-tmp-1700000000000000",
+        "checkpoint-7.tmp",
+        "checkpoint-",
+        "checkpoint--7",
+        "checkpoint-7 ",
+        "checkpoint_7",
+        "my-checkpoint-7",
+        "Checkpoint-7",
+        "checkpoint-last",
+    ],
+)
+def test_no_other_folder_is_a_checkpoint(tmp_path: Path, name: str) -> None:
+    folders(tmp_path, name)
+    assert checkpoint_step(tmp_path / name) is None
+    assert checkpoints_in(tmp_path) == []
+    assert checkpoint_to_resume(tmp_path, "latest") is None
+
+
+def test_checkpoints_are_listed_by_number_not_by_name(tmp_path: Path) -> None:
+    folders(tmp_path, "checkpoint-1000", "checkpoint-20", "checkpoint-3", "validation")
+    (tmp_path / "checkpoint-5").write_text("a file")
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-3", "checkpoint-20", "checkpoint-1000"]
+    assert checkpoint_to_resume(tmp_path, "latest") == tmp_path / "checkpoint-1000"
+
+
+def test_a_run_folder_that_does_not_exist_yet_starts_afresh(tmp_path: Path) -> None:
+    assert checkpoint_to_resume(tmp_path / "new", None) is None
+    assert checkpoint_to_resume(tmp_path / "new", "latest") is None
+
+
+def test_a_checkpoint_is_named_or_given_by_its_path(tmp_path: Path) -> None:
+    folders(tmp_path, "run/checkpoint-3", "run/checkpoint-7", "other/checkpoint-5")
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert checkpoint_to_resume(run, "checkpoint-3") == run / "checkpoint-3"
+    assert checkpoint_to_resume(run, str(other / "checkpoint-5")) == other / "checkpoint-5"
+    assert checkpoint_to_resume(run, f"{run}/checkpoint-3/") == run / "checkpoint-3"
+
+
+def test_a_missing_checkpoint_is_an_error_that_names_those_there_are(tmp_path: Path) -> None:
+    folders(tmp_path, "checkpoint-3", "checkpoint-20")
+    with pytest.raises(ValueError, match=r"checkpoint-4.*no such checkpoint.*checkpoint-3, checkpoint-20"):
+        checkpoint_to_resume(tmp_path, "checkpoint-4")
+    with pytest.raises(ValueError, match="there: none"):
+        checkpoint_to_resume(tmp_path / "new", "checkpoint-4")
+
+
+def test_a_fresh_run_does_not_mix_with_an_older_one(tmp_path: Path) -> None:
+    folders(tmp_path, "checkpoint-3", "checkpoint-20")
+    with pytest.raises(ValueError, match=r"checkpoint-3, checkpoint-20.*--resume_from_checkpoint latest"):
+        checkpoint_to_resume(tmp_path, None)
+
+
+@given(st.dictionaries(st.text(), json_values, max_size=4))
+def test_a_run_always_resumes_from_its_own_record_read_back_from_json(manifest: dict[str, Any]) -> None:
+    written = record(manifest)
+    check_resumable(CHECKPOINT, json.loads(json.dumps(written)), written)
+    check_resumable(CHECKPOINT, json.loads(json.dumps(written)), record(manifest))
+
+
+def test_what_does_not_change_the_batches_may_change() -> None:
+    changed = record(learning_rate=1.0, max_train_steps=9, output_dir="elsewhere", dataloader_num_workers=3)
+    check_resumable(CHECKPOINT, record(), changed)
+
+
+def test_every_difference_is_named_with_both_values() -> None:
+    manifest = MANIFEST | {"samples": 49, "columns": ["image", "caption"]}
+    message = refusal(record(), record(manifest, 16, seed=2, resolution=256))
+    assert str(CHECKPOINT) in message
+    lines = [line.strip() for line in message.splitlines() if line.startswith("  ")]
+    assert lines == [
+        "--resolution: 512 in the checkpoint, 256 now",
+        "--seed: 1 in the checkpoint, 2 now",
+        "data columns: ['image', 'text'] in the checkpoint, ['image', 'caption'] now",
+        "data samples: 50 in the checkpoint, 49 now",
+        "global batch size (--train_batch_size x devices x --gradient_accumulation_steps): 8 in the checkpoint, 16 now",
+    ]
+    assert "--output_dir" in message
+
+
+def test_data_with_the_same_fingerprint_may_have_moved() -> None:
+    check_resumable(CHECKPOINT, record(), record(MANIFEST | {"location": "/mnt/photos"}))
+
+
+@pytest.mark.parametrize("fingerprints", [(None, None), ("0f3a", None), (None, "0f3a"), ("0f3a", "77c1")])
+def test_data_that_cannot_be_recognised_may_not_move(fingerprints: tuple[str | None, str | None]) -> None:
+    before, now = fingerprints
+    moved = MANIFEST | {"location": "/mnt/photos", "fingerprint": now}
+    message = refusal(record(MANIFEST | {"fingerprint": before}), record(moved))
+    assert "data location: '/data/photos' in the checkpoint, '/mnt/photos' now" in message
+    assert ("fingerprint" in message) == (before != now)
+
+
+def test_the_same_place_with_other_content_is_other_data() -> None:
+    message = refusal(record(), record(MANIFEST | {"fingerprint": "77c1"}))
+    assert "data fingerprint: '0f3a' in the checkpoint, '77c1' now" in message
+    assert "location" not in message
+
+
+def test_a_record_keeps_no_secret() -> None:
+    assert "hf_secret" not in json.dumps(record(hub_token="hf_secret"))

@@ -1,0 +1,96 @@
+"""The model card, read by huggingface_hub."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from huggingface_hub import ModelCard
+
+from shared.config import TrainConfig, parse_command_line
+from shared.model_card import data_description, write_model_card
+
+CONFIG = TrainConfig(
+    pretrained_model_name_or_path="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    train_data_dir="photos",
+    resolution=256,
+    push_to_hub=True,
+    hub_token="hf_secret",
+)
+
+
+def card(folder: Path, config: TrainConfig = CONFIG, **changes: Any) -> ModelCard:
+    values: dict[str, Any] = {"name": "me/circles", "facts": {"Optimizer steps": 12}, "pictures": []} | changes
+    path = write_model_card(folder, config, **values)
+    assert path == folder / "README.md"
+    return ModelCard.load(path)
+
+
+def test_the_hub_reads_the_metadata(tmp_path: Path) -> None:
+    data = card(tmp_path).data
+    assert data.base_model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert data.library_name == "diffusers"
+    assert data.license == "creativeml-openrail-m"
+    assert {"controlnet", "diffusers", "text-to-image"} <= set(data.tags)
+
+
+def test_a_base_model_on_this_machine_is_no_base_model_of_the_hub(tmp_path: Path, base_model: Path) -> None:
+    config = TrainConfig(pretrained_model_name_or_path=str(base_model), generated_circles=8)
+    written = card(tmp_path, config)
+    assert written.data.base_model is None
+    assert str(base_model) in written.text
+
+
+def test_it_says_what_was_trained_on_what_and_how_it_went(tmp_path: Path) -> None:
+    text = card(tmp_path, facts={"Optimizer steps": 12, "Hardware": "4 × TPU v4"}).text
+    assert text.startswith("# me/circles\n") or "\n# me/circles\n" in text
+    for expected in ("`photos`", "256 px", "- Optimizer steps: 12\n- Hardware: 4 × TPU v4"):
+        assert expected in text
+    assert 'ControlNetModel.from_pretrained("me/circles")' in text
+
+
+def test_the_example_is_python_with_the_names_of_the_run(tmp_path: Path) -> None:
+    code = card(tmp_path).text.partition("```python\n")[2].partition("```")[0]
+    compile(code, "README.md", "exec")
+    assert '"stable-diffusion-v1-5/stable-diffusion-v1-5"' in code
+
+
+def test_pictures_are_linked_from_where_the_card_lies(tmp_path: Path) -> None:
+    picture = tmp_path / "validation" / "step-12" / "0.png"
+    text = card(tmp_path, pictures=[(picture, "a red circle")]).text
+    assert "a red circle\n\n![a red circle](validation/step-12/0.png)" in text
+    assert str(tmp_path) not in text.partition("## Configuration")[0]
+
+
+def test_without_pictures_there_is_no_validation_section(tmp_path: Path) -> None:
+    assert "## Validation" not in card(tmp_path).text
+
+
+@given(st.sampled_from(["a 'quoted' one", "two\nlines", "---", "```", "yes", "k: v", "naïve 猫"]))
+def test_the_configuration_in_it_is_the_runs_and_holds_no_secret(
+    tmp_path_factory: pytest.TempPathFactory, prompt: str
+) -> None:
+    folder = tmp_path_factory.mktemp("card")
+    config = TrainConfig(**{**vars(CONFIG), "validation_prompt": (prompt,), "validation_image": ("c.png",)})
+    text = card(folder, config).content
+    assert "hf_secret" not in text
+    assert "hub_token" not in text
+    (folder / "config.yaml").write_text(text.partition("```yaml\n")[2].rpartition("```")[0], encoding="utf-8")
+    assert yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["validation_prompt"] == [prompt]
+    read = parse_command_line(["--config", str(folder / "config.yaml")], "flax")
+    assert read == TrainConfig(**{**vars(config), "hub_token": None})
+
+
+@pytest.mark.parametrize(
+    ("source", "phrase"),
+    [
+        ({"generated_circles": 50}, "50 generated circles"),
+        ({"dataset_name": "fusing/fill50k"}, "`fusing/fill50k`"),
+        ({"train_data_dir": "photos"}, "`photos`"),
+        ({"train_shards": ("a.tar", "b-{00..09}.tar")}, "`a.tar b-{00..09}.tar`"),
+    ],
+)
+def test_every_kind_of_data_has_its_phrase(source: dict[str, Any], phrase: str) -> None:
+    assert data_description(TrainConfig(**source)) == phrase
