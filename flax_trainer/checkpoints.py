@@ -16,7 +16,7 @@ from etils import epath
 from orbax.checkpoint.path import step as step_lib
 
 from flax_trainer.state import TrainState
-from shared.checkpoint_policy import CHECKPOINT_PREFIX
+from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoints_in
 
 _DIFFERENCES_SHOWN = 5
 
@@ -90,7 +90,8 @@ class Checkpoints:
         ]
         if differences:
             raise ValueError(
-                f"{self._path(step)} belongs to a ControlNet of another architecture; {len(differences)} arrays differ:\n  "
+                f"{self._path(step)} belongs to a ControlNet of another architecture; "
+                f"{len(differences)} arrays differ:\n  "
                 + "\n  ".join(differences[:_DIFFERENCES_SHOWN])
                 + "\nGive the base model of the checkpoint, or start a new run in another --output_dir."
             )
@@ -125,11 +126,14 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self._directory / f"{CHECKPOINT_PREFIX}{step}"
 
+    def _names(self) -> list[str]:
+        return [path.name for path in checkpoints_in(self._directory)]
+
     def _read(self, step: int, item: str, how: ocp.args.CheckpointArgs) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
         except (ValueError, KeyError, OSError) as error:
-            others = ", ".join(self._path(other).name for other in self.steps() if other != step) or "none"
+            others = ", ".join(name for name in self._names() if name != self._path(step).name) or "none"
             raise ValueError(
                 f"{self._path(step)} cannot be read: it is damaged, or another program wrote it "
                 f"({_short(error)}). Move it elsewhere and resume from another checkpoint (there: {others})."
@@ -140,11 +144,11 @@ class Checkpoints:
         try:
             yield
         except (ValueError, OSError) as error:
-            complete = ", ".join(self._path(step).name for step in self.steps()) or "none"
+            complete = ", ".join(self._names()) or "none"
             raise ValueError(
-                f"A checkpoint could not be written to {self._directory} ({_short(error)}). Complete checkpoints there: "
-                f"{complete}. If the disk is full, free some space or keep fewer with --checkpoints_total_limit; then "
-                "continue with --resume_from_checkpoint latest."
+                f"A checkpoint could not be written to {self._directory} ({_short(error)}). Complete checkpoints "
+                f"there: {complete}. If the disk is full, free some space or keep fewer with "
+                "--checkpoints_total_limit; then continue with --resume_from_checkpoint latest."
             ) from error
 
 

@@ -30,13 +30,18 @@ class _Dispatched:
     def figures(self) -> StepFigures:
         metrics = fetch(self.metrics)
         return StepFigures(
-            self.step, float(metrics["loss"]), float(metrics["grad_norm"]), self.learning_rate, self.data_wait
+            step=self.step,
+            loss=float(metrics["loss"]),
+            grad_norm=float(metrics["grad_norm"]),
+            learning_rate=self.learning_rate,
+            data_wait=self.data_wait,
+            finished_at=time.perf_counter(),
         )
 
 
 @dataclass(frozen=True)
 class Loop:
-    """Everything the loop uses. `validation` is None where none was asked for; `record` goes into every checkpoint."""
+    """Everything the loop uses. `record` goes into every checkpoint."""
 
     config: TrainConfig
     train_step: TrainStep
@@ -45,7 +50,7 @@ class Loop:
     learning_rate: LearningRateSchedule
     checkpoints: Checkpoints
     record: dict[str, Any]
-    validation: Validation | None
+    validation: Validation
     log: RunLog
 
     def run(self, state: TrainState, first_step: int, last_step: int, interruption: Interruption) -> TrainState:
@@ -64,18 +69,21 @@ class Loop:
             state, metrics = self.train_step(state, self.frozen, shard_batch(batch), np.float32(learning_rate))
             previous, dispatched = dispatched, _Dispatched(finished, metrics, learning_rate, data_wait)
             if previous is not None:
-                self._look_at(previous, state)
+                self.log.add(self._finished(previous, state))
 
-            stop = finished == last_step or interruption.requested is not None
-            save = finished % self.config.checkpointing_steps == 0 or interruption.requested is not None
-            validate = finished % self.config.validation_steps == 0 or finished == last_step
+            interrupted = interruption.requested is not None
+            stop = finished == last_step or interrupted
+            save = finished % self.config.checkpointing_steps == 0 or interrupted
+            validate = (finished % self.config.validation_steps == 0 or finished == last_step) and not interrupted
             if save or validate or stop:
-                self._look_at(dispatched, state)
-                dispatched = None
+                figures, dispatched = self._finished(dispatched, state), None
+                self.log.add(
+                    figures, self.validation.measure(state.params, self.frozen, finished) if validate else None
+                )
             if save:
                 self.checkpoints.save(fetch(state), self.record)
-            if validate and self.validation is not None and interruption.requested is None:
-                self.validation.run(state.params, self.frozen, finished)
+            if validate:
+                self.validation.draw(state.params, self.frozen, finished)
             if save or validate:
                 self.log.restart_clock()
             if stop:
@@ -83,10 +91,13 @@ class Loop:
         self.checkpoints.wait()
         return state
 
-    def _look_at(self, dispatched: _Dispatched, state: TrainState) -> None:
+    def _finished(self, dispatched: _Dispatched, state: TrainState) -> StepFigures:
+        """Wait for a step; where it went wrong, save what was last good before raising."""
+        figures = dispatched.figures()
         try:
-            self.log.add(dispatched.figures())
+            figures.check()
         except NonFiniteError:
             self.checkpoints.save(fetch(state), self.record)
             self.checkpoints.wait()
             raise
+        return figures

@@ -18,7 +18,7 @@ def _local_sharding() -> NamedSharding:
     return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
 
 
-def replicate(tree: Tree) -> Tree:
+def replicate(tree: Any) -> Any:
     """A copy of every array on every local device, as one array with a leading axis N."""
     sharding = _local_sharding()
     devices = jax.local_devices()

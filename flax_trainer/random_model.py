@@ -1,4 +1,4 @@
-"""Stable Diffusions with random weights, in diffusers' folder layout, for tests and benchmarks: what they draw is noise.
+"""Stable Diffusions with random weights, in diffusers' folder layout, for tests and benchmarks: they draw noise.
 
 `python3 -m flax_trainer.random_model sd15 FOLDER` writes one.
 """

@@ -44,7 +44,7 @@ class ModelDefs:
 
 @dataclass(frozen=True)
 class AdamWSettings:
-    """AdamW (Loshchilov & Hutter 2019) after clipping of the global gradient norm; the learning rate is a step's own."""
+    """AdamW (Loshchilov & Hutter 2019) after clipping of the global gradient norm. Steps bring the learning rate."""
 
     beta1: float
     beta2: float
@@ -55,7 +55,7 @@ class AdamWSettings:
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss's constants. `loss_weights` is float32 [num_train_timesteps], one weight per timestep (all ones: none)."""
+    """The loss's constants. `loss_weights` is float32 [num_train_timesteps], a weight for each timestep."""
 
     schedule: NoiseSchedule
     loss_weights: np.ndarray
@@ -86,7 +86,7 @@ def encode_batch(
     return sample_BHWC * objective.scaling_factor, hidden_states_BLD.astype(dtype)
 
 
-def denoising_loss(
+def per_sample_losses(
     params: Params,
     unet_params: Params,
     latents_BHWC: jax.Array,
@@ -95,7 +95,7 @@ def denoising_loss(
     defs: ModelDefs,
     objective: Objective,
 ) -> jax.Array:
-    """Mean squared error of the ControlNet-guided prediction, weighted per sample (Ho et al. 2020, eq. 14)."""
+    """Mean squared error of the ControlNet-guided prediction, float32 [B], unweighted (Ho et al. 2020, eq. 14)."""
     dtype, schedule, timesteps_B = objective.compute_dtype, objective.schedule, batch["timesteps"]
     signal_B111 = jnp.asarray(schedule.sqrt_alphas_cumprod)[timesteps_B][:, None, None, None]
     sigma_B111 = jnp.asarray(schedule.sqrt_one_minus_alphas_cumprod)[timesteps_B][:, None, None, None]
@@ -117,9 +117,7 @@ def denoising_loss(
             down_block_additional_residuals=down_residuals,
             mid_block_additional_residual=mid_residual,
         )
-    squared_error_BHWC = jnp.square(prediction_BHWC.astype(jnp.float32) - target_BHWC)
-    weights_B = jnp.asarray(objective.loss_weights)[timesteps_B]
-    return jnp.mean(weights_B * squared_error_BHWC.mean(axis=(1, 2, 3)))
+    return jnp.square(prediction_BHWC.astype(jnp.float32) - target_BHWC).mean(axis=(1, 2, 3))
 
 
 def adamw_update(state: TrainState, grads: Params, learning_rate: Scalar, settings: AdamWSettings) -> TrainState:
@@ -141,15 +139,18 @@ def make_train_step(
     """The step `(state, frozen, batch, learning_rate) → (state, metrics)`.
 
     Every array of `batch` has leading axes [A, B]; gradients are the mean over both and, where `axis_name` names a
-    mapped axis, over devices. Metrics: `loss`, and `grad_norm` before clipping. A non-finite one of them sets `halted`
-    and changes nothing else in the state.
+    mapped axis, over devices. Metrics: `loss`, and `grad_norm` before clipping. Where one is not finite, the state
+    stays as it was and only `halted` is set.
     """
 
     def loss_and_grads(params: Params, frozen: FrozenParams, slice_: Batch) -> tuple[jax.Array, Params]:
-        latents_BHWC, encoder_hidden_states_BLD = encode_batch(defs, frozen, slice_, objective)
-        return jax.value_and_grad(denoising_loss)(
-            params, frozen.unet, latents_BHWC, encoder_hidden_states_BLD, slice_, defs, objective
-        )
+        latents_BHWC, text_BLD = encode_batch(defs, frozen, slice_, objective)
+
+        def loss(params: Params) -> jax.Array:
+            losses_B = per_sample_losses(params, frozen.unet, latents_BHWC, text_BLD, slice_, defs, objective)
+            return jnp.mean(jnp.asarray(objective.loss_weights)[slice_["timesteps"]] * losses_B)
+
+        return jax.value_and_grad(loss)(params)
 
     def mean_over_slices(params: Params, frozen: FrozenParams, batch: Batch) -> tuple[jax.Array, Params]:
         slices = len(batch["timesteps"])
@@ -176,3 +177,13 @@ def make_train_step(
         return kept._replace(halted=halted), {"loss": loss, "grad_norm": grad_norm}
 
     return train_step
+
+
+def make_evaluation_step(defs: ModelDefs, objective: Objective) -> Callable[[Params, FrozenParams, Batch], jax.Array]:
+    """`(controlnet_params, frozen, batch) → losses [B]`: the training loss of each sample, not weighted by timestep."""
+
+    def evaluation_step(params: Params, frozen: FrozenParams, batch: Batch) -> jax.Array:
+        latents_BHWC, text_BLD = encode_batch(defs, frozen, batch, objective)
+        return per_sample_losses(params, frozen.unet, latents_BHWC, text_BLD, batch, defs, objective)
+
+    return evaluation_step

@@ -12,19 +12,22 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, load_base_models, load_schedule
 from flax_trainer.checkpoints import Checkpoints
+from flax_trainer.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
 from flax_trainer.models import FlaxControlNetModel
+from flax_trainer.models.pretrained import HostParams
 from flax_trainer.pmap_engine import AXIS, fetch, replicate
 from flax_trainer.state import TrainState
-from flax_trainer.step import AdamWSettings, Objective, make_train_step
-from flax_trainer.validation import Validation, validation_pairs
+from flax_trainer.step import AdamWSettings, FrozenParams, Objective, make_train_step
+from flax_trainer.validation import LossEvaluator, Validation
 from shared import hub
 from shared.checkpoint_policy import check_resumable, checkpoint_record, checkpoint_step, checkpoint_to_resume
 from shared.config import TrainConfig, notices, to_yaml
 from shared.data.batches import BatchLoader, BatchSpec
-from shared.data.sources import open_source
+from shared.data.sources import SubsetSource, open_sources
 from shared.data.tokenization import Tokenize, load_tokenizer, tokenizer_function
 from shared.diffusion.loss_weighting import min_snr_weights
+from shared.evaluation.held_out import HeldOutEvaluation
 from shared.interruption import Interruption
 from shared.learning_rate import LearningRateSchedule
 from shared.model_card import data_description, write_model_card
@@ -37,7 +40,8 @@ from shared.run_log import (
     package_versions,
     total_steps,
 )
-from shared.tracking import Tracker, check_trackers, open_trackers
+from shared.tracking import Tracker, check_trackers, open_trackers, read_metrics
+from shared.validation_images import ValidationImages
 
 logger = logging.getLogger("flax_trainer")
 
@@ -62,10 +66,10 @@ def train(config: TrainConfig) -> int:
     repository = hub.prepare_repository(config, output_dir)
     schedule = load_schedule(config)
     tokenize = _tokenize(config)
-    source = open_source(config)
+    source, held_out = open_sources(config)
     models, initial = load_base_models(config, schedule)
     _check_resolution(config, models)
-    pairs = validation_pairs(config)
+    images = ValidationImages(config) if config.validation_image else None
 
     # --- devices, batches, steps -------------------------------------------------------------------------------------
     arithmetic = BatchArithmetic(config.train_batch_size, jax.device_count(), config.gradient_accumulation_steps)
@@ -85,12 +89,11 @@ def train(config: TrainConfig) -> int:
 
     # --- state: fresh, or continued ----------------------------------------------------------------------------------
     record = checkpoint_record(config, source.manifest, arithmetic.global_batch_size)
+    frozen = replicate(initial.frozen)
     fresh = TrainState.create(initial.controlnet)
-    state = fresh if resume_from is None else _resumed_state(resume_from, fresh, record)
-    first_step = int(state.step)
     num_parameters = sum(value.size for value in initial.controlnet.values())
-    state, frozen = replicate(state), replicate(initial.frozen)
-    del initial, fresh
+    host_state = fresh if resume_from is None else _resumed_state(resume_from, fresh, record)
+    first_step = int(host_state.step)
 
     # --- the run -----------------------------------------------------------------------------------------------------
     (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -104,17 +107,34 @@ def train(config: TrainConfig) -> int:
         "Run folder": output_dir,
     }
     logger.info("%s", banner("Training a ControlNet with JAX", facts))
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.allow_tf32 else "highest")
     tracker = _open_tracker(config, output_dir, first_step) if jax.process_index() == 0 else None
     checkpoints = Checkpoints(output_dir, keep=config.checkpoints_total_limit)
-    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.allow_tf32 else "highest")
+    objective = _objective(config, models)
+    validation = Validation(
+        images=images,
+        held_out=_held_out_evaluation(config, held_out, tokenize, models),
+        sampler=ImageSampler(
+            models,
+            tokenize,
+            resolution=config.resolution,
+            seed=config.seed,
+            images_per_device=config.train_batch_size,
+        ),
+        losses=LossEvaluator(models.defs, objective),
+        tracker=tracker,
+    )
+    _measure_untrained(validation, initial.controlnet, frozen, first_step, output_dir)
+    state = replicate(host_state)
+    del initial, fresh, host_state
+
     train_step = jax.pmap(
-        make_train_step(models.defs, _objective(config, models), _adamw_settings(config), axis_name=AXIS),
+        make_train_step(models.defs, objective, _adamw_settings(config), axis_name=AXIS),
         axis_name=AXIS,
         in_axes=(0, 0, 0, None),
         donate_argnums=(0,),
     )
     log = RunLog(tracker, first_step, last_step, arithmetic.global_batch_size, epoch_size, config.logging_steps)
-    validation = Validation(config, pairs, models, tokenize, tracker) if pairs else None
     loop = Loop(config, train_step, frozen, loader, learning_rate, checkpoints, record, validation, log)
     with Interruption() as interruption, logging_redirect_tqdm():
         try:
@@ -131,7 +151,7 @@ def train(config: TrainConfig) -> int:
 
     # --- the finished ControlNet and what belongs to it --------------------------------------------------------------
     if jax.process_index() == 0:
-        _finish(config, models, fetch(state), log, loader.skipped, pairs, time.perf_counter() - started, repository)
+        _finish(config, models, fetch(state), log, loader.skipped, validation, started, repository)
     return 0
 
 
@@ -141,8 +161,8 @@ def _finish(
     state: TrainState,
     log: RunLog,
     skipped: int,
-    pairs: list[tuple[Path, str]],
-    seconds: float,
+    validation: Validation,
+    started: float,
     repository: str | None,
 ) -> None:
     output_dir = Path(config.output_dir)
@@ -154,7 +174,8 @@ def _finish(
         "loss": log.last_loss,
         "images_per_second": log.images_per_second,
         "samples_skipped": skipped,
-        "seconds_total": round(seconds, 1),
+        **({} if validation.held_out is None else validation.held_out.report()),
+        "seconds_total": round(time.perf_counter() - started, 1),
         "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "backend": "flax",
         "versions": package_versions(_PACKAGES),
@@ -168,10 +189,11 @@ def _finish(
         "Hardware": report["devices"],
         "Software": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
     }
-    pictures = [
-        (output_dir / "validation" / f"step-{step}" / f"{number}.png", prompt)
-        for number, (_, prompt) in enumerate(pairs)
-    ]
+    pictures = [] if validation.images is None else validation.images.pictures(step)
+    if validation.held_out is not None and validation.held_out.write_contact_sheet(output_dir / "contact_sheet.png"):
+        logger.info(
+            "Condition, before, after and ground truth are side by side in %s", output_dir / "contact_sheet.png"
+        )
     write_model_card(output_dir, config, name=repository or output_dir.resolve().name, facts=facts, pictures=pictures)
     logger.info("The ControlNet is in %s", output_dir)
     if repository is not None:
@@ -216,9 +238,38 @@ def _resumed_state(checkpoint: Path, fresh: TrainState, record: dict[str, Any]) 
     return state
 
 
+def _held_out_evaluation(
+    config: TrainConfig, held_out: SubsetSource | None, tokenize: Tokenize, models: BaseModels
+) -> HeldOutEvaluation | None:
+    if held_out is None:
+        return None
+    return HeldOutEvaluation(
+        config,
+        held_out,
+        tokenize,
+        batch_size=config.train_batch_size * jax.local_device_count(),
+        latent_shape=models.latent_shape(config.resolution),
+        num_train_timesteps=models.schedule.num_train_timesteps,
+    )
+
+
+def _measure_untrained(
+    validation: Validation, controlnet: HostParams, frozen: FrozenParams, first_step: int, output_dir: Path
+) -> None:
+    """What the run starts from: logged by a fresh run, and found again by a continued one for its report."""
+    if validation.held_out is None:
+        return
+    figures = validation.measure(replicate(controlnet), frozen, 0)
+    if validation.tracker is not None and first_step == 0:
+        validation.tracker.log(figures, 0)
+    if first_step > 0:
+        validation.held_out.remember(read_metrics(output_dir))
+
+
 def _open_tracker(config: TrainConfig, output_dir: Path, first_step: int) -> Tracker:
     tracker = open_trackers(config, output_dir)
-    tracker.truncate_after(first_step)  # what a killed run logged after its last checkpoint happens again
+    # What a killed run logged after its last checkpoint happens again; what an earlier run logged here is not ours.
+    tracker.truncate_after(first_step if first_step > 0 else -1)
     return tracker
 
 

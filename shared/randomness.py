@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     SHARD_ORDER = 11
     SHUFFLE_BUFFER = 12
     DEMO = 13
+    HELD_OUT = 14
+    EVALUATION = 15
 
 
 def generator(seed: int, purpose: Purpose | str, position: int) -> np.random.Generator:

@@ -5,7 +5,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -86,13 +86,26 @@ class NonFiniteError(ValueError):
 
 @dataclass
 class StepFigures:
-    """One optimizer step as the host saw it. `step` counts from 1; times in seconds."""
+    """One optimizer step as the host saw it. `step` counts from 1; times in seconds.
+
+    `finished_at` is a reading of `time.perf_counter`.
+    """
 
     step: int
     loss: float
     grad_norm: float
     learning_rate: float
     data_wait: float
+    finished_at: float
+
+    def check(self) -> None:
+        """Raises NonFiniteError where the loss or the gradient is not finite."""
+        if not (math.isfinite(self.loss) and math.isfinite(self.grad_norm)):
+            raise NonFiniteError(
+                f"The loss or the gradient is no longer finite at step {self.step} (loss {self.loss}, gradient norm "
+                f"{self.grad_norm}). The state before that step is kept. Try a lower --learning_rate, a longer "
+                "--lr_warmup_steps, or --mixed_precision no; if the data is new, look at the samples of this step."
+            )
 
 
 @dataclass
@@ -114,7 +127,7 @@ class RunLog:
     images_per_second: float = math.nan
     _window: list[StepFigures] = field(default_factory=list)
     _window_start: float = field(default_factory=time.perf_counter)
-    _last_add: float = field(default_factory=time.perf_counter)
+    _last_finished: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         self._bar = tqdm(
@@ -129,33 +142,23 @@ class RunLog:
     def restart_clock(self) -> None:
         """Leave what happened since the last step (validation, saving) out of the next images-per-second figure."""
         now = time.perf_counter()
-        self._window_start += now - self._last_add
-        self._last_add = now
+        self._window_start += now - self._last_finished
+        self._last_finished = now
 
-    def add(self, figures: StepFigures) -> None:
-        """Record a finished step.
-
-        Raises:
-            NonFiniteError: its loss or gradient is not finite.
-        """
-        if not (math.isfinite(figures.loss) and math.isfinite(figures.grad_norm)):
-            raise NonFiniteError(
-                f"The loss or the gradient is no longer finite at step {figures.step} (loss {figures.loss}, gradient "
-                f"norm {figures.grad_norm}). The state before that step is kept. Try a lower --learning_rate, a longer "
-                "--lr_warmup_steps, or --mixed_precision no; if the data is new, look at the samples of this step."
-            )
+    def add(self, figures: StepFigures, evaluation: Mapping[str, float] | None = None) -> None:
+        """Record a finished step, with what was measured after it, if anything was."""
         self._window.append(figures)
-        self._last_add = time.perf_counter()
+        self._last_finished = figures.finished_at
         self.last_loss = figures.loss
         self._bar.update(figures.step - self._bar.n)
-        if figures.step % self.logging_steps == 0 or figures.step == self.last_step:
-            self._write(figures.step)
+        if figures.step % self.logging_steps == 0 or figures.step == self.last_step or evaluation:
+            self._write(evaluation or {})
         speed = {} if math.isnan(self.images_per_second) else {"img/s": f"{self.images_per_second:.3g}"}
         self._bar.set_postfix(loss=f"{figures.loss:.4f}", lr=f"{figures.learning_rate:.2e}", **speed, refresh=False)
 
-    def _write(self, step: int) -> None:
-        count = len(self._window)
-        self.images_per_second = count * self.global_batch_size / (self._last_add - self._window_start)
+    def _write(self, evaluation: Mapping[str, float]) -> None:
+        count, step = len(self._window), self._window[-1].step
+        self.images_per_second = count * self.global_batch_size / (self._last_finished - self._window_start)
         entry = {
             "loss": math.fsum(figures.loss for figures in self._window) / count,
             "grad_norm": math.fsum(figures.grad_norm for figures in self._window) / count,
@@ -166,12 +169,12 @@ class RunLog:
         if self.epoch_size is not None:
             entry["epoch"] = step * self.global_batch_size / self.epoch_size
         if self.tracker is not None:
-            self.tracker.log(entry, step)
+            self.tracker.log({**entry, **evaluation}, step)
         self._window.clear()
-        self._window_start = self._last_add
+        self._window_start = self._last_finished
 
     def close(self) -> None:
         """Write the steps since the last entry too: an interrupted run ends between two of them."""
         if self._window:
-            self._write(self._window[-1].step)
+            self._write({})
         self._bar.close()

@@ -154,6 +154,16 @@ class TrainConfig:
         None, "The paths of the condition images for validation: as many as --validation_prompt, or one for all."
     )
     validation_steps: int = _validation(100, "The number of optimizer steps from one validation to the next.")
+    num_evaluation_samples: int = _validation(
+        0,
+        "The number of samples held out of the training data, on which every validation, and one before training, "
+        "measures the denoising loss.",
+    )
+    evaluation_fidelity: Literal["none", "circles", "edges"] = _validation(
+        "none",
+        "How to measure, at every validation, whether images made for the held-out conditions follow them: circles "
+        "(IoU and colours, for --generated_circles), edges (precision, recall and F1 of Canny edges).",
+    )
     num_validation_images: int = _validation(4, "The number of images made for each pair of prompt and condition.")
 
     output_dir: str = _checkpoints(

@@ -39,7 +39,6 @@ NOT_SUPPORTED: dict[Backend, tuple[Missing, ...]] = {
         Missing("use_8bit_adam", _GPU_FEATURE),
         Missing("enable_xformers_memory_efficient_attention", "Leave it out; XLA's attention is used."),
         Missing("enable_npu_flash_attention", "Leave it out; XLA's attention is used."),
-        Missing("allow_tf32", "Leave it out; JAX's own setting for matrix products applies."),
         Missing("ccache", "Set the environment variable JAX_COMPILATION_CACHE_DIR instead."),
         Missing("profile_steps", _SEE_METRICS),
         Missing("profile_validation", _SEE_METRICS),

@@ -30,6 +30,7 @@ _AT_LEAST_ONE = (
 )
 _AT_LEAST_ZERO = (
     "max_skipped_samples",
+    "num_evaluation_samples",
     "dataloader_num_workers",
     "lr_warmup_steps",
     "learning_rate",
@@ -64,6 +65,7 @@ def validate(config: TrainConfig, backend: Backend) -> None:
     _check_values(config)
     _check_sources(config)
     _check_validation_pairs(config)
+    _check_evaluation(config)
     _check_secrets(config)
     check_support(config, backend)
 
@@ -121,6 +123,19 @@ def _check_source_details(config: TrainConfig) -> None:
             raise ValueError(
                 f"--train_shards {url!r} would run a shell command. If you wrote it yourself, add --allow_shell_urls."
             )
+
+
+def _check_evaluation(config: TrainConfig) -> None:
+    if config.evaluation_fidelity != "none" and config.num_evaluation_samples == 0:
+        raise ValueError(
+            f"--evaluation_fidelity {config.evaluation_fidelity} measures on held-out samples and there are none: "
+            "say how many with --num_evaluation_samples."
+        )
+    if config.evaluation_fidelity == "circles" and config.generated_circles is None:
+        raise ValueError(
+            "--evaluation_fidelity circles needs --generated_circles, whose true circles are known. For other data, "
+            "choose edges or none."
+        )
 
 
 def _check_validation_pairs(config: TrainConfig) -> None:

@@ -28,8 +28,6 @@ PerSampleLosses = Callable[[Batch], npt.NDArray[Any]]
 
 BINS = 4
 
-_FIRST_POSITION = 2**63  # the positions below, under the same purpose, are those of the sampler's initial latents
-
 
 @dataclass(frozen=True)
 class ValidationSample:
@@ -71,8 +69,8 @@ def read_samples(candidates: Iterable[RawSample], count: int, config: TrainConfi
 class DenoisingEvaluation:
     """Every sample at one timestep in every bin, with its own noise: a fixed function of samples and seed.
 
-    Row r is sample r // bins in bin r % bins. Its draws are keyed by (seed, Purpose.VALIDATION, 2**63 + r), so they do
-    not depend on how rows are batched. A batch has the keys of `shared.data.batches` and the leading axis [B]; the last
+    Row r is sample r // bins in bin r % bins. Its draws are keyed by (seed, Purpose.EVALUATION, r), so they do not
+    depend on how rows are batched. A batch has the keys of `shared.data.batches` and the leading axis [B]; the last
     one is filled up with the last row, which counts once.
     """
 
@@ -145,7 +143,7 @@ class DenoisingEvaluation:
         }
 
     def _draw(self, row: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], int]:
-        rng = generator(self._seed, Purpose.VALIDATION, _FIRST_POSITION + row)
+        rng = generator(self._seed, Purpose.EVALUATION, row)
         bin_ = row % (len(self._edges) - 1)
         timestep = int(rng.integers(self._edges[bin_], self._edges[bin_ + 1]))
         vae_noise, noise = (rng.standard_normal(self._latent_shape, dtype=np.float32) for _ in range(2))

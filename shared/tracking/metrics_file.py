@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+METRICS_FILE = "metrics.jsonl"
+
 
 class MetricsFile:
     """Appends `{"step": …, name: value, …}` to a file, one line per call, flushed.
@@ -41,6 +43,11 @@ class MetricsFile:
         temporary.write_text("".join(lines), encoding="utf-8")
         os.replace(temporary, self._path)
         self._file = self._path.open("a", encoding="utf-8")
+
+
+def read_metrics(run_directory: Path) -> list[dict[str, float]]:
+    """Every complete entry of a run's metrics.jsonl, in order."""
+    return [json.loads(line) for line in _complete_lines(run_directory / METRICS_FILE)]
 
 
 def _complete_lines(path: Path) -> list[str]:

@@ -7,13 +7,11 @@ from typing import Protocol
 import numpy as np
 
 from shared.config import TrainConfig
-from shared.tracking.metrics_file import MetricsFile
+from shared.tracking.metrics_file import METRICS_FILE, MetricsFile
 from shared.tracking.tensorboard import TensorBoardTracker, check_tensorboard
 from shared.tracking.weights_and_biases import WandbTracker, check_wandb
 
 CaptionedImage = tuple[str, np.ndarray]
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class Destination(Protocol):

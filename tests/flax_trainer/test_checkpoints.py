@@ -44,7 +44,7 @@ def state(step: int, rows: int = 4) -> TrainState:
 
 def assert_same(left: TrainState, right: TrainState) -> None:
     """Bit for bit, with names, types and shapes."""
-    assert jax.tree.structure(left) == jax.tree.structure(right)
+    assert str(jax.tree.structure(left)) == str(jax.tree.structure(right))
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         assert isinstance(a, np.ndarray)
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
@@ -150,12 +150,11 @@ def test_retention_counts_those_of_the_run_before(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["checkpoint-10", "checkpoint-11"]
 
 
-def test_the_step_just_saved_is_kept_even_behind_newer_ones(tmp_path: Path) -> None:
+def test_the_newest_are_those_saved_last_whatever_their_numbers(tmp_path: Path) -> None:
     """A run that was resumed from an older checkpoint."""
     save(tmp_path, 8, 9, 10)
-    save(tmp_path, 5, keep=2)
-    assert "checkpoint-5" in names_in(tmp_path)
-    assert len(names_in(tmp_path)) == 2
+    save(tmp_path, 5, 6, 7, keep=2)
+    assert names_in(tmp_path) == ["checkpoint-6", "checkpoint-7"]
 
 
 def test_a_step_is_saved_again(tmp_path: Path) -> None:
@@ -243,7 +242,8 @@ from test_checkpoints import assert_same, save, state
 
 folder = Path(sys.argv[1])
 save(folder / "good", 3, 6, rows=1000)
-files = sorted(path.relative_to(folder / "good") for path in (folder / "good/checkpoint-6").rglob("*") if path.is_file())
+found = (folder / "good/checkpoint-6").rglob("*")
+files = sorted(path.relative_to(folder / "good") for path in found if path.is_file())
 results = {}
 for kind in ("emptied", "truncated", "deleted"):
     for file in files:
@@ -367,16 +367,6 @@ def test_a_full_disk_leaves_the_older_checkpoints_intact(tmp_path: Path, failing
     checkpoints.save(state(3), RECORD)
     checkpoints.close()
     assert names_in(tmp_path) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
-
-
-def test_a_folder_that_went_away(tmp_path: Path) -> None:
-    save(tmp_path / "run", 1)
-    checkpoints = Checkpoints(tmp_path / "run", keep=None)
-    (tmp_path / "run").rename(tmp_path / "elsewhere")
-    (tmp_path / "run").write_text("in the way")
-    with pytest.raises(ValueError, match=rf"could not be written to {tmp_path}/run .*NotADirectoryError"):
-        checkpoints.save(state(2), RECORD)
-    checkpoints.close()
 
 
 def test_the_state_is_what_a_checkpoint_holds() -> None:

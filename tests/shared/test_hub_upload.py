@@ -96,7 +96,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
             self.end_headers()
             self.wfile.write(answer)
 
-        do_GET = do_POST = answer  # noqa: N815 - the names that http.server looks for
+        do_GET = do_POST = answer
 
         def log_message(self, format: str, *args: object) -> None: ...
 

@@ -114,7 +114,10 @@ def test_the_command_line_can_be_pasted(monkeypatch: pytest.MonkeyPatch, tmp_pat
     words = ["train_flax.py", "--validation_prompt", "a red circle; it's $HOME", "--output_dir", "a b"]
     monkeypatch.setattr(sys, "argv", words)
     shown = subprocess.run(
-        ["bash", "-c", command_line().replace("python3", "printf '%s\\n'", 1)], capture_output=True, text=True, check=True
+        ["bash", "-c", command_line().replace("python3", "printf '%s\\n'", 1)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert shown.stdout.splitlines() == words
 
@@ -137,7 +140,9 @@ def test_every_entry_is_the_mean_since_the_entry_before(
         log.add(figures(step, loss, grad_norm, data_wait))
     log.close()
 
-    boundaries = [step for step in range(first_step + 1, last_step + 1) if step % logging_steps == 0 or step == last_step]
+    boundaries = [
+        step for step in range(first_step + 1, last_step + 1) if step % logging_steps == 0 or step == last_step
+    ]
     assert [step for step, _ in recorded.entries] == boundaries
     for begin, (end, entry) in zip([first_step, *boundaries], recorded.entries, strict=False):
         means = np.mean(values[begin - first_step : end - first_step], axis=0)

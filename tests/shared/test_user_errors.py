@@ -68,5 +68,3 @@ def test_the_entry_point_ends_with_the_code_of_the_mistake(tmp_path: Path) -> No
     assert ended.returncode == 2, ended.stderr
     assert "already holds checkpoints" in ended.stderr
     assert "Traceback" not in ended.stderr
-
-

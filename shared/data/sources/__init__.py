@@ -3,24 +3,49 @@
 from pathlib import Path
 
 from shared.config import TrainConfig
-from shared.data.sources.base import Manifest, RandomAccessSource, Source, StreamSource, SubsetSource
+from shared.data.sources.base import (
+    Manifest,
+    RandomAccessSource,
+    Source,
+    StreamSource,
+    SubsetSource,
+    hold_out,
+    train_subset,
+)
 
-__all__ = ["Manifest", "RandomAccessSource", "Source", "StreamSource", "SubsetSource", "open_source"]
+__all__ = ["Manifest", "RandomAccessSource", "Source", "StreamSource", "SubsetSource", "open_source", "open_sources"]
 
 
 def open_source(config: TrainConfig) -> Source:
-    """The training data that `config` names, cut to --max_train_samples.
+    """The training data alone: the first of `open_sources`."""
+    return open_sources(config)[0]
+
+
+def open_sources(config: TrainConfig) -> tuple[Source, SubsetSource | None]:
+    """The training data that `config` names, cut to --max_train_samples, and what is held out of it for evaluation.
 
     Returns:
-        A `RandomAccessSource` wherever the data allows it, a `StreamSource` with --streaming and for remote shards.
+        A `RandomAccessSource` wherever the data allows it, a `StreamSource` with --streaming and for remote shards; and
+        the --num_evaluation_samples held-out samples, None where none are asked for.
 
     Raises:
-        ValueError: when no source is named or several are, when it cannot be found or read, when a column is missing.
+        ValueError: when no source is named or several are, when it cannot be found or read, when a column is missing,
+            or when samples cannot be held out of it.
     """
     source = _open(config)
-    if config.max_train_samples is None or not isinstance(source, RandomAccessSource):
-        return source
-    return SubsetSource(source, config.max_train_samples, config.seed)
+    if not isinstance(source, RandomAccessSource):
+        if config.num_evaluation_samples:
+            raise ValueError(
+                "--num_evaluation_samples holds samples out of data that can be read in any order; a stream cannot. "
+                "Give local data, or leave it out"
+            )
+        return source, None
+    held_out = None
+    if config.num_evaluation_samples:
+        source, held_out = hold_out(source, config.num_evaluation_samples, config.seed)
+    if config.max_train_samples is not None:
+        source = train_subset(source, config.max_train_samples, config.seed)
+    return source, held_out
 
 
 def _open(config: TrainConfig) -> Source:

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
+
 from shared.data.sample import RawSample
 from shared.randomness import Purpose, generator
 
@@ -34,17 +37,38 @@ Source = RandomAccessSource | StreamSource
 
 
 class SubsetSource:
-    """A seeded random choice of `count` samples, the same in every epoch (diffusers: `shuffle(seed).select`)."""
+    """Some samples of another source, in an order of their own. `indices` are theirs in that source."""
 
-    def __init__(self, source: RandomAccessSource, count: int, seed: int) -> None:
-        if count < 1:
-            raise ValueError(f"--max_train_samples is {count}; expected at least 1, or leave it out to use everything")
+    def __init__(self, source: RandomAccessSource, indices: npt.NDArray[np.int64], manifest: Manifest) -> None:
         self._source = source
-        self._indices = generator(seed, Purpose.SUBSET, 0).permutation(len(source))[:count]
-        self.manifest = source.manifest | {"max_train_samples": count, "subset_seed": seed}
+        self.indices = indices
+        self.manifest = source.manifest | manifest
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> RawSample:
-        return self._source[int(self._indices[index])]
+        return self._source[int(self.indices[index])]
+
+
+def train_subset(source: RandomAccessSource, count: int, seed: int) -> SubsetSource:
+    """A seeded random choice of `count` samples, the same in every epoch (diffusers: `shuffle(seed).select`)."""
+    if count < 1:
+        raise ValueError(f"--max_train_samples is {count}; expected at least 1, or leave it out to use everything")
+    indices = generator(seed, Purpose.SUBSET, 0).permutation(len(source))[:count]
+    return SubsetSource(source, indices, {"max_train_samples": count, "subset_seed": seed})
+
+
+def hold_out(source: RandomAccessSource, count: int, seed: int) -> tuple[SubsetSource, SubsetSource]:
+    """A source without `count` randomly chosen samples, and those samples.
+
+    Raises:
+        ValueError: nothing would be left to train on.
+    """
+    if count >= len(source):
+        raise ValueError(
+            f"--num_evaluation_samples is {count}, but there are {len(source)} samples in all; hold out fewer"
+        )
+    order = generator(seed, Purpose.HELD_OUT, 0).permutation(len(source))
+    manifest = {"held_out": count, "held_out_seed": seed, "samples": len(source) - count}
+    return SubsetSource(source, np.sort(order[count:]), manifest), SubsetSource(source, order[:count], manifest)

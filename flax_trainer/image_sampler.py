@@ -1,0 +1,87 @@
+"""Images from the weights in training, sampled on all devices as users will sample them.
+
+Axes: R images asked for, N local devices, B images per device, H W pixels, C channels, L tokens.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_trainer.base_models import BaseModels
+from flax_trainer.models.functional import Params, cast
+from flax_trainer.pmap_engine import shard_rows
+from flax_trainer.sampling import Prompt, SamplingDefs, SamplingParams, sample_images
+from flax_trainer.step import FrozenParams, ModelDefs, normalise_condition
+from shared.data.tokenization import Tokenize
+from shared.diffusion.samplers import SamplerPlan, initial_latents, unipc_plan
+
+# What diffusers' train_controlnet.py validates with: UniPC, 20 steps, and its pipeline's default guidance.
+NUM_INFERENCE_STEPS = 20
+GUIDANCE_SCALE = 7.5
+
+
+class ImageSampler:
+    """Samples with replicated parameters, `images_per_device` at a time on every device: one program for all calls."""
+
+    def __init__(self, models: BaseModels, tokenize: Tokenize, *, resolution: int, seed: int, images_per_device: int):
+        self._tokenize = tokenize
+        self._latent_shape = models.latent_shape(resolution)
+        self._seed = seed
+        self._rows = images_per_device * jax.local_device_count()
+        plan = unipc_plan(models.schedule, NUM_INFERENCE_STEPS)
+        self._sample = jax.pmap(partial(_sample, models.defs, plan, models.vae_config.scaling_factor))
+
+    def __call__(
+        self, controlnet_params: Params, frozen: FrozenParams, prompts: list[str], conditions_RHWC: np.ndarray
+    ) -> np.ndarray:
+        """uint8 [R,H,W,C], one image for each prompt with its condition (uint8).
+
+        Image r starts from latents that depend on the seed and r alone, so images of different steps, device counts
+        and backends can be compared.
+        """
+        count = len(prompts)
+        rows = [min(row, count - 1) for row in range(-(-count // self._rows) * self._rows)]
+        prompt_ids_RL = self._tokenize(prompts)
+        empty_ids_RL = np.repeat(self._tokenize([""]), self._rows, axis=0)
+        images = []
+        for start in range(0, len(rows), self._rows):
+            chosen = rows[start : start + self._rows]
+            images_NBHWC = self._sample(
+                controlnet_params,
+                frozen,
+                shard_rows(empty_ids_RL),
+                shard_rows(prompt_ids_RL[chosen]),
+                shard_rows(conditions_RHWC[chosen]),
+                shard_rows(initial_latents(self._seed, chosen, self._latent_shape)),
+            )
+            images.append(np.asarray(images_NBHWC).reshape(self._rows, *images_NBHWC.shape[2:]))
+        return np.concatenate(images)[:count]
+
+
+def _sample(
+    defs: ModelDefs,
+    plan: SamplerPlan,
+    scaling_factor: float,
+    controlnet_params: Params,
+    frozen: FrozenParams,
+    negative_ids_BL: jax.Array,
+    prompt_ids_BL: jax.Array,
+    condition_BHWC: jax.Array,
+    latents_BHWC: jax.Array,
+) -> jax.Array:
+    """uint8 images [B,H,W,C] of one device."""
+    encode = defs.text_encoder.bind(frozen.text_encoder)
+    dtype = next(iter(frozen.unet.values())).dtype
+    images_BHWC = sample_images(
+        SamplingDefs(defs.unet, defs.controlnet, defs.vae, scaling_factor),
+        plan,
+        SamplingParams(frozen.unet, cast(controlnet_params, dtype), frozen.vae),
+        Prompt(encode(prompt_ids_BL)[0]),
+        Prompt(encode(negative_ids_BL)[0]),
+        normalise_condition(condition_BHWC),
+        latents_BHWC,
+        guidance_scale=GUIDANCE_SCALE,
+    )
+    return jnp.round(images_BHWC * 255).astype(jnp.uint8)

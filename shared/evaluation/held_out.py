@@ -1,0 +1,92 @@
+"""Everything that is measured on held-out samples during a run, and what is made of it at the end."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.config import TrainConfig
+from shared.data.sources.base import SubsetSource
+from shared.data.tokenization import Tokenize
+from shared.evaluation.contact_sheet import SheetRow, save_contact_sheet
+from shared.evaluation.convergence import convergence_step
+from shared.evaluation.denoising import DenoisingEvaluation, PerSampleLosses, read_samples
+from shared.evaluation.fidelity import open_fidelity
+
+SampleImages = Callable[[list[str], npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
+"""What a backend supplies: prompts and conditions uint8 [R,H,W,3] → images uint8 [R,H,W,3]."""
+
+_ROWS_ON_SHEET = 8
+
+
+class HeldOutEvaluation:
+    """Measures the denoising loss and, where asked for, the conditioning fidelity; remembers what it measured."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        held_out: SubsetSource,
+        tokenize: Tokenize,
+        batch_size: int,
+        latent_shape: tuple[int, int, int],
+        num_train_timesteps: int,
+    ):
+        """Reads the samples.
+
+        Raises:
+            ValueError: too many of them are unreadable.
+        """
+        self._samples = read_samples((held_out[index] for index in range(len(held_out))), len(held_out), config)
+        self._denoising = DenoisingEvaluation(
+            self._samples, tokenize, config.seed, batch_size, latent_shape, num_train_timesteps
+        )
+        self._fidelity = open_fidelity(config, held_out, self._samples)
+        self._series: list[tuple[int, dict[str, float]]] = []
+        self._first_images: npt.NDArray[np.uint8] | None = None
+        self._last_images: npt.NDArray[np.uint8] | None = None
+
+    def run(self, step: int, per_sample_losses: PerSampleLosses, sample_images: SampleImages) -> dict[str, float]:
+        """The figures of a step. The first call is to be that of the untrained ControlNet."""
+        figures = self._denoising.run(per_sample_losses)
+        if self._fidelity is not None:
+            images = sample_images(
+                [sample.caption for sample in self._samples],
+                np.stack([sample.conditioning_pixels for sample in self._samples]),
+            )
+            figures |= self._fidelity.measure(list(images))
+            self._first_images = images if self._first_images is None else self._first_images
+            self._last_images = images
+        self._series.append((step, figures))
+        return figures
+
+    def remember(self, entries: list[dict[str, float]]) -> None:
+        """Take over what a run measured before it was interrupted, from the entries of its metrics.jsonl."""
+        figures_of = self._series[0][1]
+        for entry in entries:
+            if entry["step"] > 0 and figures_of.keys() <= entry.keys():
+                self._series.append((int(entry["step"]), {name: entry[name] for name in figures_of}))
+
+    def report(self) -> dict[str, Any]:
+        """The last figures, those of the untrained ControlNet as `…_untrained`, and the `convergence_step`."""
+        (_, untrained), (_, last) = self._series[0], self._series[-1]
+        report: dict[str, Any] = {}
+        for name, value in last.items():
+            report |= {name: value, f"{name}_untrained": untrained[name]}
+        if self._fidelity is not None:
+            report["convergence_step"] = convergence_step(
+                [(step, figures[self._fidelity.main]) for step, figures in self._series]
+            )
+        return report
+
+    def write_contact_sheet(self, path: Path) -> bool:
+        """Condition, untrained, trained and ground truth of the first samples; False where no images were made."""
+        if self._first_images is None or self._last_images is None:
+            return False
+        rows = [
+            SheetRow(sample.caption, sample.conditioning_pixels, before, after, sample.pixels)
+            for sample, before, after in zip(self._samples, self._first_images, self._last_images, strict=True)
+        ]
+        save_contact_sheet(path, rows[:_ROWS_ON_SHEET])
+        return True

@@ -1,0 +1,60 @@
+"""The pictures that `--validation_image` and `--validation_prompt` ask for."""
+
+from pathlib import Path
+
+import numpy as np
+
+from shared.config import TrainConfig
+from shared.data.preprocessing import preprocess
+from shared.data.sample import BadSampleError
+from shared.images import GridRow, save_grid
+from shared.tracking import Tracker
+
+
+class ValidationImages:
+    """The (condition, prompt) pairs of a run, one going with all of the other, and where their pictures go.
+
+    Attributes:
+        prompts: one for each image to make: each pair's `num_validation_images` times.
+        conditions_RHWC: uint8 [R,H,W,3], the condition of each.
+    """
+
+    def __init__(self, config: TrainConfig):
+        """Reads the condition images.
+
+        Raises:
+            ValueError: one does not exist or cannot be read.
+        """
+        images, prompts = config.validation_image or (), config.validation_prompt or ()
+        count = max(len(images), len(prompts))
+        paths = images * count if len(images) == 1 else images
+        self._pair_prompts = prompts * count if len(prompts) == 1 else prompts
+        self._pair_conditions = [_read_condition(Path(path), config) for path in paths]
+        self._per_pair = config.num_validation_images
+        self._folder = Path(config.output_dir) / "validation"
+        self.prompts = [prompt for prompt in self._pair_prompts for _ in range(self._per_pair)]
+        self.conditions_RHWC = np.repeat(np.array(self._pair_conditions), self._per_pair, axis=0)
+
+    def write(self, images_RHWC: np.ndarray, step: int, tracker: Tracker) -> Path:
+        """Save `validation/step-N/PAIR.png`, condition beside images, and tell the tracker; returns the folder."""
+        folder = self._folder / f"step-{step}"
+        for pair, (prompt, condition) in enumerate(zip(self._pair_prompts, self._pair_conditions, strict=True)):
+            own = images_RHWC[pair * self._per_pair : (pair + 1) * self._per_pair]
+            captioned = [("condition", condition), *((f"image {index}", image) for index, image in enumerate(own))]
+            save_grid(folder / f"{pair}.png", [GridRow(prompt, captioned)])
+            tracker.images(f"validation/{pair}", captioned, step)
+        return folder
+
+    def pictures(self, step: int) -> list[tuple[Path, str]]:
+        """What `write` saved at a step: each file with its prompt."""
+        folder = self._folder / f"step-{step}"
+        return [(folder / f"{pair}.png", prompt) for pair, prompt in enumerate(self._pair_prompts)]
+
+
+def _read_condition(path: Path, config: TrainConfig) -> np.ndarray:
+    if not path.is_file():
+        raise ValueError(f"--validation_image: there is no file {path}. Give paths of existing images.")
+    try:
+        return preprocess(path, config.resolution, config.image_interpolation_mode)
+    except BadSampleError as error:
+        raise ValueError(f"--validation_image {path} cannot be used: {error}. Give a readable image.") from error

@@ -1,0 +1,115 @@
+"""Figures on held-out samples, from a backend that draws what it is told to."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from shared.config import TrainConfig, validate
+from shared.data.batches import Batch
+from shared.data.sources import open_sources
+from shared.evaluation.held_out import HeldOutEvaluation
+
+CONFIG = TrainConfig(
+    pretrained_model_name_or_path="base",
+    generated_circles=40,
+    resolution=64,
+    num_evaluation_samples=5,
+    evaluation_fidelity="circles",
+)
+LATENTS = (8, 8, 4)
+
+
+def evaluation(config: TrainConfig = CONFIG) -> HeldOutEvaluation:
+    _, held_out = open_sources(config)
+    assert held_out is not None
+    return HeldOutEvaluation(config, held_out, tokenize, 3, LATENTS, 1000)
+
+
+def tokenize(captions: Sequence[str]) -> np.ndarray:
+    return np.zeros((len(captions), 77), np.int32)
+
+
+def losses(batch: Batch) -> np.ndarray:
+    """A loss that is its timestep: bins have known ranges."""
+    return batch["timesteps"].astype(np.float32)
+
+
+def grey(prompts: list[str], conditions: np.ndarray) -> np.ndarray:
+    return np.full_like(conditions, 128)
+
+
+def truth(config: TrainConfig) -> np.ndarray:
+    _, held_out = open_sources(config)
+    assert held_out is not None
+    return np.stack([np.asarray(held_out[index].image) for index in range(len(held_out))])
+
+
+def test_an_untrained_and_a_perfect_model_are_told_apart(tmp_path: Path) -> None:
+    measured = evaluation()
+    asked: list[str] = []
+
+    def perfect(prompts: list[str], conditions: np.ndarray) -> np.ndarray:
+        asked.extend(prompts)
+        return truth(CONFIG)
+
+    assert measured.run(0, losses, grey)["circle_iou"] == 0.0
+    for step in (10, 20, 30):
+        figures = measured.run(step, losses, perfect)
+    assert figures["circle_iou"] > 0.99
+    assert figures["color_accuracy"] == 1.0
+    assert 0 <= figures["validation_loss_t000-249"] < 250 <= figures["validation_loss_t250-499"] < 500
+    assert all(prompt.endswith("background") for prompt in asked)
+    report = measured.report()
+    assert report["circle_iou"] == figures["circle_iou"]
+    assert report["circle_iou_untrained"] == 0.0
+    assert report["convergence_step"] == 10
+    assert measured.write_contact_sheet(tmp_path / "sheet.png")
+    with PIL.Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 4 * 64
+
+
+def test_a_continued_run_remembers_what_it_measured_before() -> None:
+    entries = [{"step": 0, "loss": 1.0}]
+    first = evaluation()
+    for step in (0, 10, 20):
+        images = grey if step < 20 else (lambda prompts, conditions: truth(CONFIG))
+        entries.append({"step": step} | first.run(step, losses, images))
+    continued = evaluation()
+    continued.run(0, losses, grey)
+    continued.remember(entries)
+    for step in (30, 40):
+        for measured in (first, continued):
+            measured.run(step, losses, lambda prompts, conditions: truth(CONFIG))
+    assert continued.report() == first.report()
+    assert continued.report()["convergence_step"] == 20
+
+
+def test_without_a_fidelity_no_image_is_made(tmp_path: Path) -> None:
+    def never(prompts: list[str], conditions: np.ndarray) -> np.ndarray:
+        raise AssertionError("images were asked for")
+
+    measured = evaluation(dataclasses.replace(CONFIG, evaluation_fidelity="none"))
+    assert set(measured.run(0, losses, never)) == {
+        "validation_loss",
+        *(f"validation_loss_t{first:03}-{first + 249:03}" for first in range(0, 1000, 250)),
+    }
+    assert "convergence_step" not in measured.report()
+    assert not measured.write_contact_sheet(tmp_path / "sheet.png")
+
+
+def test_edges_of_the_conditions_are_measured() -> None:
+    measured = evaluation(dataclasses.replace(CONFIG, evaluation_fidelity="edges"))
+    figures = measured.run(0, losses, lambda prompts, conditions: truth(CONFIG))
+    assert 0 < figures["edge_f1"] <= 1
+    assert measured.run(1, losses, grey)["edge_recall"] == 0.0
+
+
+def test_flags_that_do_not_belong_together() -> None:
+    with pytest.raises(ValueError, match="--num_evaluation_samples"):
+        validate(dataclasses.replace(CONFIG, num_evaluation_samples=0), "flax")
+    with pytest.raises(ValueError, match="needs --generated_circles"):
+        validate(dataclasses.replace(CONFIG, generated_circles=None, dataset_name="some/circles"), "flax")
