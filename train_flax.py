@@ -16,6 +16,9 @@ def main(arguments: list[str]) -> int:
         return train(config)
     except ValueError as error:
         return explain(error)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -185,7 +185,11 @@ def _finish(
     facts = {
         "Optimizer steps": step,
         "Images seen": report["images_seen"],
-        "Loss at the last step": f"{log.last_loss:.4f}",
+        **{
+            name: report[name]
+            for name in ("circle_iou", "color_accuracy", "edge_f1", "validation_loss")
+            if name in report
+        },
         "Hardware": report["devices"],
         "Software": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
     }
