@@ -233,7 +233,7 @@ def _check_resolution(config: TrainConfig, models: BaseModels) -> None:
 
 
 def _resumed_state(checkpoint: Path, fresh: TrainState, record: dict[str, Any]) -> TrainState:
-    checkpoints = Checkpoints(checkpoint.parent, keep=None)
+    checkpoints = Checkpoints(checkpoint.parent, keep=None, read_only=True)
     step = checkpoint_step(checkpoint)
     assert step is not None, checkpoint
     check_resumable(checkpoint, checkpoints.record(step), record)

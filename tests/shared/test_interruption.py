@@ -75,7 +75,7 @@ def test_ctrl_c_while_saving_stops_at_once(first: signal.Signals) -> None:
         process.send_signal(first)
         assert read_line(process) == first.name
         process.send_signal(signal.SIGINT)
-        process.wait()  # without the line that would end the save
+        process.wait(timeout=60)  # without the line that would end the save
         output, errors = process.communicate()
         assert output == ""
         assert "KeyboardInterrupt" in errors

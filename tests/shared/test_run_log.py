@@ -55,7 +55,7 @@ def run_log(
 
 
 def figures(step: int, loss: float = 0.5, grad_norm: float = 2.0, data_wait: float = 0.25) -> StepFigures:
-    return StepFigures(step, loss, grad_norm, learning_rate=step / 100, data_wait=data_wait)
+    return StepFigures(step, loss, grad_norm, step / 100, data_wait, finished_at=time.perf_counter())
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
@@ -172,15 +172,25 @@ def test_epochs_are_counted_where_their_length_is_known() -> None:
     assert "epoch" not in recorded.entries[0][1]
 
 
-@given(finite, st.sampled_from([math.nan, math.inf, -math.inf]), st.booleans())
-def test_a_figure_that_is_not_finite_stops_the_run_and_is_not_logged(good: float, bad: float, in_loss: bool) -> None:
-    log, recorded = run_log(last_step=10, logging_steps=5)
-    log.add(figures(1, loss=good))
-    with pytest.raises(NonFiniteError, match=r"step 2 .*(nan|inf).*--learning_rate"):
-        log.add(figures(2, loss=bad) if in_loss else figures(2, grad_norm=bad))
+@given(finite, finite)
+def test_finite_figures_pass(loss: float, grad_norm: float) -> None:
+    figures(1, loss, grad_norm).check()
+
+
+@given(finite, st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_a_figure_that_is_not_finite_stops_the_run_at_its_step(good: float, bad: float) -> None:
+    for wrong in (figures(7, loss=bad, grad_norm=good), figures(7, loss=good, grad_norm=bad)):
+        with pytest.raises(NonFiniteError, match=r"at step 7 .*(nan|inf).*--learning_rate"):
+            wrong.check()
+
+
+def test_an_evaluation_is_written_with_the_step_it_was_taken_after() -> None:
+    log, recorded = run_log(last_step=100, logging_steps=4)
+    for step in range(1, 7):
+        log.add(figures(step, loss=step), {"validation_loss": 0.125} if step == 3 else None)
     log.close()
-    assert [(step, entry["loss"]) for step, entry in recorded.entries] == [(1, good)]
-    assert log.last_loss == good
+    assert [(step, entry["loss"]) for step, entry in recorded.entries] == [(3, 2.0), (4, 4.0), (6, 5.5)]
+    assert [entry.get("validation_loss") for _, entry in recorded.entries] == [0.125, None, None]
 
 
 def test_a_process_that_does_not_track_keeps_its_own_figures(capsys: pytest.CaptureFixture[str]) -> None:
