@@ -113,8 +113,9 @@ class RunLog:
     """Turns finished steps into a progress bar and one tracker entry every `logging_steps`.
 
     Attributes:
+        tracker: None in a process that shows and records nothing.
         epoch_size: samples in an epoch, None for a stream of unknown length.
-        visible: whether this process draws the bar and writes to the tracker.
+        last_loss, images_per_second: of the last step and the last entry.
     """
 
     tracker: Tracker | None
