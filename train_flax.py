@@ -4,15 +4,19 @@
 import sys
 
 from shared.config import parse_command_line
+from shared.user_errors import explain
 
 
 def main(arguments: list[str]) -> int:
-    from flax_trainer.demo import prepare_demo
-    from flax_trainer.train import train
-    from shared.user_errors import explain
+    if not arguments:
+        from flax_trainer.demo import prepare_demo
+
+        arguments = prepare_demo()
+    config = parse_command_line(arguments, "flax")
+
+    from flax_trainer.train import train  # here, so that --help and mistakes in flags need not wait for JAX
 
     try:
-        config = parse_command_line(arguments or prepare_demo(), "flax")
         return train(config)
     except ValueError as error:
         return explain(error)

@@ -136,6 +136,8 @@ def _check_fit(
             controlnet.cross_attention_dim,
         ),
         "block_out_channels of the UNet and the ControlNet": (unet.block_out_channels, controlnet.block_out_channels),
+        "layers_per_block of the UNet and the ControlNet": (unet.layers_per_block, controlnet.layers_per_block),
+        "channels of RGB conditions and the ControlNet (conditioning_channels)": (3, controlnet.conditioning_channels),
     }
     for what, (one, other) in pairs.items():
         if one != other:

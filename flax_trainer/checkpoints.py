@@ -49,6 +49,7 @@ class Checkpoints:
         Unless `read_only`, what a killed run left unfinished in the folder is deleted.
         """
         self._directory = directory.absolute()
+        self._saved_step: int | None = None
         options = ocp.CheckpointManagerOptions(
             step_name_format=_DashedNames(),
             max_to_keep=keep,
@@ -68,12 +69,15 @@ class Checkpoints:
             ValueError: this save cannot begin, or the one before it failed.
         """
         step = int(state.step)
+        if step == self._saved_step:
+            return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state.to_checkpoint()), record=ocp.args.JsonSave(record))
         self.wait()
         with self._explained_failure_to_write():
             if step in self._manager.all_steps():
                 self._manager.delete(step)
             self._manager.save(step, args=items, force=True)
+        self._saved_step = step
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of `checkpoint-{step}` as numpy arrays; `like` gives the names, shapes and dtypes expected.

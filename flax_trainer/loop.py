@@ -1,6 +1,7 @@
 """The loop of a run: take a batch, dispatch a step, look at the step before, and every so often validate or save."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from flax_trainer.state import TrainState
 from flax_trainer.step import FrozenParams, Metrics, TrainStep
 from flax_trainer.validation import Validation
 from shared.config import TrainConfig
-from shared.data.batches import BatchLoader
+from shared.data.batches import Batch, BatchLoader
 from shared.interruption import Interruption
 from shared.learning_rate import LearningRateSchedule
 from shared.run_log import NonFiniteError, RunLog, StepFigures
@@ -58,12 +59,18 @@ class Loop:
 
         Raises:
             NonFiniteError: after saving the last good state.
+            ValueError: from the data, after saving the state that it stopped at.
         """
+        if first_step == last_step:  # interrupted after the last step, before its validation
+            figures_at_end = self.validation.measure(state.params, self.frozen, last_step)
+            if figures_at_end:
+                self.validation.tracker.log(figures_at_end, last_step)
+            self.validation.draw(state.params, self.frozen, last_step)
         dispatched: _Dispatched | None = None
         batches = self.loader.iterate(first_step)
         for finished in range(first_step + 1, last_step + 1):
             waiting_since = time.perf_counter()
-            _, batch = next(batches)
+            batch = self._next_batch(batches, state)
             data_wait = time.perf_counter() - waiting_since
             learning_rate = self.learning_rate(finished - 1)
             state, metrics = self.train_step(state, self.frozen, shard_batch(batch), np.float32(learning_rate))
@@ -71,25 +78,31 @@ class Loop:
             if previous is not None:
                 self.log.add(self._finished(previous, state))
 
-            interrupted = interruption.requested is not None
-            stop = finished == last_step or interrupted
-            save = finished % self.config.checkpointing_steps == 0 or interrupted
-            validate = (finished % self.config.validation_steps == 0 or finished == last_step) and not interrupted
-            if save or validate or stop:
+            last = finished == last_step
+            save = finished % self.config.checkpointing_steps == 0 or interruption.requested is not None
+            validate = last or (finished % self.config.validation_steps == 0 and interruption.requested is None)
+            if save or validate:
                 figures, dispatched = self._finished(dispatched, state), None
+                if save:
+                    self.checkpoints.save(fetch(state), self.record)
                 self.log.add(
                     figures, self.validation.measure(state.params, self.frozen, finished) if validate else None
                 )
-            if save:
-                self.checkpoints.save(fetch(state), self.record)
-            if validate:
-                self.validation.draw(state.params, self.frozen, finished)
-            if save or validate:
+                if validate:
+                    self.validation.draw(state.params, self.frozen, finished)
                 self.log.restart_clock()
-            if stop:
+            if interruption.requested is not None and not last:
+                self.checkpoints.save(fetch(state), self.record)
                 break
         self.checkpoints.wait()
         return state
+
+    def _next_batch(self, batches: Iterator[tuple[int, Batch]], state: TrainState) -> Batch:
+        try:
+            return next(batches)[1]
+        except ValueError:
+            self._save(state)
+            raise
 
     def _finished(self, dispatched: _Dispatched, state: TrainState) -> StepFigures:
         """Wait for a step; where it went wrong, save what was last good before raising."""
@@ -97,7 +110,13 @@ class Loop:
         try:
             figures.check()
         except NonFiniteError:
-            self.checkpoints.save(fetch(state), self.record)
-            self.checkpoints.wait()
+            self._save(state)
             raise
         return figures
+
+    def _save(self, state: TrainState) -> None:
+        """Save before an error ends the run; a state without a step would hold nothing that the base model does not."""
+        host_state = fetch(state)
+        if host_state.step > 0:
+            self.checkpoints.save(host_state, self.record)
+            self.checkpoints.wait()

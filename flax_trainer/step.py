@@ -16,7 +16,7 @@ import optax
 from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxControlNetModel, FlaxUNet2DConditionModel
 from flax_trainer.models.functional import ModelDef, Params, cast
 from flax_trainer.state import TrainState
-from shared.diffusion.schedule import NoiseSchedule, add_noise, training_target
+from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -97,8 +97,8 @@ def per_sample_losses(
 ) -> jax.Array:
     """Mean squared error of the ControlNet-guided prediction, float32 [B], unweighted (Ho et al. 2020, eq. 14)."""
     dtype, schedule, timesteps_B = objective.compute_dtype, objective.schedule, batch["timesteps"]
-    signal_B111 = jnp.asarray(schedule.sqrt_alphas_cumprod)[timesteps_B][:, None, None, None]
-    sigma_B111 = jnp.asarray(schedule.sqrt_one_minus_alphas_cumprod)[timesteps_B][:, None, None, None]
+    signal_B111 = gather(jnp.asarray(schedule.sqrt_alphas_cumprod), timesteps_B)
+    sigma_B111 = gather(jnp.asarray(schedule.sqrt_one_minus_alphas_cumprod), timesteps_B)
     noisy_BHWC = add_noise(latents_BHWC, batch["noise"], signal_B111, sigma_B111).astype(dtype)
     target_BHWC = training_target(schedule.prediction_type, latents_BHWC, batch["noise"], signal_B111, sigma_B111)
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,24 @@ from flax_trainer.state import TrainState
 from flax_trainer.step import AdamWSettings, FrozenParams, Objective, make_train_step
 from flax_trainer.validation import LossEvaluator, Validation
 from shared import hub
-from shared.checkpoint_policy import check_resumable, checkpoint_record, checkpoint_step, checkpoint_to_resume
+from shared.checkpoint_policy import (
+    check_resumable,
+    checkpoint_record,
+    checkpoint_step,
+    checkpoint_to_resume,
+    set_aside_later,
+)
 from shared.config import TrainConfig, notices, to_yaml
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources import SubsetSource, open_sources
 from shared.data.tokenization import Tokenize, load_tokenizer, tokenizer_function
 from shared.diffusion.loss_weighting import min_snr_weights
+from shared.evaluation.fidelity import check_fidelity
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.interruption import Interruption
 from shared.learning_rate import LearningRateSchedule
 from shared.model_card import data_description, write_model_card
-from shared.run_folder import make_run_folder, write_report
+from shared.run_folder import is_finished, make_run_folder, write_report
 from shared.run_log import (
     BatchArithmetic,
     RunLog,
@@ -63,17 +71,19 @@ def train(config: TrainConfig) -> int:
     output_dir = make_run_folder(config)
     resume_from = checkpoint_to_resume(output_dir, config.resume_from_checkpoint)
     check_trackers(config)
+    check_fidelity(config)
+    images = ValidationImages(config) if config.validation_image else None
     repository = hub.prepare_repository(config, output_dir)
     schedule = load_schedule(config)
     tokenize = _tokenize(config)
-    source, held_out = open_sources(config)
+    source, held_out_source = open_sources(config)
     models, initial = load_base_models(config, schedule)
     _check_resolution(config, models)
-    images = ValidationImages(config) if config.validation_image else None
 
     # --- devices, batches, steps -------------------------------------------------------------------------------------
+    _check_processes()
     arithmetic = BatchArithmetic(config.train_batch_size, jax.device_count(), config.gradient_accumulation_steps)
-    epoch_size = source.manifest["samples"]
+    epoch_size = source.manifest["samples"] or config.max_train_samples
     last_step = total_steps(config.max_train_steps, config.num_train_epochs, epoch_size, arithmetic.global_batch_size)
     learning_rate = LearningRateSchedule.from_config(config, last_step, arithmetic.global_batch_size)
     loader = BatchLoader(
@@ -83,51 +93,50 @@ def train(config: TrainConfig) -> int:
         BatchSpec(arithmetic.global_batch_size, arithmetic.accumulation_steps, arithmetic.devices),
         latent_shape=models.latent_shape(config.resolution),
         num_train_timesteps=models.schedule.num_train_timesteps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
     )
+    held_out = _held_out_evaluation(config, held_out_source, tokenize, models)
+    objective = _objective(config, models)
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.allow_tf32 else "highest")
 
     # --- state: fresh, or continued ----------------------------------------------------------------------------------
     record = checkpoint_record(config, source.manifest, arithmetic.global_batch_size)
-    frozen = replicate(initial.frozen)
     fresh = TrainState.create(initial.controlnet)
-    num_parameters = sum(value.size for value in initial.controlnet.values())
     host_state = fresh if resume_from is None else _resumed_state(resume_from, fresh, record)
     first_step = int(host_state.step)
+    if first_step > last_step:
+        raise ValueError(
+            f"{resume_from} is at step {first_step}, but the run is to end at step {last_step}. Raise "
+            "--max_train_steps (or --num_train_epochs), or resume from an earlier checkpoint."
+        )
+    if is_finished(output_dir, last_step, first_step):
+        logger.info("%s holds the finished run of %d steps; there is nothing left to do", output_dir, last_step)
+        return 0
+    if resume_from is not None:
+        for abandoned in set_aside_later(output_dir, first_step):
+            logger.warning("%s is of the course that this run leaves at step %d", abandoned, first_step)
+    frozen = replicate(initial.frozen)
 
     # --- the run -----------------------------------------------------------------------------------------------------
     (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    facts = {
+    facts: dict[str, Any] = {
         "Devices": f"{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()})",
         "Examples": f"{'an unknown number' if epoch_size is None else epoch_size}, {data_description(config)}",
         "Batch": arithmetic,
         "Steps": f"{last_step}, of which {first_step} are done" if first_step else last_step,
-        "ControlNet": f"{num_parameters / 1e6:,.1f} M parameters",
+        "ControlNet": f"{sum(value.size for value in initial.controlnet.values()) / 1e6:,.1f} M parameters",
         "Precision": f"{jnp.dtype(COMPUTE_DTYPES[config.mixed_precision])}; ControlNet and optimizer float32",
         "Run folder": output_dir,
     }
     logger.info("%s", banner("Training a ControlNet with JAX", facts))
-    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.allow_tf32 else "highest")
-    tracker = _open_tracker(config, output_dir, first_step) if jax.process_index() == 0 else None
+    tracker = _open_tracker(config, output_dir, first_step)
     checkpoints = Checkpoints(output_dir, keep=config.checkpoints_total_limit)
-    objective = _objective(config, models)
     validation = Validation(
         images=images,
-        held_out=_held_out_evaluation(config, held_out, tokenize, models),
-        sampler=ImageSampler(
-            models,
-            tokenize,
-            resolution=config.resolution,
-            seed=config.seed,
-            images_per_device=config.train_batch_size,
-        ),
+        held_out=held_out,
+        sampler=_sampler(config, models, tokenize, images, held_out),
         losses=LossEvaluator(models.defs, objective),
         tracker=tracker,
     )
-    _measure_untrained(validation, initial.controlnet, frozen, first_step, output_dir)
-    state = replicate(host_state)
-    del initial, fresh, host_state
-
     train_step = jax.pmap(
         make_train_step(models.defs, objective, _adamw_settings(config), axis_name=AXIS),
         axis_name=AXIS,
@@ -136,22 +145,21 @@ def train(config: TrainConfig) -> int:
     )
     log = RunLog(tracker, first_step, last_step, arithmetic.global_batch_size, epoch_size, config.logging_steps)
     loop = Loop(config, train_step, frozen, loader, learning_rate, checkpoints, record, validation, log)
-    with Interruption() as interruption, logging_redirect_tqdm():
-        try:
-            state = loop.run(state, first_step, last_step, interruption)
-        finally:
-            log.close()
-            loader.close()
-            checkpoints.close()
-            if tracker is not None:
-                tracker.close()
-    if interruption.requested is not None:
+    with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
+        for resource in (checkpoints, tracker, log, loader):
+            closing.callback(resource.close)
+        _measure_untrained(validation, initial.controlnet, frozen, first_step, output_dir)
+        state = replicate(host_state)
+        del initial, fresh, host_state
+        state = loop.run(state, first_step, last_step, interruption)
+        step = int(fetch(state.step))
+    if step < last_step:
+        assert interruption.requested is not None, (step, last_step)
         logger.info("Stopped by %s; continue with --resume_from_checkpoint latest", interruption.requested.name)
         return interruption.exit_code
 
     # --- the finished ControlNet and what belongs to it --------------------------------------------------------------
-    if jax.process_index() == 0:
-        _finish(config, models, fetch(state), log, loader.skipped, validation, started, repository)
+    _finish(config, models, fetch(state), log, loader.skipped, validation, started, repository)
     return 0
 
 
@@ -182,7 +190,7 @@ def _finish(
         "command": command_line(),
     }
     write_report(output_dir, report)
-    facts = {
+    facts: dict[str, Any] = {
         "Optimizer steps": step,
         "Images seen": report["images_seen"],
         **{
@@ -214,12 +222,20 @@ def _set_up_logging() -> None:
 
 def _tokenize(config: TrainConfig) -> Tokenize:
     if config.tokenizer_name is not None:
-        tokenizer = load_tokenizer(config.tokenizer_name, revision=config.revision, cache_dir=config.cache_dir)
+        tokenizer = load_tokenizer(config.tokenizer_name, cache_dir=config.cache_dir)
     else:
         tokenizer = load_tokenizer(
             str(config.pretrained_model_name_or_path), "tokenizer", config.revision, config.cache_dir
         )
     return tokenizer_function(tokenizer)
+
+
+def _check_processes() -> None:
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"JAX runs in {jax.process_count()} processes; training on several hosts is not supported yet. Use one "
+            "host with all of its devices."
+        )
 
 
 def _check_resolution(config: TrainConfig, models: BaseModels) -> None:
@@ -257,6 +273,20 @@ def _held_out_evaluation(
     )
 
 
+def _sampler(
+    config: TrainConfig,
+    models: BaseModels,
+    tokenize: Tokenize,
+    images: ValidationImages | None,
+    held_out: HeldOutEvaluation | None,
+) -> ImageSampler | None:
+    counts = [0 if images is None else len(images.prompts), 0 if held_out is None else held_out.images_needed]
+    if max(counts) == 0:
+        return None
+    per_device = min(config.train_batch_size, -(-max(counts) // jax.local_device_count()))
+    return ImageSampler(models, tokenize, resolution=config.resolution, seed=config.seed, images_per_device=per_device)
+
+
 def _measure_untrained(
     validation: Validation, controlnet: HostParams, frozen: FrozenParams, first_step: int, output_dir: Path
 ) -> None:
@@ -264,9 +294,9 @@ def _measure_untrained(
     if validation.held_out is None:
         return
     figures = validation.measure(replicate(controlnet), frozen, 0)
-    if validation.tracker is not None and first_step == 0:
+    if first_step == 0:
         validation.tracker.log(figures, 0)
-    if first_step > 0:
+    else:
         validation.held_out.remember(read_metrics(output_dir))
 
 

@@ -32,22 +32,21 @@ class LossEvaluator:
 
 @dataclass(frozen=True)
 class Validation:
-    """Whatever of it a run asks for; `tracker` is None in all processes but the first."""
+    """Whatever of it a run asks for; without images to make there is no sampler."""
 
     images: ValidationImages | None
     held_out: HeldOutEvaluation | None
-    sampler: ImageSampler
+    sampler: ImageSampler | None
     losses: LossEvaluator
-    tracker: Tracker | None
+    tracker: Tracker
 
     def draw(self, controlnet_params: Params, frozen: FrozenParams, step: int) -> None:
         """Make and write the validation images."""
         if self.images is None:
             return
-        images_RHWC = self.sampler(controlnet_params, frozen, self.images.prompts, self.images.conditions_RHWC)
-        if self.tracker is not None:
-            folder = self.images.write(images_RHWC, step, self.tracker)
-            logger.info("Validation images of step %d are in %s", step, folder)
+        images_RHWC = self._sample(controlnet_params, frozen, self.images.prompts, self.images.conditions_RHWC)
+        folder = self.images.write(images_RHWC, step, self.tracker)
+        logger.info("Validation images of step %d are in %s", step, folder)
 
     def measure(self, controlnet_params: Params, frozen: FrozenParams, step: int) -> dict[str, float]:
         """The figures on the held-out samples; none where none are held out."""
@@ -56,5 +55,11 @@ class Validation:
         return self.held_out.run(
             step,
             lambda batch: self.losses(controlnet_params, frozen, batch),
-            lambda prompts, conditions: self.sampler(controlnet_params, frozen, prompts, conditions),
+            lambda prompts, conditions: self._sample(controlnet_params, frozen, prompts, conditions),
         )
+
+    def _sample(
+        self, controlnet_params: Params, frozen: FrozenParams, prompts: list[str], conditions_RHWC: np.ndarray
+    ) -> np.ndarray:
+        assert self.sampler is not None, "a run that asks for images has a sampler"
+        return self.sampler(controlnet_params, frozen, prompts, conditions_RHWC)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,12 @@ def checkpoint_record(config: TrainConfig, manifest: dict[str, Any], global_batc
 def check_resumable(checkpoint: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Refuse to continue a run on other data or with settings that change what its batches are.
 
-    Data with the same fingerprint may have moved: its `location` is not compared.
+    Local data with the same fingerprint may have moved: its `location` is not compared.
 
     Raises:
         ValueError: naming everything that differs, with both values.
     """
-    fingerprint = current["data"].get("fingerprint")
-    moved = {"location"} if fingerprint is not None and fingerprint == saved["data"].get("fingerprint") else set()
+    moved = {"location"} if _may_have_moved(saved["data"], current["data"]) else set()
     differences = [
         f"{where}{name}: {before.get(name)!r} in the checkpoint, {now.get(name)!r} now"
         for where, before, now, ignored in (
@@ -108,3 +108,26 @@ def check_resumable(checkpoint: Path, saved: dict[str, Any], current: dict[str, 
             + "\n  ".join(differences)
             + "\nGive the values of the checkpoint, or start a new run in another --output_dir."
         )
+
+
+def set_aside_later(output_dir: Path, step: int) -> list[Path]:
+    """Rename the checkpoints after `step` to `….abandoned`: a run that goes back to `step` takes another course.
+
+    Otherwise `latest` would later find them and mix two courses. Returns the new paths.
+    """
+    later = [path for path in checkpoints_in(output_dir) if int(path.name.removeprefix(CHECKPOINT_PREFIX)) > step]
+    renamed = []
+    for path in later:
+        target = path.with_name(f"{path.name}.abandoned")
+        if target.exists():
+            shutil.rmtree(target)
+        renamed.append(path.rename(target))
+    return renamed
+
+
+def _may_have_moved(saved: dict[str, Any], current: dict[str, Any]) -> bool:
+    fingerprint, locations = current.get("fingerprint"), current.get("location")
+    if fingerprint is None or fingerprint != saved.get("fingerprint"):
+        return False
+    paths = locations if isinstance(locations, list) else [locations]
+    return all(isinstance(path, str) and Path(path).exists() for path in paths)

@@ -1,6 +1,5 @@
 """Publishing a finished run on the Hugging Face Hub (`--push_to_hub`)."""
 
-import os
 import re
 from pathlib import Path
 
@@ -8,6 +7,15 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HTTPError  # httpx's or httpx2's, whichever huggingface_hub is built on
 
 from shared.config import TrainConfig
+
+_PUBLISHED = [
+    "README.md",
+    "config.json",
+    "diffusion_pytorch_model*.safetensors*",
+    "report.json",
+    "contact_sheet.png",
+    "validation/*",
+]
 
 
 def prepare_repository(config: TrainConfig, output_dir: Path) -> str | None:
@@ -35,21 +43,20 @@ def prepare_repository(config: TrainConfig, output_dir: Path) -> str | None:
 
 
 def push(config: TrainConfig, output_dir: Path, repository: str) -> str:
-    """Upload the final ControlNet, its card and its pictures, not the checkpoints; returns the commit's address.
+    """Upload the final ControlNet, its card, report and pictures, and nothing else; returns the commit's address.
 
     Raises:
         ValueError: the upload failed; says how to do it by hand.
     """
-    ignored = ["checkpoint-*", f"{os.path.normpath(config.logging_dir)}/*", "wandb/*", "*.tmp"]
     try:
         commit = HfApi(token=_token(config)).upload_folder(
-            repo_id=repository, folder_path=output_dir, commit_message="End of training", ignore_patterns=ignored
+            repo_id=repository, folder_path=output_dir, commit_message="End of training", allow_patterns=_PUBLISHED
         )
     except (HTTPError, OSError, ValueError) as error:
-        exclude = " ".join(f"--exclude '{pattern}'" for pattern in ignored)
+        include = " ".join(f"--include '{pattern}'" for pattern in _PUBLISHED)
         raise ValueError(
             f"The training is finished and its ControlNet stands in {output_dir}, but it could not be uploaded "
-            f"({_one_line(error)}). Upload it with `hf upload {repository} {output_dir} {exclude}`."
+            f"({_one_line(error)}). Upload it with `hf upload {repository} {output_dir} {include}`."
         ) from error
     return commit.commit_url
 

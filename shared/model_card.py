@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from shared.config import TrainConfig, to_yaml
+from shared.redaction import public_config
 
 _TAGS = [
     "stable-diffusion",
@@ -31,7 +32,7 @@ def data_description(config: TrainConfig) -> str:
     """One phrase for the data a run was trained on."""
     if config.generated_circles is not None:
         return f"{config.generated_circles} generated circles"
-    return f"`{config.dataset_name or config.train_data_dir or ' '.join(config.train_shards or [])}`"
+    return f"`{config.dataset_name or config.train_data_dir or ' '.join(public_config(config).train_shards or [])}`"
 
 
 def write_model_card(
@@ -65,7 +66,7 @@ def write_model_card(
     if pictures:
         sections.append("## Validation")
         sections.extend(f"{prompt}\n\n![{prompt}]({path.relative_to(output_dir)})" for path, prompt in pictures)
-    sections.append(f"## Configuration\n\n```yaml\n{to_yaml(config).strip()}\n```")
+    sections.append(f"## Configuration\n\n```yaml\n{to_yaml(public_config(config)).strip()}\n```")
     card = output_dir / "README.md"
     card.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return card

@@ -27,6 +27,14 @@ def make_run_folder(config: TrainConfig) -> Path:
     return folder
 
 
+def is_finished(folder: Path, last_step: int, resumed_at: int) -> bool:
+    """Whether the folder holds the result of the run that stands at its last step: its report says so."""
+    report = folder / "report.json"
+    if resumed_at < last_step or not report.is_file():
+        return False
+    return bool(json.loads(report.read_text(encoding="utf-8")).get("steps") == last_step)
+
+
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Write `report.json`, whole or not at all. JSON has no NaN or infinity: such a figure is written as null."""
     figures = {

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from shared.redaction import redacted
 from shared.tracking import Tracker
 
 
@@ -47,7 +48,7 @@ def total_steps(
     if num_samples is None:
         raise ValueError(
             "The number of samples in a stream is not known beforehand, so --num_train_epochs cannot say when to stop. "
-            "Give --max_train_steps."
+            "Give --max_train_steps or --max_train_samples."
         )
     return math.ceil(num_train_epochs * num_samples / global_batch_size)
 
@@ -70,14 +71,19 @@ def package_versions(names: Sequence[str]) -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command that started this process, ready to be pasted; the value of --hub_token is left out."""
+    """The command that started this process, without the value of --hub_token and what addresses hold of secrets."""
     words = ["python3", *sys.argv]
     for index, word in enumerate(words):
         if word == "--hub_token" and index + 1 < len(words):
             words[index + 1] = "***"
         elif word.startswith("--hub_token="):
             words[index] = "--hub_token=***"
-    return shlex.join(words)
+    return shlex.join(map(_redacted_word, words))
+
+
+def _redacted_word(word: str) -> str:
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + redacted(value)
 
 
 class NonFiniteError(ValueError):
@@ -113,12 +119,11 @@ class RunLog:
     """Turns finished steps into a progress bar and one tracker entry every `logging_steps`.
 
     Attributes:
-        tracker: None in a process that shows and records nothing.
         epoch_size: samples in an epoch, None for a stream of unknown length.
         last_loss, images_per_second: of the last step and the last entry.
     """
 
-    tracker: Tracker | None
+    tracker: Tracker
     first_step: int
     last_step: int
     global_batch_size: int
@@ -136,7 +141,6 @@ class RunLog:
             initial=self.first_step,
             desc="Steps",
             unit="step",
-            disable=self.tracker is None,
             dynamic_ncols=True,
         )
 
@@ -169,8 +173,7 @@ class RunLog:
         }
         if self.epoch_size is not None:
             entry["epoch"] = step * self.global_batch_size / self.epoch_size
-        if self.tracker is not None:
-            self.tracker.log({**entry, **evaluation}, step)
+        self.tracker.log({**entry, **evaluation}, step)
         self._window.clear()
         self._window_start = self._last_finished
 

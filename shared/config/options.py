@@ -112,7 +112,7 @@ class TrainConfig:
         0, "The number of workers (threads in Flax) that prepare batches; with 0, the training process does it itself."
     )
 
-    seed: int = _training(0, "The seed of everything random: order, flips, captions, noise and timesteps.")
+    seed: int = _training(0, "The seed of everything random: order, captions, noise, timesteps and new weights.")
     num_train_epochs: int = _training(1, "The number of passes over the data, unless --max_train_steps is given.")
     max_train_steps: int | None = _training(
         None, "The number of optimizer steps to train for; it takes precedence over --num_train_epochs."
@@ -207,7 +207,9 @@ class TrainConfig:
     )
     enable_npu_flash_attention: bool = _performance(False, "Use the flash attention of Ascend NPUs.")
     allow_tf32: bool = _performance(
-        False, "Let matrix products of NVIDIA GPUs run in TensorFloat-32: faster, less exact."
+        False,
+        "Let float32 matrix products run in TensorFloat-32 on NVIDIA GPUs, and in three bfloat16 passes, not six, on "
+        "TPUs: faster, less exact.",
     )
     local_rank: int = _performance(-1, "The number of this process on its machine, -1 for a single process.")
     ccache: str | None = _performance(None, "The folder of JAX's compilation cache. Without it, nothing is cached.")

@@ -56,8 +56,8 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 def validate(config: TrainConfig, backend: Backend) -> None:
     """Check a configuration for a backend, before any file, model or device is touched.
 
-    The checks that diffusers' three ControlNet scripts make are among them, except that streaming needs no
-    --max_train_samples here.
+    The checks that diffusers' three ControlNet scripts make are among them, except that streaming needs
+    --max_train_samples only where --max_train_steps is not given.
 
     Raises:
         ValueError: for the first mistake found, with what was given, what was expected and how to fix it.
@@ -118,10 +118,16 @@ def _check_source_details(config: TrainConfig) -> None:
     for source in ("load_from_disk", "generated_circles"):
         if config.streaming and getattr(config, source):
             raise ValueError(f"--streaming does not go with --{source}, which downloads nothing: leave one out.")
+    if config.streaming and config.max_train_steps is None and config.max_train_samples is None:
+        raise ValueError(
+            "--streaming does not know how many samples there are, so --num_train_epochs cannot say when to stop: give "
+            "--max_train_steps or --max_train_samples."
+        )
     for url in config.train_shards or ():
-        if url.startswith("pipe:") and not config.allow_shell_urls:
+        if url.lower().startswith("pipe:") and not config.allow_shell_urls:
             raise ValueError(
-                f"--train_shards {url!r} would run a shell command. If you wrote it yourself, add --allow_shell_urls."
+                f"--train_shards {url.partition(' ')[0]!r} … would run a shell command. If you wrote it yourself, add "
+                "--allow_shell_urls."
             )
 
 

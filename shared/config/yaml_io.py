@@ -68,6 +68,10 @@ def _composed(path: str) -> yaml.Node | None:
         raise ValueError(f"--config {path!r} cannot be read: {error}. Give the path of a YAML file.") from error
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        # The whole message would quote the line, which may hold a token.
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"--config {path!r} is not valid YAML{line}: {error.problem}.") from None
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path!r} is not valid YAML: {error}") from error
 

@@ -8,6 +8,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import aiohttp
 import fsspec
 import numpy as np
 import numpy.typing as npt
@@ -109,8 +110,11 @@ def _open(image: EncodedImage) -> PIL.Image.Image:
     if isinstance(image, bytes):
         return PIL.Image.open(io.BytesIO(image))
     if isinstance(image, str) and "://" in image:
-        with fsspec.open(image, "rb") as file:
-            return PIL.Image.open(io.BytesIO(file.read()))
+        try:
+            with fsspec.open(image, "rb") as file:
+                return PIL.Image.open(io.BytesIO(file.read()))
+        except aiohttp.ClientError as error:  # which is no OSError where the server refuses
+            raise BadSampleError(f"it could not be downloaded ({type(error).__name__})") from error
     return PIL.Image.open(image)
 
 

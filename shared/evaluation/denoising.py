@@ -8,7 +8,7 @@ High-Resolution Image Synthesis") for the validation loss as a measure of a diff
 Axes: B rows of a batch, R resolution, L tokens, H W C of the latents.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from shared.data.batches import Batch
 from shared.data.preprocessing import preprocess
 from shared.data.sample import BadSampleError, RawSample
 from shared.data.skipping import SkippedSamples
+from shared.data.sources.base import RandomAccessSource
 from shared.data.tokenization import Tokenize
 from shared.randomness import Purpose, generator
 
@@ -31,37 +32,35 @@ BINS = 4
 
 @dataclass(frozen=True)
 class ValidationSample:
-    """A decoded pair: uint8 [R,R,3] each, 0 to 255, and its caption."""
+    """A decoded pair: uint8 [R,R,3] each, 0 to 255, and its caption; `index` is its place in the held-out source."""
 
+    index: int
     pixels: npt.NDArray[np.uint8]
     conditioning_pixels: npt.NDArray[np.uint8]
     caption: str
 
 
-def read_samples(candidates: Iterable[RawSample], count: int, config: TrainConfig) -> list[ValidationSample]:
-    """The first `count` usable samples, each with the first of its captions; bad ones are skipped and logged.
+def read_samples(held_out: RandomAccessSource, config: TrainConfig) -> list[ValidationSample]:
+    """The usable samples, each with the first of its captions; bad ones are skipped and logged.
 
     Args:
-        candidates: in a fixed order, such as a source's; no more than needed are read.
-        count: how many.
+        held_out: all of it is read.
         config: read for resolution, image_interpolation_mode and max_skipped_samples.
 
     Raises:
-        ValueError: there are fewer usable samples, or more bad ones than `max_skipped_samples`.
+        ValueError: no sample is usable, or more are bad than `max_skipped_samples` allows.
     """
     skipped = SkippedSamples(config.max_skipped_samples)
     samples: list[ValidationSample] = []
-    for candidate in candidates:
-        if len(samples) == count:
-            break
+    for index in range(len(held_out)):
+        candidate = held_out[index]
         try:
-            samples.append(_read(candidate, config))
+            samples.append(_read(index, candidate, config))
         except BadSampleError as error:
             skipped.add(candidate.name, error)
-    if len(samples) < count:
+    if not samples:
         raise ValueError(
-            f"The validation set has {len(samples)} usable samples and {count} were asked for. Give more data or ask "
-            "for fewer."
+            f"None of the {len(held_out)} held-out samples can be read. Repair the data, or hold out more."
         )
     return samples
 
@@ -163,7 +162,7 @@ class DenoisingEvaluation:
         ]
 
 
-def _read(candidate: RawSample, config: TrainConfig) -> ValidationSample:
+def _read(index: int, candidate: RawSample, config: TrainConfig) -> ValidationSample:
     candidate.check()
     assert candidate.image is not None
     assert candidate.conditioning_image is not None
@@ -171,4 +170,4 @@ def _read(candidate: RawSample, config: TrainConfig) -> ValidationSample:
         preprocess(image, config.resolution, config.image_interpolation_mode)
         for image in (candidate.image, candidate.conditioning_image)
     )
-    return ValidationSample(pixels, conditioning_pixels, candidate.captions[0])
+    return ValidationSample(index, pixels, conditioning_pixels, candidate.captions[0])

@@ -1,5 +1,6 @@
 """Does a generated picture follow its condition? The measure that `--evaluation_fidelity` names."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,10 +29,19 @@ class Fidelity:
     measure: Callable[[Sequence[Picture]], dict[str, float]]
 
 
+def check_fidelity(config: TrainConfig) -> None:
+    """Raises ValueError where the measure that the configuration asks for needs a package that is not installed."""
+    if config.evaluation_fidelity == "edges" and importlib.util.find_spec("cv2") is None:
+        raise ValueError(
+            "--evaluation_fidelity edges needs OpenCV, which is not installed. Run: pip install opencv-python-headless"
+        )
+
+
 def open_fidelity(config: TrainConfig, held_out: SubsetSource, samples: Sequence[ValidationSample]) -> Fidelity | None:
     """The measure that the configuration asks for, None where it asks for none."""
     if config.evaluation_fidelity == "circles":
-        truths = [draw(int(index), config.resolution, config.seed).truth for index in held_out.indices]
+        indices = [int(held_out.indices[sample.index]) for sample in samples]
+        truths = [draw(index, config.resolution, config.seed).truth for index in indices]
         return Fidelity(
             "circle_iou",
             lambda pictures: circles.summarise(

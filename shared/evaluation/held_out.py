@@ -38,7 +38,7 @@ class HeldOutEvaluation:
         Raises:
             ValueError: too many of them are unreadable.
         """
-        self._samples = read_samples((held_out[index] for index in range(len(held_out))), len(held_out), config)
+        self._samples = read_samples(held_out, config)
         self._denoising = DenoisingEvaluation(
             self._samples, tokenize, config.seed, batch_size, latent_shape, num_train_timesteps
         )
@@ -46,6 +46,11 @@ class HeldOutEvaluation:
         self._series: list[tuple[int, dict[str, float]]] = []
         self._first_images: npt.NDArray[np.uint8] | None = None
         self._last_images: npt.NDArray[np.uint8] | None = None
+
+    @property
+    def images_needed(self) -> int:
+        """How many images every measurement makes."""
+        return 0 if self._fidelity is None else len(self._samples)
 
     def run(self, step: int, per_sample_losses: PerSampleLosses, sample_images: SampleImages) -> dict[str, float]:
         """The figures of a step. The first call is to be that of the untrained ControlNet."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from shared.config import TrainConfig, to_yaml
+from shared.redaction import public_config
 
 _FLUSH_SECONDS = 10
 
@@ -28,7 +29,9 @@ class TensorBoardTracker:
     def __init__(self, config: TrainConfig):
         self._directory = Path(config.output_dir) / config.logging_dir / config.tracker_project_name
         self._writer = _open_writer(self._directory)
-        indented = "".join(f"    {line}\n" for line in to_yaml(config).splitlines())  # Markdown's code block
+        indented = "".join(
+            f"    {line}\n" for line in to_yaml(public_config(config)).splitlines()
+        )  # Markdown's code block
         self._writer.add_text("config", indented, 0)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

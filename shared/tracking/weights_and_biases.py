@@ -13,6 +13,7 @@ import numpy as np
 
 from shared.config import TrainConfig
 from shared.config.options import SECRETS
+from shared.redaction import public_config
 
 _MODES_WITHOUT_LOGIN = ("offline", "disabled", "dryrun")
 _DEFAULT_URL = "https://api.wandb.ai"
@@ -44,7 +45,9 @@ class WandbTracker:
 
     def __init__(self, config: TrainConfig, run_directory: Path):
         self._wandb = importlib.import_module("wandb")
-        settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in SECRETS}
+        settings = {
+            name: value for name, value in dataclasses.asdict(public_config(config)).items() if name not in SECRETS
+        }
         self._run = self._wandb.init(
             project=config.tracker_project_name,
             entity=config.wandb_entity,

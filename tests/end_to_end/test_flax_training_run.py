@@ -79,7 +79,7 @@ def test_the_folder_of_a_run_explains_itself(run: Path) -> None:
     pictures = [path.relative_to(run).as_posix() for path in sorted(run.glob("validation/*/*.png"))]
     assert pictures == ["validation/step-4/0.png", "validation/step-6/0.png"]
     card = huggingface_hub.ModelCard.load(run / "README.md")
-    assert card.data.base_model
+    assert card.data.library_name == "diffusers"
     assert "controlnet" in card.data.tags
     assert f"validation/step-{STEPS}/0.png" in card.text
 
@@ -90,6 +90,36 @@ def test_tensorboard_shows_scalars_and_images(run: Path) -> None:
     assert [event.step for event in events.Scalars("loss")] == list(range(1, STEPS + 1))
     np.testing.assert_allclose([event.value for event in events.Scalars("loss")], losses(run), rtol=1e-6)
     assert len(events.Tags()["images"]) == 3  # the condition and two samples
+
+
+def test_a_finished_run_is_left_as_it_is(base_model: Path, run: Path) -> None:
+    """The command of a run can be repeated until it is done, and once more."""
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "output.txt"}
+    output = train_flax(arguments(base_model, run, "--resume_from_checkpoint", "latest"))
+    assert "nothing left to do" in output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_held_out_circles_are_measured_also_by_a_continued_run(base_model: Path, tmp_path: Path) -> None:
+    more = ["--num_evaluation_samples", 3, "--evaluation_fidelity", "circles", "--validation_steps", 2]
+    for name, steps in (("whole", [4]), ("parts", [2, 4])):
+        for last_step in steps:
+            resume = ["--resume_from_checkpoint", "latest"] if last_step != steps[0] else []
+            train_flax(arguments(base_model, tmp_path / name, *more, *resume, "--max_train_steps", last_step))
+    whole, parts = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
+    measured = [entry["step"] for entry in whole if "circle_iou" in entry]
+    assert measured == [0, 2, 4]
+    timed = ("images_per_second", "data_wait")
+    assert [{k: v for k, v in entry.items() if k not in timed} for entry in parts] == [
+        {k: v for k, v in entry.items() if k not in timed} for entry in whole
+    ]
+    for name in ("whole", "parts"):
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        assert report["circle_iou"] == whole[-1]["circle_iou"]
+        assert report["circle_iou_untrained"] == whole[0]["circle_iou"]
+        assert report["validation_loss"] < report["validation_loss_untrained"] * 2
+    sheets = [(tmp_path / name / "contact_sheet.png").read_bytes() for name in ("whole", "parts")]
+    assert sheets[0] == sheets[1]
 
 
 def test_the_configuration_can_be_run_again(base_model: Path, run: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ UNSEEN_SEED = 77
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
+    return StableDiffusionPipeline.from_pretrained(FOLDER)
 
 
 def test_the_folder_is_small_and_says_where_it_comes_from() -> None:

@@ -85,7 +85,7 @@ def test_one_caption_in_ten_is_dropped_and_latents_follow_their_distribution() -
 def test_the_script_writes_a_pipeline_and_the_same_one_for_the_same_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = "--circles 40 --test_circles 2 --vae_steps 2 --unet_steps 2 --seed 3".split()
+    sizes = ["--circles", "40", "--test_circles", "2", "--vae_steps", "2", "--unet_steps", "2", "--seed", "3"]
     for name in ("one", "other"):
         monkeypatch.setattr(sys, "argv", ["make_demo_model", "--output_dir", str(tmp_path / name), *sizes])
         main()

@@ -90,6 +90,8 @@ def _open_folder(config: TrainConfig, folder: Path) -> Source | None:
         raise ValueError(f"--train_data_dir is {str(folder)!r}, which is not a folder; give one that exists")
     if not any(folder.iterdir()):
         raise ValueError(f"--train_data_dir is {str(folder)!r}, which is empty; give a folder with training data")
+    if config.streaming:
+        return None
     if (folder / "prompt.json").is_file():
         return prompt_json.open_prompt_json(folder)
     metadata = image_folder.find_metadata(folder)

@@ -56,7 +56,8 @@ def train_subset(source: RandomAccessSource, count: int, seed: int) -> SubsetSou
     if count < 1:
         raise ValueError(f"--max_train_samples is {count}; expected at least 1, or leave it out to use everything")
     indices = generator(seed, Purpose.SUBSET, 0).permutation(len(source))[:count]
-    return SubsetSource(source, indices, {"max_train_samples": count, "subset_seed": seed})
+    manifest = {"max_train_samples": count, "subset_seed": seed, "samples": len(indices)}
+    return SubsetSource(source, indices, manifest)
 
 
 def hold_out(source: RandomAccessSource, count: int, seed: int) -> tuple[SubsetSource, SubsetSource]:

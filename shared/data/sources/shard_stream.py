@@ -12,6 +12,7 @@ from shared.data.sources.base import Manifest
 from shared.data.sources.shard_keys import ShardKeys, raw_sample
 from shared.data.sources.shuffling import buffered_shuffle
 from shared.randomness import Purpose, generator
+from shared.redaction import redacted
 
 _DRAIN_BYTES = 2**20
 
@@ -29,11 +30,12 @@ class ShardStream:
         self._max_samples = config.max_train_samples
         first = next(self._read(locations), None)
         if first is None:
-            raise ValueError(f"{locations[0]} and its like hold no samples; expected members such as 0001.image.png")
-        keys.check(_extensions(first), locations[0])
+            shown = redacted(locations[0])
+            raise ValueError(f"{shown} and its like hold no samples; expected members such as 0001.image.png")
+        keys.check(_extensions(first), redacted(locations[0]))
         self.manifest: Manifest = {
             "kind": "shard_stream",
-            "location": locations,
+            "location": [redacted(location) for location in locations],
             "samples": None,
             "fingerprint": None,
             "columns": [list(keys.image), list(keys.conditioning_image), list(keys.caption)],
@@ -55,12 +57,16 @@ class ShardStream:
             try:
                 yield from _read_shard(location)
             except (OSError, tarfile.TarError) as error:
-                raise ValueError(f"--train_shards: reading {location!r} failed: {error}") from error
+                # The message and the cause may quote the whole command, with a token in it.
+                raise ValueError(
+                    f"--train_shards: reading {redacted(location)} failed ({type(error).__name__}). Check that it "
+                    "exists, is a tar, and may be read from here."
+                ) from None
 
     def _raw_sample(self, members: dict[str, Any]) -> RawSample:
         image, conditioning_image, caption = self._keys.find(_extensions(members))
         return raw_sample(
-            f"{members['__url__']}:{members['__key__']}",
+            f"{redacted(members['__url__'])}:{members['__key__']}",
             members[image] if image else None,
             members[conditioning_image] if conditioning_image else None,
             (caption, members[caption]) if caption else None,

@@ -14,11 +14,13 @@ from shared.data.sample import RawSample
 from shared.data.sources.base import Manifest, RandomAccessSource, StreamSource
 from shared.data.sources.shard_keys import ShardKeys, raw_sample, shard_keys, split_member
 from shared.data.sources.shard_stream import ShardStream
+from shared.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
 _SHELL_SCHEMES = ("pipe",)
+_REMOTE_SCHEMES = ("http", "https", "gs", "hf", "ais", "sftp", "ftps", "scp")  # what webdataset's gopen reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ def open_shards(config: TrainConfig) -> RandomAccessSource | StreamSource:
     if not locations:
         raise ValueError("--train_shards names no shards; give paths or URLs, e.g. data/train-{000000..000099}.tar")
     _check_shell(locations, config.allow_shell_urls)
+    _check_schemes(locations)
     keys = shard_keys(config.shards_image_key, config.shards_conditioning_key, config.shards_caption_key)
     if all(_is_local(location) and not location.endswith(_COMPRESSED) for location in locations):
         return ShardSource([Path(location) for location in locations], keys)
@@ -174,9 +177,20 @@ def _is_local(location: str) -> bool:
 
 
 def _check_shell(locations: list[str], allowed: bool) -> None:
-    commands = [location for location in locations if location.partition(":")[0] in _SHELL_SCHEMES]
+    commands = [location for location in locations if location.partition(":")[0].lower() in _SHELL_SCHEMES]
     if commands and not allowed:
         raise ValueError(
-            f"--train_shards has {commands[0]!r}, which runs a shell command; add --allow_shell_urls if you trust it, "
-            "or name the files or URLs themselves"
+            f"--train_shards has {redacted(commands[0])!r}, which runs a shell command; add --allow_shell_urls if you "
+            "trust it, or name the files or URLs themselves"
         )
+
+
+def _check_schemes(locations: list[str]) -> None:
+    known = (*_SHELL_SCHEMES, *_REMOTE_SCHEMES)
+    for location in locations:
+        scheme = location.partition(":")[0]
+        if not _is_local(location) and scheme not in known:
+            raise ValueError(
+                f"--train_shards has {redacted(location)!r}, and {scheme}: cannot be read; expected paths or one of "
+                f"{', '.join(known)}: (a command such as 'pipe:aws s3 cp ADDRESS -' reads anything else)"
+            )
