@@ -78,9 +78,9 @@ class Loop:
             if previous is not None:
                 self.log.add(self._finished(previous, state))
 
-            last = finished == last_step
-            save = finished % self.config.checkpointing_steps == 0 or interruption.requested is not None
-            validate = last or (finished % self.config.validation_steps == 0 and interruption.requested is None)
+            last, interrupted = finished == last_step, interruption.requested is not None
+            save = finished % self.config.checkpointing_steps == 0 or interrupted
+            validate = last or (finished % self.config.validation_steps == 0 and not interrupted)
             if save or validate:
                 figures, dispatched = self._finished(dispatched, state), None
                 if save:
@@ -91,8 +91,7 @@ class Loop:
                 if validate:
                     self.validation.draw(state.params, self.frozen, finished)
                 self.log.restart_clock()
-            if interruption.requested is not None and not last:
-                self.checkpoints.save(fetch(state), self.record)
+            if interrupted and not last:
                 break
         self.checkpoints.wait()
         return state

@@ -85,6 +85,15 @@ def train(config: TrainConfig) -> int:
     arithmetic = BatchArithmetic(config.train_batch_size, jax.device_count(), config.gradient_accumulation_steps)
     epoch_size = source.manifest["samples"] or config.max_train_samples
     last_step = total_steps(config.max_train_steps, config.num_train_epochs, epoch_size, arithmetic.global_batch_size)
+    first_step = 0 if resume_from is None else checkpoint_step(resume_from)
+    if first_step > last_step:
+        raise ValueError(
+            f"{resume_from} is at step {first_step}, but the run is to end at step {last_step}. Raise "
+            "--max_train_steps (or --num_train_epochs), or resume from an earlier checkpoint."
+        )
+    if is_finished(output_dir, last_step, first_step):
+        logger.info("%s holds the finished run of %d steps; there is nothing left to do", output_dir, last_step)
+        return 0
     learning_rate = LearningRateSchedule.from_config(config, last_step, arithmetic.global_batch_size)
     loader = BatchLoader(
         source,
@@ -102,15 +111,6 @@ def train(config: TrainConfig) -> int:
     record = checkpoint_record(config, source.manifest, arithmetic.global_batch_size)
     fresh = TrainState.create(initial.controlnet)
     host_state = fresh if resume_from is None else _resumed_state(resume_from, fresh, record)
-    first_step = int(host_state.step)
-    if first_step > last_step:
-        raise ValueError(
-            f"{resume_from} is at step {first_step}, but the run is to end at step {last_step}. Raise "
-            "--max_train_steps (or --num_train_epochs), or resume from an earlier checkpoint."
-        )
-    if is_finished(output_dir, last_step, first_step):
-        logger.info("%s holds the finished run of %d steps; there is nothing left to do", output_dir, last_step)
-        return 0
     if resume_from is not None:
         for abandoned in set_aside_later(output_dir, first_step):
             logger.warning("%s is of the course that this run leaves at step %d", abandoned, first_step)
@@ -151,6 +151,7 @@ def train(config: TrainConfig) -> int:
         _measure_untrained(validation, initial.controlnet, frozen, first_step, output_dir)
         state = replicate(host_state)
         del initial, fresh, host_state
+        log.restart_clock()
         state = loop.run(state, first_step, last_step, interruption)
         step = int(fetch(state.step))
     if step < last_step:
@@ -251,7 +252,6 @@ def _check_resolution(config: TrainConfig, models: BaseModels) -> None:
 def _resumed_state(checkpoint: Path, fresh: TrainState, record: dict[str, Any]) -> TrainState:
     checkpoints = Checkpoints(checkpoint.parent, keep=None, read_only=True)
     step = checkpoint_step(checkpoint)
-    assert step is not None, checkpoint
     check_resumable(checkpoint, checkpoints.record(step), record)
     state = checkpoints.restore(step, fresh)
     checkpoints.close()

@@ -29,16 +29,20 @@ _MUST_MATCH = (
 )
 
 
-def checkpoint_step(path: Path) -> int | None:
-    """N of `.../checkpoint-N`; None for any other name (Orbax's unfinished folders among them)."""
-    match = re.fullmatch(rf"{CHECKPOINT_PREFIX}(\d+)", path.name)
-    return int(match[1]) if match and path.is_dir() else None
+def checkpoint_step(path: Path) -> int:
+    """N of `.../checkpoint-N`."""
+    return int(path.name.removeprefix(CHECKPOINT_PREFIX))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is a folder called `checkpoint-N` (which Orbax's unfinished ones are not)."""
+    return re.fullmatch(rf"{CHECKPOINT_PREFIX}\d+", path.name) is not None and path.is_dir()
 
 
 def checkpoints_in(directory: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest first."""
-    found = [path for path in directory.iterdir() if checkpoint_step(path) is not None] if directory.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name.removeprefix(CHECKPOINT_PREFIX)))
+    found = filter(is_checkpoint, directory.iterdir()) if directory.is_dir() else ()
+    return sorted(found, key=checkpoint_step)
 
 
 def checkpoint_to_resume(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
@@ -61,7 +65,7 @@ def checkpoint_to_resume(output_dir: Path, resume_from_checkpoint: str | None) -
     if resume_from_checkpoint == "latest":
         return existing[-1] if existing else None
     for path in (output_dir / resume_from_checkpoint, Path(resume_from_checkpoint)):
-        if checkpoint_step(path) is not None:
+        if is_checkpoint(path):
             return path
     raise ValueError(
         f"--resume_from_checkpoint {resume_from_checkpoint}: there is no such checkpoint. Expected 'latest', the name "
@@ -115,7 +119,7 @@ def set_aside_later(output_dir: Path, step: int) -> list[Path]:
 
     Otherwise `latest` would later find them and mix two courses. Returns the new paths.
     """
-    later = [path for path in checkpoints_in(output_dir) if int(path.name.removeprefix(CHECKPOINT_PREFIX)) > step]
+    later = [path for path in checkpoints_in(output_dir) if checkpoint_step(path) > step]
     renamed = []
     for path in later:
         target = path.with_name(f"{path.name}.abandoned")

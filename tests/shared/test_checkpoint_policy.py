@@ -15,6 +15,7 @@ from shared.checkpoint_policy import (
     checkpoint_step,
     checkpoint_to_resume,
     checkpoints_in,
+    is_checkpoint,
 )
 from shared.config import TrainConfig
 
@@ -53,7 +54,8 @@ def record(manifest: dict[str, Any] = MANIFEST, size: int = 8, **changes: Any) -
 @given(st.integers(0, 10**12))
 def test_names_carry_the_step(step: int) -> None:
     path = Path("/") / f"checkpoint-{step}"
-    assert checkpoint_step(path) is None, "a path that is no folder is no checkpoint"
+    assert checkpoint_step(path) == step
+    assert not is_checkpoint(path), "a path that is no folder is no checkpoint"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_names_carry_the_step(step: int) -> None:
 )
 def test_no_other_folder_is_a_checkpoint(tmp_path: Path, name: str) -> None:
     folders(tmp_path, name)
-    assert checkpoint_step(tmp_path / name) is None
+    assert not is_checkpoint(tmp_path / name)
     assert checkpoints_in(tmp_path) == []
     assert checkpoint_to_resume(tmp_path, "latest") is None
 
