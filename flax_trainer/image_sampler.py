@@ -14,24 +14,25 @@ from flax_trainer.models.functional import Params, cast
 from flax_trainer.pmap_engine import shard_rows
 from flax_trainer.sampling import Prompt, SamplingDefs, SamplingParams, sample_images
 from flax_trainer.step import FrozenParams, ModelDefs, normalise_condition
+from shared.config import TrainConfig
 from shared.data.tokenization import Tokenize
 from shared.diffusion.samplers import SamplerPlan, initial_latents, unipc_plan
 
-# What diffusers' train_controlnet.py validates with: UniPC, 20 steps, and its pipeline's default guidance.
-NUM_INFERENCE_STEPS = 20
-GUIDANCE_SCALE = 7.5
+NUM_INFERENCE_STEPS = 20  # of UniPC, as diffusers' train_controlnet.py validates
 
 
 class ImageSampler:
     """Samples with replicated parameters, `images_per_device` at a time on every device: one program for all calls."""
 
-    def __init__(self, models: BaseModels, tokenize: Tokenize, *, resolution: int, seed: int, images_per_device: int):
+    def __init__(self, models: BaseModels, tokenize: Tokenize, config: TrainConfig, *, images_per_device: int):
         self._tokenize = tokenize
-        self._latent_shape = models.latent_shape(resolution)
-        self._seed = seed
+        self._latent_shape = models.latent_shape(config.resolution)
+        self._seed = config.seed
         self._rows = images_per_device * jax.local_device_count()
         plan = unipc_plan(models.schedule, NUM_INFERENCE_STEPS)
-        self._sample = jax.pmap(partial(_sample, models.defs, plan, models.vae_config.scaling_factor))
+        self._sample = jax.pmap(
+            partial(_sample, models.defs, plan, models.vae_config.scaling_factor, config.guidance_scale)
+        )
 
     def __call__(
         self, controlnet_params: Params, frozen: FrozenParams, prompts: list[str], conditions_RHWC: np.ndarray
@@ -64,6 +65,7 @@ def _sample(
     defs: ModelDefs,
     plan: SamplerPlan,
     scaling_factor: float,
+    guidance_scale: float,
     controlnet_params: Params,
     frozen: FrozenParams,
     negative_ids_BL: jax.Array,
@@ -82,6 +84,6 @@ def _sample(
         Prompt(encode(negative_ids_BL)[0]),
         normalise_condition(condition_BHWC),
         latents_BHWC,
-        guidance_scale=GUIDANCE_SCALE,
+        guidance_scale=guidance_scale,
     )
     return jnp.round(images_BHWC * 255).astype(jnp.uint8)

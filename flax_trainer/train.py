@@ -284,7 +284,7 @@ def _sampler(
     if max(counts) == 0:
         return None
     per_device = min(config.train_batch_size, -(-max(counts) // jax.local_device_count()))
-    return ImageSampler(models, tokenize, resolution=config.resolution, seed=config.seed, images_per_device=per_device)
+    return ImageSampler(models, tokenize, config, images_per_device=per_device)
 
 
 def _measure_untrained(

@@ -154,6 +154,11 @@ class TrainConfig:
         None, "The paths of the condition images for validation: as many as --validation_prompt, or one for all."
     )
     validation_steps: int = _validation(100, "The number of optimizer steps from one validation to the next.")
+    guidance_scale: float = _validation(
+        7.5,
+        "The strength of classifier-free guidance in images made during training, where 1 means none; diffusers' "
+        "pipelines call it so too.",
+    )
     num_evaluation_samples: int = _validation(
         0,
         "The number of samples held out of the training data, on which every validation, and one before training, "

@@ -47,6 +47,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("max_grad_norm",), lambda value: value > 0, "more than 0 (inf turns clipping off)"),
     (("snr_gamma",), lambda value: 0 < value < math.inf, "a finite number, more than 0"),
     (("proportion_empty_prompts",), lambda value: 0 <= value <= 1, "in the range from 0 to 1"),
+    (("guidance_scale",), lambda value: 1 <= value < math.inf, "a finite number, 1 (no guidance) or more"),
     (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "at least 0 and less than 1"),
     (("seed",), lambda value: 0 <= value <= _LARGEST_SEED, f"in the range from 0 to {_LARGEST_SEED}"),
     (("resolution",), lambda value: value % _VAE_FACTOR == 0, f"divisible by {_VAE_FACTOR}, which the VAE shrinks by"),
@@ -126,7 +127,7 @@ def _check_source_details(config: TrainConfig) -> None:
     for url in config.train_shards or ():
         if url.lower().startswith("pipe:") and not config.allow_shell_urls:
             raise ValueError(
-                f"--train_shards {url.partition(' ')[0]!r} … would run a shell command. If you wrote it yourself, add "
+                f"--train_shards '{url[: len('pipe:')]}…' would run a shell command. If you wrote it yourself, add "
                 "--allow_shell_urls."
             )
 

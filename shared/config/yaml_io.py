@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 
 import yaml
 
@@ -69,9 +70,11 @@ def _composed(path: str) -> yaml.Node | None:
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        # The whole message would quote the line, which may hold a token.
+        # The whole message would quote the line, which may hold a token; a token that begins with * or ! is an alias
+        # or a tag to YAML, and named in the problem itself.
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"--config {path!r} is not valid YAML{line}: {error.problem}.") from None
+        problem = re.sub(r"'[\w!-]{2,}'", "", str(error.problem)).strip()
+        raise ValueError(f"--config {path!r} is not valid YAML{line}: {problem}.") from None
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path!r} is not valid YAML: {error}") from error
 

@@ -16,6 +16,7 @@ from shared.checkpoint_policy import (
     checkpoint_to_resume,
     checkpoints_in,
     is_checkpoint,
+    set_aside_later,
 )
 from shared.config import TrainConfig
 
@@ -71,6 +72,7 @@ def test_names_carry_the_step(step: int) -> None:
         "my-checkpoint-7",
         "Checkpoint-7",
         "checkpoint-last",
+        "checkpoint-7.abandoned",
     ],
 )
 def test_no_other_folder_is_a_checkpoint(tmp_path: Path, name: str) -> None:
@@ -141,16 +143,50 @@ def test_every_difference_is_named_with_both_values() -> None:
     assert "--output_dir" in message
 
 
-def test_data_with_the_same_fingerprint_may_have_moved() -> None:
-    check_resumable(CHECKPOINT, record(), record(MANIFEST | {"location": "/mnt/photos"}))
+@pytest.mark.parametrize("several", [False, True])
+def test_local_data_with_the_same_fingerprint_may_have_moved(tmp_path: Path, several: bool) -> None:
+    def located(folder: str) -> dict[str, Any]:
+        location = [f"{folder}/a.tar", f"{folder}/b.tar"] if several else folder
+        return record(MANIFEST | {"location": location})
+
+    (tmp_path / "a.tar").touch()
+    (tmp_path / "b.tar").touch()
+    check_resumable(CHECKPOINT, located("/data/photos"), located(str(tmp_path)))
+    check_resumable(CHECKPOINT, located("someone/photos"), located(str(tmp_path)))
+    (tmp_path / "b.tar").unlink()
+    if several:
+        assert "data location" in refusal(located("/data/photos"), located(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("fusing/fill50k", "someone/fill50k"),
+        ("/data/photos", "someone/photos"),
+        ("/data/photos", "/data/that/is/not/there"),
+        (["a.tar"], ["https://host.example/a.tar"]),
+    ],
+)
+def test_data_that_is_not_on_this_machine_may_not_move(before: Any, now: Any) -> None:
+    """Two datasets of the Hub may share their captions, and so the fingerprint, and not their pictures."""
+    message = refusal(record(MANIFEST | {"location": before}), record(MANIFEST | {"location": now}))
+    assert f"data location: {before!r} in the checkpoint, {now!r} now" in message
+    assert "fingerprint" not in message
+
+
+def test_remote_data_in_its_place_may_be_resumed() -> None:
+    there = MANIFEST | {"location": "fusing/fill50k"}
+    check_resumable(CHECKPOINT, record(there), record(there))
 
 
 @pytest.mark.parametrize("fingerprints", [(None, None), ("0f3a", None), (None, "0f3a"), ("0f3a", "77c1")])
-def test_data_that_cannot_be_recognised_may_not_move(fingerprints: tuple[str | None, str | None]) -> None:
+def test_data_that_cannot_be_recognised_may_not_move(
+    tmp_path: Path, fingerprints: tuple[str | None, str | None]
+) -> None:
     before, now = fingerprints
-    moved = MANIFEST | {"location": "/mnt/photos", "fingerprint": now}
+    moved = MANIFEST | {"location": str(tmp_path), "fingerprint": now}
     message = refusal(record(MANIFEST | {"fingerprint": before}), record(moved))
-    assert "data location: '/data/photos' in the checkpoint, '/mnt/photos' now" in message
+    assert f"data location: '/data/photos' in the checkpoint, '{tmp_path}' now" in message
     assert ("fingerprint" in message) == (before != now)
 
 
@@ -162,3 +198,48 @@ def test_the_same_place_with_other_content_is_other_data() -> None:
 
 def test_a_record_keeps_no_secret() -> None:
     assert "hf_secret" not in json.dumps(record(hub_token="hf_secret"))
+
+
+# --- going back ------------------------------------------------------------------------------------------------------
+
+
+def test_going_back_sets_the_later_checkpoints_aside(tmp_path: Path) -> None:
+    folders(tmp_path, "checkpoint-3", "checkpoint-20", "checkpoint-100", "checkpoint-9.orbax-checkpoint-tmp", "logs")
+    (tmp_path / "checkpoint-100" / "state").write_text("of the first course")
+    assert set_aside_later(tmp_path, 3) == [tmp_path / f"checkpoint-{step}.abandoned" for step in (20, 100)]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("checkpoint-3", "checkpoint-20.abandoned", "checkpoint-100.abandoned"),
+        *("checkpoint-9.orbax-checkpoint-tmp", "logs"),
+    }
+    assert (tmp_path / "checkpoint-100.abandoned" / "state").read_text() == "of the first course"
+    assert checkpoints_in(tmp_path) == [tmp_path / "checkpoint-3"]
+    assert checkpoint_to_resume(tmp_path, "latest") == tmp_path / "checkpoint-3"
+    with pytest.raises(ValueError, match="there is no such checkpoint"):
+        checkpoint_to_resume(tmp_path, "checkpoint-20.abandoned")
+
+
+def test_what_was_set_aside_before_is_replaced(tmp_path: Path) -> None:
+    for course in ("first", "second"):
+        folders(tmp_path, "checkpoint-20")
+        (tmp_path / "checkpoint-20" / course).touch()
+        set_aside_later(tmp_path, 3)
+    assert [path.name for path in (tmp_path / "checkpoint-20.abandoned").iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20.abandoned"]
+
+
+def test_a_run_that_goes_on_from_its_end_sets_nothing_aside(tmp_path: Path) -> None:
+    folders(tmp_path, "checkpoint-3", "checkpoint-20", "checkpoint-30.abandoned")
+    assert set_aside_later(tmp_path, 20) == []
+    assert set_aside_later(tmp_path / "new", 0) == []
+    assert checkpoints_in(tmp_path) == [tmp_path / "checkpoint-3", tmp_path / "checkpoint-20"]
+
+
+@given(steps=st.sets(st.integers(0, 300), max_size=5), step=st.integers(0, 300))
+def test_no_checkpoint_after_the_step_is_left_and_none_before_it_is_touched(
+    tmp_path_factory: pytest.TempPathFactory, steps: set[int], step: int
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    folders(folder, *(f"checkpoint-{there}" for there in steps))
+    set_aside_later(folder, step)
+    assert [checkpoint_step(path) for path in checkpoints_in(folder)] == sorted(at for at in steps if at <= step)
+    assert len(list(folder.iterdir())) == len(steps)

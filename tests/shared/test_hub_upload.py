@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from shared.config import TrainConfig
 from shared.hub import prepare_repository, push
@@ -219,18 +221,28 @@ def test_offline_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 KEPT = {
     "README.md",
     "config.json",
-    "config.yaml",
     "diffusion_pytorch_model.safetensors",
-    "metrics.jsonl",
     "report.json",
+    "contact_sheet.png",
     "validation/step-4/0.png",
+    "validation/step-8/0.png",
 }
 LEFT_BEHIND = {
     "checkpoint-4/state/d/0af3",
+    "checkpoint-4/config.json",
+    "checkpoint-4/diffusion_pytorch_model.safetensors",
     "checkpoint-4/_CHECKPOINT_METADATA",
+    "checkpoint-8.abandoned/state/d/0af3",
     "checkpoint-8.orbax-checkpoint-tmp/state/d/1b",
+    "config.yaml",
     "logs/train_controlnet/events.out.tfevents.1",
+    "metrics.jsonl",
+    "my own picture.png",
+    "notes of the user.txt",
     "report.json.tmp",
+    "shards/0000.tar",
+    "train.log",
+    "wandb/run-1/files/config.yaml",
     "wandb/run-1/files/output.log",
 }
 
@@ -245,9 +257,11 @@ def run_folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("logging_dir", ["logs", "logs/", "./logs"])
-def test_the_run_is_uploaded_without_checkpoints_and_logs(hub: FakeHub, run_folder: Path, logging_dir: str) -> None:
+@pytest.mark.parametrize("logging_dir", ["logs", "./logs", "validation-logs"])
+def test_only_what_others_are_to_see_is_uploaded(hub: FakeHub, run_folder: Path, logging_dir: str) -> None:
     config = with_token(WRITER, logging_dir=logging_dir)
+    (run_folder / logging_dir).mkdir(exist_ok=True)
+    (run_folder / logging_dir / "events.out.tfevents.2").write_text("a log")
     repository = prepare_repository(config, run_folder)
     assert repository == "me/circles"
     assert push(config, run_folder, repository) == f"{hub.address}/me/circles/commit/abc"
@@ -265,5 +279,24 @@ def test_an_upload_that_fails_says_where_the_result_is_and_what_to_do(hub: FakeH
         push(CONFIG, run_folder, repository)
     message = str(failed.value)
     assert str(run_folder) in message
-    assert f"hf upload me/circles {run_folder} --exclude 'checkpoint-*'" in message
+    assert "--exclude" not in message
     assert WRITER not in message
+    command = shlex.split(message.partition("`")[2].rpartition("`")[0])
+    assert command[:4] == ["hf", "upload", "me/circles", str(run_folder)]
+    assert command[4::2] == ["--include"] * len(command[5::2])
+    found = (str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file())
+    assert set(filter_repo_objects(found, allow_patterns=command[5::2])) == KEPT
+
+
+def test_weights_in_several_files_are_uploaded_with_their_index(hub: FakeHub, run_folder: Path) -> None:
+    weights = {
+        "diffusion_pytorch_model-00001-of-00002.safetensors",
+        "diffusion_pytorch_model-00002-of-00002.safetensors",
+        "diffusion_pytorch_model.safetensors.index.json",
+    }
+    for name in weights:
+        (run_folder / name).write_text(f"content of {name}")
+    repository = prepare_repository(CONFIG, run_folder)
+    assert repository is not None
+    push(CONFIG, run_folder, repository)
+    assert set(hub.files) == KEPT | weights

@@ -94,3 +94,20 @@ def test_the_configuration_in_it_is_the_runs_and_holds_no_secret(
 )
 def test_every_kind_of_data_has_its_phrase(source: dict[str, Any], phrase: str) -> None:
     assert data_description(TrainConfig(**source)) == phrase
+
+
+def test_shards_are_named_without_what_is_secret_in_their_addresses(tmp_path: Path) -> None:
+    shards = (
+        "data/a-{00..09}.tar",
+        "https://user:SECRET@host.example/b.tar?signature=SECRET",
+        "pipe:curl -H 'Authorization: Bearer SECRET' https://host.example/c.tar",
+    )
+    config = TrainConfig(pretrained_model_name_or_path="some/model", train_shards=shards, allow_shell_urls=True)
+    phrase = data_description(config)
+    assert phrase.startswith("`data/a-{00..09}.tar https://host.example/b.tar pipe:curl … (sha256 ")
+    written = card(tmp_path, config, facts={"Data": phrase}).content
+    assert "SECRET" not in written
+    assert phrase in written
+    named = yaml.safe_load(written.partition("```yaml\n")[2].rpartition("```")[0])["train_shards"]
+    assert named[:2] == ["data/a-{00..09}.tar", "https://host.example/b.tar"]
+    assert "SECRET" in str(config.train_shards), "the run itself still needs it"

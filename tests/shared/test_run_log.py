@@ -81,7 +81,7 @@ def test_steps_that_are_given_win(steps: int, samples: int | None) -> None:
 
 
 def test_a_stream_must_be_told_when_to_stop() -> None:
-    with pytest.raises(ValueError, match="--max_train_steps"):
+    with pytest.raises(ValueError, match="Give --max_train_steps or --max_train_samples"):
         total_steps(None, 1, None, 8)
 
 
@@ -120,6 +120,40 @@ def test_the_command_line_can_be_pasted(monkeypatch: pytest.MonkeyPatch, tmp_pat
         check=True,
     )
     assert shown.stdout.splitlines() == words
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("https://user:SECRET@host.example/a-{00..09}.tar", "https://host.example/a-{00..09}.tar"),
+        ("https://host.example/a.tar?signature=SECRET&x=SECRET", "https://host.example/a.tar"),
+        ("https://host.example/a.tar#SECRET", "https://host.example/a.tar"),
+        ("pipe:curl -H 'Authorization: SECRET' https://host.example/a.tar", "pipe:curl …"),
+        ("PIPE:curl SECRET", "pipe:curl …"),
+        ("pipe:TOKEN=SECRET curl https://host.example/a.tar", "pipe: …"),
+        ("data/train-{000..099}.tar", "data/train-{000..099}.tar"),
+    ],
+)
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_command_line_hides_what_addresses_hold_of_secrets(
+    monkeypatch: pytest.MonkeyPatch, word: str, shown: str, joined: bool
+) -> None:
+    words = [f"--train_shards={word}"] if joined else ["--train_shards", "a.tar", word]
+    monkeypatch.setattr(sys, "argv", ["train_flax.py", *words, "--seed", "3"])
+    line = command_line()
+    assert "SECRET" not in line
+    kept = shlex.split(line)
+    assert kept[-2:] == ["--seed", "3"]
+    flag, _, value = kept[2].partition("=") if joined else (kept[2], "", kept[4])
+    assert flag == "--train_shards"
+    assert value.startswith(shown) if "…" in shown else value == shown
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters=":")), max_size=5))
+def test_words_without_addresses_stay_as_they_are(words: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train_flax.py", *words])
+        assert shlex.split(command_line()) == ["python3", "train_flax.py", *words]
 
 
 def test_a_command_that_ends_in_the_flag_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,14 +227,14 @@ def test_an_evaluation_is_written_with_the_step_it_was_taken_after() -> None:
     assert [entry.get("validation_loss") for _, entry in recorded.entries] == [0.125, None, None]
 
 
-def test_a_process_that_does_not_track_keeps_its_own_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    log = RunLog(None, 0, 2, 8, None, 1)
+def test_the_last_figures_are_at_hand() -> None:
+    log, recorded = run_log(last_step=2)
     log.add(figures(1))
     log.add(figures(2, loss=0.25))
     log.close()
     assert log.last_loss == 0.25
+    assert log.images_per_second == recorded.entries[-1][1]["images_per_second"]
     assert math.isfinite(log.images_per_second)
-    assert capsys.readouterr() == ("", "")
 
 
 def test_entries_reach_the_runs_own_file(tmp_path: Path) -> None:

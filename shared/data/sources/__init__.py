@@ -90,9 +90,15 @@ def _open_folder(config: TrainConfig, folder: Path) -> Source | None:
         raise ValueError(f"--train_data_dir is {str(folder)!r}, which is not a folder; give one that exists")
     if not any(folder.iterdir()):
         raise ValueError(f"--train_data_dir is {str(folder)!r}, which is empty; give a folder with training data")
+    is_prompt_json = (folder / "prompt.json").is_file()
     if config.streaming:
+        if is_prompt_json:
+            raise ValueError(
+                f"--streaming reads folders through datasets, which does not know the prompt.json of {str(folder)!r}; "
+                "leave --streaming out: this layout is not copied or loaded as a whole in any case"
+            )
         return None
-    if (folder / "prompt.json").is_file():
+    if is_prompt_json:
         return prompt_json.open_prompt_json(folder)
     metadata = image_folder.find_metadata(folder)
     if metadata is None:

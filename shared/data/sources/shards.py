@@ -95,19 +95,25 @@ class ShardSource:
 def expand(patterns: Iterable[str]) -> Iterator[str]:
     """Shard paths and URLs from patterns with braces (`{000..099}`, `{a,b}`) and, for local paths, globs.
 
-    `pipe:` commands are left as they are. ValueError for a local pattern that matches nothing.
+    `pipe:` commands are left as they are. ValueError for a local pattern that matches nothing, and for open braces.
     """
     import braceexpand
 
     for pattern in patterns:
-        for location in [pattern] if pattern.startswith("pipe:") else braceexpand.braceexpand(pattern):
+        try:
+            locations = [pattern] if pattern.startswith("pipe:") else list(braceexpand.braceexpand(pattern))
+        except ValueError:  # unbalanced braces; the message quotes the pattern
+            raise ValueError(f"--train_shards: the braces of {redacted(pattern)!r} do not match; close each") from None
+        for location in locations:
             if not _is_local(location):
                 yield location
                 continue
             path = location.removeprefix("file://").removeprefix("file:")
             matches = [path] if Path(path).is_file() else sorted(glob.glob(path, recursive=True))
             if not matches:
-                raise ValueError(f"--train_shards: no file {path!r} (from {pattern!r}); give existing .tar files")
+                raise ValueError(
+                    f"--train_shards: no file {path!r} (from {redacted(pattern)!r}); give existing .tar files"
+                )
             yield from matches
 
 

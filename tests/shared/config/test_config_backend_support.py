@@ -38,6 +38,7 @@ def test_every_other_flag_of_diffusers_scripts_passes_in_flax() -> None:
         from_pt=True,
         snr_gamma=5.0,
         streaming=True,
+        max_train_steps=1000,
         report_to="wandb",
         dataloader_num_workers=4,
         mixed_precision="bf16",

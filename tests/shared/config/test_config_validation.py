@@ -25,9 +25,11 @@ def _check(**changes: Any) -> None:
         {"dataset_name": None, "train_data_dir": "folder", "load_from_disk": True},
         {"dataset_name": None, "generated_circles": 8},
         {"dataset_config_name": "small"},
-        {"streaming": True},
-        {**_SHARDS, "streaming": True, "shards_image_key": "png"},
+        {"streaming": True, "max_train_steps": 10},
+        {"streaming": True, "max_train_samples": 100},
+        {**_SHARDS, "streaming": True, "shards_image_key": "png", "max_train_steps": 10, "max_train_samples": 100},
         {**_SHARDS, "train_shards": ("pipe:cat a.tar",), "allow_shell_urls": True},
+        {**_SHARDS, "train_shards": ("pipe.tar", "pipes:x"), "allow_shell_urls": False},
         {"validation_prompt": ("a", ""), "validation_image": ("x", "y")},
         {"validation_prompt": ("a",), "validation_image": ("x", "y", "z")},
         {"validation_prompt": ("a", "b"), "validation_image": ("x",)},
@@ -53,6 +55,14 @@ def test_right_configurations_pass(changes: dict[str, Any]) -> None:
         ({"shards_caption_key": "txt"}, "--shards_caption_key is about --train_shards"),
         ({"allow_shell_urls": True}, "--allow_shell_urls is about --train_shards"),
         ({**_SHARDS, "train_shards": ("a.tar", "pipe:cat b.tar")}, "add --allow_shell_urls"),
+        ({**_SHARDS, "train_shards": ("PIPE:cat b.tar",)}, "'PIPE:…' would run a shell command.*--allow_shell_urls"),
+        ({"streaming": True}, "cannot say when to stop: give --max_train_steps or --max_train_samples"),
+        ({"streaming": True, "num_train_epochs": 3}, "--num_train_epochs cannot say when to stop"),
+        ({**_SHARDS, "streaming": True}, "give --max_train_steps or --max_train_samples"),
+        (
+            {"dataset_name": None, "train_data_dir": "folder", "streaming": True},
+            "give --max_train_steps or --max_train_samples",
+        ),
         (
             {"dataset_name": None, "train_data_dir": "folder", "load_from_disk": True, "streaming": True},
             "--streaming does not go with --load_from_disk",
@@ -76,6 +86,13 @@ def test_right_configurations_pass(changes: dict[str, Any]) -> None:
 def test_wrong_configurations_are_refused_with_the_way_out(changes: dict[str, Any], explanation: str) -> None:
     with pytest.raises(ValueError, match=explanation):
         _check(**changes)
+
+
+@pytest.mark.parametrize("command", ["curl -H SECRET", "TOKEN=SECRET curl", "curl\tSECRET", "curl<SECRET"])
+def test_a_command_that_is_refused_is_not_quoted(command: str) -> None:
+    with pytest.raises(ValueError, match="would run a shell command") as refusal:
+        _check(**{**_SHARDS, "train_shards": (f"pipe:{command}",)})
+    assert "SECRET" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(

@@ -161,12 +161,55 @@ def test_an_empty_file_changes_nothing(tmp_path: pathlib.Path) -> None:
         ("? [a]\n: 1\n", "a nested key is not a flag"),
         ("- seed\n", "must hold one `flag: value` per line"),
         ("seed: [\n", "is not valid YAML"),
+        ("seed: 1\n\nhub_token: [hf_abc\nresolution: 512\n", "config.yaml' is not valid YAML in line 4: "),
     ],
 )
 def test_mistakes_in_the_file_are_told_with_their_place(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], text: str, explanation: str
 ) -> None:
     assert explanation in _error(tmp_path, text, capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("hub_token: hf_SECRET: x\n", 1),
+        ("seed: 1\nhub_token: 'hf_SECRET\n", 3),
+        ("seed: 1\nhub_token: [hf_SECRET\n", 3),
+        ("hub_token: &hf_SECRET\n  *hf_SECRETS\n", 2),
+        ("hub_token: !<hf_SECRET x\n", 1),
+        ("hub_token: @hf_SECRET\n", 1),
+        ('train_shards: "pipe:curl -H \\q SECRET"\n', 1),
+        ("hub_token: %hf_SECRET\n", 1),
+        ("seed: 1\n\thub_token: hf_SECRET\n", 2),
+        ("{hub_token: hf_SECRET}}\n", 1),
+        ("hub_token: *hf_SECRET\n", 1),
+        ("hub_token: !SECRET!x y\n", 1),
+        ("hub_token: hf_SECRET\x07\n", None),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_not_quoted(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], text: str, line: int | None
+) -> None:
+    message = _error(tmp_path, text, capsys)
+    assert "is not valid YAML" in message
+    assert line is None or f" in line {line}: " in message
+    assert "SECRET" not in message
+
+
+@given(before=st.integers(0, 4), broken=st.sampled_from([": :", "- ]", "'", '"', "[", "{", "@", "`", "&", "%", "| x"]))
+def test_no_way_of_breaking_a_line_shows_what_it_holds(config_path: pathlib.Path, before: int, broken: str) -> None:
+    lines = ["hub_token: SECRETSECRET"] * before + [f"revision: {broken} SECRETSECRET"]
+    config_path.write_text("\n".join(lines), encoding="utf-8")
+    assert "SECRET" not in _refusal(config_path)
+
+
+def _refusal(path: pathlib.Path) -> str:
+    try:
+        read_yaml(str(path), FLAGS)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def test_print_config_still_checks_the_flags(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from webdataset.gopen import gopen_schemes
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from shared.data.batches import BatchSpec
 from shared.data.sample import RawSample
-from shared.data.sources import StreamSource, open_source
+from shared.data.sources import RandomAccessSource, StreamSource, open_source
+from shared.data.sources.huggingface import HuggingFaceStream
 from shared.data.sources.shard_keys import shard_keys, split_member
 from shared.data.sources.shards import ShardSource, expand
 from shared.data.sources.shuffling import buffered_shuffle
-from tests.shared.data.pictures import captions_in, config, loader, pairs, png, write_tars
+from tests.shared.data.pictures import (
+    captions_in,
+    config,
+    loader,
+    pairs,
+    png,
+    write_image_folder,
+    write_prompt_json,
+    write_tars,
+)
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
@@ -174,8 +186,125 @@ def test_a_command_that_fails_after_a_whole_tar_is_an_error(tmp_path: Path) -> N
     """A cut connection can end between two members, where a tar shows no damage."""
     write_tars(tmp_path, pairs(2))
     training = config(train_shards=(f"pipe:cat {tmp_path}/*.tar; exit 3",), allow_shell_urls=True)
-    with pytest.raises(ValueError, match=r"reading 'pipe:cat .* failed: .*exit 3"):
+    with pytest.raises(ValueError, match=r"reading pipe:cat … \(sha256 \w{8}\) failed \(OSError\)\. Check that it"):
         list(open_source(training).iterate(0))  # type: ignore[union-attr]
+
+
+FAILURES = {
+    "no such file": "cat {folder}/absent.tar 2>/dev/null",
+    "fails at the end": "cat {folder}/train-000.tar; exit 3",
+    "fails at once": "exit 4",
+    "no such program": "no-such-program-at-all 2>/dev/null",
+    "nothing": "true",
+    "no tar": "echo nonsense",
+    "cut off": "head -c 1000 {folder}/train-000.tar",
+    "twice the same": "cat {folder}/twice.tar",
+    "other keys": "cat {folder}/keys.tar",
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("secret", [": 'Bearer SECRET'; ", "TOKEN=SECRET; ", "TOKEN='a SECRET' "])
+def test_a_command_that_fails_is_not_quoted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, failure: str, secret: str
+) -> None:
+    write_tars(tmp_path, pairs(2))
+    members = [("1.jpg", b"I"), ("1.cond.png", b"C"), ("1.txt", b"text"), ("1.jpg", b"I")]
+    write_tar(tmp_path / "twice.tar", members)
+    write_tar(tmp_path / "keys.tar", [("1.foo", b"")])
+    training = config(
+        train_shards=(f"pipe:{secret}{FAILURES[failure].format(folder=tmp_path)}",), allow_shell_urls=True
+    )
+    with pytest.raises(ValueError) as refused:  # noqa: PT011  whichever it is
+        list(open_source(training).iterate(0))  # type: ignore[union-attr]
+    error: BaseException | None = refused.value
+    while error is not None:  # what a traceback would show
+        assert "SECRET" not in "".join(map(str, error.args))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    assert "SECRET" not in caplog.text
+
+
+def test_a_streams_manifest_and_samples_hold_no_secret(tmp_path: Path) -> None:
+    write_tars(tmp_path, pairs(16))
+    commands = [f"pipe:cat {tmp_path}/train-{shard:03d}.tar # Bearer SECRET" for shard in range(2)]
+    training = config(train_shards=tuple(commands), allow_shell_urls=True)
+    source = open_source(training)
+    assert isinstance(source, StreamSource)
+    assert "SECRET" not in json.dumps(source.manifest)
+    assert len(set(source.manifest["location"])) == 2, "commands can still be told apart"
+    assert source.manifest == open_source(training).manifest
+    samples = list(source.iterate(0))
+    assert len({sample.name for sample in samples}) == 16
+    assert not any("SECRET" in sample.name for sample in samples)
+
+
+def test_a_bad_sample_of_a_command_is_named_without_the_command(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = pairs(8)
+    samples[3] = samples[3] | {"image": b"not an image"}
+    write_tars(tmp_path, samples)
+    shards = (f"pipe:cat {tmp_path}/train-000.tar # SECRET",)
+    loading = loader(config(train_shards=shards, allow_shell_urls=True))
+    loading.batch(0)
+    assert loading.skipped == 1
+    assert ":0003: " in caplog.text
+    with pytest.raises(ValueError, match="more than --max_skipped_samples=0 allows") as refused:
+        loader(config(train_shards=shards, allow_shell_urls=True, max_skipped_samples=0)).batch(0)
+    assert "SECRET" not in caplog.text + str(refused.value)
+
+
+@pytest.fixture
+def open_locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands in for the network: every address is read from the file of its last part in the folder."""
+
+    def gopen(url: str) -> Any:
+        return (tmp_path / url.partition("?")[0].rpartition("/")[2]).open("rb")
+
+    # webdataset calls a function by this module's name.
+    monkeypatch.setattr(sys.modules["webdataset.gopen"], "gopen", gopen)
+    return tmp_path
+
+
+def test_an_address_with_password_and_query_shows_neither(open_locally: Path) -> None:
+    write_tars(open_locally, pairs(2))
+    address = "https://user:SECRET@host.example/train-000.tar?signature=SECRET"
+    source = open_source(config(train_shards=(address,)))
+    assert isinstance(source, StreamSource)
+    assert source.manifest["location"] == ["https://host.example/train-000.tar"]
+    assert [sample.name for sample in source.iterate(0)] == [
+        f"https://host.example/train-000.tar:{index:04d}" for index in range(2)
+    ]
+    with pytest.raises(
+        ValueError, match=r"reading https://host\.example/absent\.tar failed \(FileNotFoundError\)"
+    ) as no:
+        open_source(config(train_shards=(address.replace("train-000", "absent"),)))
+    assert "SECRET" not in str(no.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("s3://key:SECRET@bucket/{0..3}.tar?x=SECRET", r"'s3://bucket/0\.tar', and s3: cannot be read"),
+        ("az://container/a.tar", "'az://container/a.tar', and az: cannot be read"),
+        ("gopher:a.tar", "and gopher: cannot be read"),
+        ("PIPE:curl SECRET", r"'pipe:curl … \(sha256 \w{8}\)', and PIPE: cannot be read"),
+        ("https://user:SECRET@host/{000..9.tar", r"the braces of 'https://host/{000\.\.9\.tar' do not match"),
+    ],
+)
+def test_an_address_that_cannot_be_read_is_refused_by_name(address: str, shown: str) -> None:
+    with pytest.raises(ValueError, match=shown) as refused:
+        open_source(config(train_shards=("https://host.example/first.tar", address), allow_shell_urls=True))
+    assert "SECRET" not in str(refused.value)
+
+
+def test_an_unknown_scheme_names_those_that_webdataset_reads() -> None:
+    with pytest.raises(ValueError, match="expected paths or one of ") as refused:
+        open_source(config(train_shards=("s3://bucket/a.tar",)))
+    message = str(refused.value)
+    named = set(message.partition("one of ")[2].partition(": (")[0].split(", "))
+    assert {"pipe", "http", "https", "gs", "hf"} <= named <= gopen_schemes.keys()
+    assert "'pipe:aws s3 cp ADDRESS -'" in message
 
 
 class Exploit:
@@ -204,9 +333,15 @@ def test_no_pickle_is_ever_loaded(tmp_path: Path, extension: str, stream: bool) 
     assert (tmp_path / "pwned").exists()  # the payload does work
 
 
-def test_shell_urls_need_their_flag() -> None:
-    with pytest.raises(ValueError, match=r"which runs a shell command; add --allow_shell_urls if you trust it"):
-        open_source(config(train_shards=("pipe:echo",)))
+@pytest.mark.parametrize("scheme", ["pipe", "PIPE", "Pipe", "{a.tar,pipe"])
+def test_shell_urls_need_their_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.tar").touch()
+    command = f"{scheme}:touch ran; echo SECRET" + "}" * scheme.count("{")
+    with pytest.raises(ValueError, match=r"which runs a shell command; add --allow_shell_urls if you trust it") as no:
+        open_source(config(train_shards=(command,)))
+    assert "SECRET" not in str(no.value)
+    assert not (tmp_path / "ran").exists()
 
 
 # Streams
@@ -239,6 +374,10 @@ def compressed_tars(folder: Path, **values: Any) -> Any:
     return config(train_shards=(str(folder / "*.tar.gz"),), **values)
 
 
+def streamed_image_folder(folder: Path, **values: Any) -> Any:
+    return config(train_data_dir=str(write_image_folder(folder, pairs())), streaming=True, **values)
+
+
 def streamed_parquet(folder: Path, **values: Any) -> Any:
     folder.mkdir()
     for shard in range(3):
@@ -246,7 +385,7 @@ def streamed_parquet(folder: Path, **values: Any) -> Any:
     return config(dataset_name=str(folder), streaming=True, **values)
 
 
-STREAMS = [streamed_tars, compressed_tars, streamed_parquet]
+STREAMS = [streamed_tars, compressed_tars, streamed_parquet, streamed_image_folder]
 
 
 @pytest.fixture(params=STREAMS)
@@ -332,4 +471,37 @@ def test_a_stream_without_the_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"--caption_column is 'words', but .* has the columns image, conditioning_image, text"
     ):
+        open_source(training)
+
+
+def test_an_image_folder_that_is_to_be_streamed_is_opened_through_datasets(tmp_path: Path) -> None:
+    training = streamed_image_folder(tmp_path / "data")
+    source = open_source(training)
+    assert isinstance(source, HuggingFaceStream)
+    assert (source.manifest["kind"], source.manifest["location"]) == ("huggingface_stream", training.train_data_dir)
+    samples = {sample.captions[0]: sample for sample in source.iterate(0)}
+    for pair in pairs():
+        sample = samples[pair["text"]]
+        for name in ("image", "conditioning_image"):
+            assert encoded(getattr(sample, name)) == pair[name]
+    at_random = open_source(config(**vars(training) | {"streaming": False}))
+    assert isinstance(at_random, RandomAccessSource)
+    assert at_random.manifest["kind"] == "image_folder"
+
+
+def encoded(image: Any) -> bytes:
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
+
+
+def test_a_folder_to_be_streamed_must_still_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="which is not a folder"):
+        open_source(config(train_data_dir=str(tmp_path / "absent"), streaming=True))
+    with pytest.raises(ValueError, match="which is empty"):
+        open_source(config(train_data_dir=str(tmp_path), streaming=True))
+
+
+def test_a_prompt_json_folder_is_no_stream(tmp_path: Path) -> None:
+    """To datasets it would be a folder of images, whose labels are the names of their folders."""
+    training = config(train_data_dir=str(write_prompt_json(tmp_path / "data", pairs())), streaming=True)
+    with pytest.raises(ValueError, match=r"does not know the prompt\.json of .*leave --streaming out"):
         open_source(training)

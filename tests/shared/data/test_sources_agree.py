@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shared.config import TrainConfig
-from shared.data.sources import open_source
+from shared.data.sources import RandomAccessSource, open_source
 from tests.shared.data.pictures import (
     config,
     loader,
@@ -134,6 +134,18 @@ def test_a_subset_is_the_same_for_every_layout_and_in_every_epoch(tmp_path: Path
     assert in_folder == in_tars
     assert len(distinct) == 4
     assert all(set(in_folder[start : start + 4]) == distinct for start in range(0, 16, 4))
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "circles"])
+@pytest.mark.parametrize(("asked", "held_out"), [(1, 0), (4, 0), (20, 0), (50, 0), (None, 0), (4, 3), (19, 3)])
+def test_the_manifest_counts_the_samples_that_are_trained_on(
+    layout: str, asked: int | None, held_out: int, tmp_path: Path
+) -> None:
+    training = LAYOUTS[layout](tmp_path / "data") if layout in LAYOUTS else config(generated_circles=20)
+    changed = config(**{**vars(training), "max_train_samples": asked, "num_evaluation_samples": held_out})
+    source = open_source(changed)
+    assert isinstance(source, RandomAccessSource)
+    assert source.manifest["samples"] == len(source) == min(asked or 20, 20 - held_out)
 
 
 @pytest.mark.parametrize("layout", ["save_to_disk", "image folder", "prompt.json", "tars"])

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from shared.data.preprocessing import preprocess
 from shared.data.sample import RawSample
-from shared.data.sources.circles import CirclesSource
+from shared.data.sources import open_sources
 from shared.diffusion.samplers import initial_latents
 from shared.evaluation.denoising import DenoisingEvaluation, ValidationSample, read_samples
+from shared.randomness import Purpose, generator
 from tests.shared.data.pictures import LATENT_SHAPE, captions_in, config, loader, png, tokenize
 
 RESOLUTION = 32
@@ -22,7 +23,21 @@ def raw_samples(count: int) -> list[RawSample]:
 
 def samples(count: int) -> list[ValidationSample]:
     pixels = np.zeros((RESOLUTION, RESOLUTION, 3), np.uint8)
-    return [ValidationSample(pixels + index, pixels + 100 + index, f"caption {index}") for index in range(count)]
+    return [ValidationSample(index, pixels + index, pixels + 100 + index, f"caption {index}") for index in range(count)]
+
+
+class MemorySource:
+    """Random access to samples that stand in memory."""
+
+    def __init__(self, raw: list[RawSample]) -> None:
+        self.raw = raw
+        self.manifest: dict[str, Any] = {"location": "memory", "samples": len(raw)}
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getitem__(self, index: int) -> RawSample:
+        return self.raw[index]
 
 
 def evaluation(count: int = 5, **changes: Any) -> DenoisingEvaluation:
@@ -82,6 +97,29 @@ def test_seeds_differ_and_runs_repeat() -> None:
     assert (first["noise"] != other["noise"]).all()
 
 
+def test_draws_are_those_of_the_evaluations_own_generators() -> None:
+    """Of seed, purpose and row alone: first the timestep within its bin, then the VAE's noise, then the step's."""
+    for position, row in rows_of(evaluation(3)).items():
+        rng = generator(7, Purpose.EVALUATION, position)
+        first = position % 4 * 250
+        assert row["timesteps"] == rng.integers(first, first + 250)
+        for name in ("vae_noise", "noise"):
+            np.testing.assert_array_equal(row[name], rng.standard_normal(LATENT_SHAPE, np.float32))
+
+
+def test_no_noise_is_that_of_training() -> None:
+    trained = [batch for _, (_, batch) in zip(range(3), loader(config(generated_circles=20)).iterate(), strict=False)]
+    seen = {
+        noise.tobytes()
+        for batch in trained
+        for name in ("noise", "vae_noise")
+        for noise in batch[name].reshape(-1, *LATENT_SHAPE)
+    }
+    assert len(seen) == 2 * 3 * 8
+    rows = rows_of(evaluation(6)).values()
+    assert not seen & {row[name].tobytes() for row in rows for name in ("noise", "vae_noise")}
+
+
 def test_no_noise_is_that_of_the_sampler() -> None:
     sampled = initial_latents(7, range(20), LATENT_SHAPE)
     rows = rows_of(evaluation(5))
@@ -126,30 +164,55 @@ def test_bins_cover_all_timesteps_once(num_train_timesteps: int, data: st.DataOb
 def test_samples_are_read_as_training_reads_them(caplog: pytest.LogCaptureFixture) -> None:
     raw = raw_samples(6)
     raw[1] = RawSample(b"no image", raw[1].conditioning_image, ("x",), "the broken one")
-    read = read_samples(iter(raw), 3, config(resolution=RESOLUTION))
-    assert [sample.caption for sample in read] == ["caption 0", "caption 2", "caption 3"]
+    raw[4] = RawSample(raw[4].image, raw[4].conditioning_image, (), "the one without words")
+    read = read_samples(MemorySource(raw), config(resolution=RESOLUTION))
+    assert [sample.caption for sample in read] == ["caption 0", "caption 2", "caption 3", "caption 5"]
+    assert [sample.index for sample in read] == [0, 2, 3, 5]
     assert "the broken one" in caplog.text
-    assert isinstance(raw[2].image, bytes)
-    np.testing.assert_array_equal(read[1].pixels, preprocess(raw[2].image, RESOLUTION, "lanczos"))
+    assert "the one without words" in caplog.text
+    for sample in read:
+        for pixels, encoded in (
+            (sample.pixels, raw[sample.index].image),
+            (sample.conditioning_pixels, raw[sample.index].conditioning_image),
+        ):
+            assert isinstance(encoded, bytes)
+            np.testing.assert_array_equal(pixels, preprocess(encoded, RESOLUTION, "lanczos"))
 
 
-def test_a_source_is_read_no_further_than_needed() -> None:
-    def endless() -> Any:
-        yield from raw_samples(3)
-        raise AssertionError
+def test_all_that_is_held_out_is_read() -> None:
+    _, held_out = open_sources(config(generated_circles=9, num_evaluation_samples=4))
+    assert held_out is not None
+    read = read_samples(held_out, config(resolution=RESOLUTION))
+    assert [sample.index for sample in read] == [0, 1, 2, 3]
+    for sample in read:
+        np.testing.assert_array_equal(sample.pixels, np.asarray(held_out[sample.index].image))
 
-    assert len(read_samples(endless(), 2, config(resolution=RESOLUTION))) == 2
-    source = CirclesSource(3, RESOLUTION, seed=1)
-    circles = read_samples((source[index] for index in range(3)), 3, config(resolution=RESOLUTION))
-    np.testing.assert_array_equal(circles[2].pixels, np.asarray(source[2].image))
+
+@given(broken=st.sets(st.integers(0, 5)), limit=st.integers(0, 6))
+def test_samples_that_are_left_keep_their_places(broken: set[int], limit: int) -> None:
+    raw = raw_samples(6)
+    for index in broken:
+        raw[index] = RawSample(None, raw[index].conditioning_image, ("x",), f"bad {index}")
+    training = config(resolution=RESOLUTION, max_skipped_samples=limit)
+    if len(broken) > limit:
+        with pytest.raises(ValueError, match=f"max_skipped_samples={limit}"):
+            read_samples(MemorySource(raw), training)
+    elif len(broken) == 6:
+        with pytest.raises(ValueError, match="None of the 6 held-out samples can be read"):
+            read_samples(MemorySource(raw), training)
+    else:
+        read = read_samples(MemorySource(raw), training)
+        assert [(sample.index, sample.caption) for sample in read] == [
+            (index, f"caption {index}") for index in range(6) if index not in broken
+        ]
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="2 usable samples and 3 were asked for"):
-        read_samples(raw_samples(2), 3, config(resolution=RESOLUTION))
     missing = [RawSample(tmp_path / f"{index}.png", None, ("x",), f"{index}") for index in range(9)]
+    with pytest.raises(ValueError, match=r"None of the 3 held-out samples can be read\. Repair the data, or hold out"):
+        read_samples(MemorySource(missing[:3]), config(resolution=RESOLUTION))
     with pytest.raises(ValueError, match="max_skipped_samples=3"):
-        read_samples(missing, 1, config(resolution=RESOLUTION))
+        read_samples(MemorySource(missing + raw_samples(2)), config(resolution=RESOLUTION))
     with pytest.raises(ValueError, match="empty"):
         evaluation(0)
     with pytest.raises(ValueError, match="batch size is 0"):

@@ -1,6 +1,7 @@
 """Figures on held-out samples, from a backend that draws what it is told to."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,12 @@ import pytest
 
 from shared.config import TrainConfig, validate
 from shared.data.batches import Batch
-from shared.data.sources import open_sources
+from shared.data.sample import RawSample
+from shared.data.sources import SubsetSource, open_sources
+from shared.data.sources.circles import CirclesSource, draw
+from shared.evaluation import edges
+from shared.evaluation.denoising import read_samples
+from shared.evaluation.fidelity import check_fidelity, open_fidelity
 from shared.evaluation.held_out import HeldOutEvaluation
 
 CONFIG = TrainConfig(
@@ -106,6 +112,71 @@ def test_edges_of_the_conditions_are_measured() -> None:
     figures = measured.run(0, losses, lambda prompts, conditions: truth(CONFIG))
     assert 0 < figures["edge_f1"] <= 1
     assert measured.run(1, losses, grey)["edge_recall"] == 0.0
+
+
+def with_corrupt(held_out: SubsetSource, *places: int) -> SubsetSource:
+    """The same samples in the same places, some of which cannot be read."""
+
+    class Corrupt(SubsetSource):
+        def __getitem__(self, index: int) -> RawSample:
+            sample = super().__getitem__(index)
+            return dataclasses.replace(sample, image=b"cut off") if index in places else sample
+
+    return Corrupt(CirclesSource(40, CONFIG.resolution, CONFIG.seed), held_out.indices, {})
+
+
+@pytest.mark.parametrize("places", [(0,), (2,), (4,), (1, 3)])
+def test_a_picture_is_measured_against_its_own_truth_where_samples_cannot_be_read(places: tuple[int, ...]) -> None:
+    _, held_out = open_sources(CONFIG)
+    assert held_out is not None
+    usable = [index for index in range(5) if index not in places]
+    config = dataclasses.replace(CONFIG, max_skipped_samples=2)
+    measured = HeldOutEvaluation(config, with_corrupt(held_out, *places), tokenize, 3, LATENTS, 1000)
+    captions = [draw(int(held_out.indices[index]), CONFIG.resolution, CONFIG.seed).truth.caption for index in usable]
+    asked: list[str] = []
+
+    def perfect(prompts: list[str], conditions: np.ndarray) -> np.ndarray:
+        asked[:] = prompts
+        for condition, index in zip(conditions, usable, strict=True):
+            np.testing.assert_array_equal(condition, np.asarray(held_out[index].conditioning_image))
+        return truth(CONFIG)[usable]
+
+    assert measured.images_needed == len(usable)
+    assert measured.run(0, losses, lambda prompts, conditions: perfect(prompts, conditions)[::-1])["circle_iou"] < 0.9
+    figures = measured.run(1, losses, perfect)
+    assert asked == captions
+    assert figures["circle_iou"] > 0.99
+    assert figures["color_accuracy"] == 1.0
+
+
+def test_edges_are_those_of_the_samples_that_can_be_read() -> None:
+    _, held_out = open_sources(CONFIG)
+    assert held_out is not None
+    config = dataclasses.replace(CONFIG, evaluation_fidelity="edges", max_skipped_samples=1)
+    samples = read_samples(with_corrupt(held_out, 1), config)
+    fidelity = open_fidelity(config, held_out, samples)
+    assert fidelity is not None
+    pictures = list(truth(CONFIG)[[0, 2, 3, 4]])
+    expected = [
+        edges.measure(np.asarray(held_out[index].conditioning_image), [truth(CONFIG)[index]]) for index in (0, 2, 3, 4)
+    ]
+    assert fidelity.measure(pictures) == edges.summarise(expected)
+
+
+def test_without_fidelity_no_image_is_needed() -> None:
+    assert evaluation(dataclasses.replace(CONFIG, evaluation_fidelity="none")).images_needed == 0
+    assert evaluation().images_needed == 5
+
+
+def test_edges_need_opencv_and_the_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = dataclasses.replace(CONFIG, evaluation_fidelity="edges")
+    check_fidelity(wanted)
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cv2" else found(name))
+    with pytest.raises(ValueError, match=r"--evaluation_fidelity edges needs OpenCV.*pip install opencv-python"):
+        check_fidelity(wanted)
+    check_fidelity(CONFIG)
+    check_fidelity(dataclasses.replace(CONFIG, evaluation_fidelity="none"))
 
 
 def test_flags_that_do_not_belong_together() -> None:

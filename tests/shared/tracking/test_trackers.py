@@ -149,6 +149,35 @@ def test_secrets_are_not_written(config: TrainConfig, report_to: Any) -> None:
     assert all(SECRET.encode() not in path.read_bytes() for path in files)
 
 
+SHARDS = (
+    "https://user:SECRET@host.example/a-{00..09}.tar?signature=SECRET",
+    "pipe:curl -H 'Authorization: Bearer SECRET' https://host.example/b.tar",
+)
+
+
+def test_tensorboard_shows_shards_without_what_is_secret_in_their_addresses(config: TrainConfig) -> None:
+    config = dataclasses.replace(config, report_to="tensorboard", train_shards=SHARDS, allow_shell_urls=True)
+    open_trackers(config, Path(config.output_dir)).close()
+    events = events_of(config)
+    (text,) = [events.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in events.Tags()["tensors"]]
+    assert "- https://host.example/a-{00..09}.tar\n" in text
+    assert "pipe:curl …" in text
+    files = [path for path in Path(config.output_dir).rglob("*") if path.is_file()]
+    assert not any(b"SECRET" in path.read_bytes() for path in files)
+
+
+def test_wandb_gets_shards_without_what_is_secret_in_their_addresses(
+    config: TrainConfig, fake_wandb: Any, no_login: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = dataclasses.replace(config, report_to="wandb", train_shards=SHARDS, allow_shell_urls=True)
+    open_trackers(config, Path(config.output_dir)).close()
+    url, command = fake_wandb.settings["config"]["train_shards"]
+    assert url == "https://host.example/a-{00..09}.tar"
+    assert command.startswith("pipe:curl … (sha256 ")
+    assert "SECRET" not in str(fake_wandb.settings)
+
+
 def test_tensorboard_needs_its_package(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install tensorboardX"):
