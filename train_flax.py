@@ -9,9 +9,9 @@ from shared.user_errors import explain
 
 def main(arguments: list[str]) -> int:
     if not arguments:
-        from flax_trainer.demo import prepare_demo
+        from flax_trainer.demo import demo_arguments
 
-        arguments = prepare_demo()
+        arguments = demo_arguments()
     config = parse_command_line(arguments, "flax")
 
     from flax_trainer.train import train  # here, so that --help and mistakes in flags need not wait for JAX
