@@ -17,7 +17,7 @@ from flax import nnx
 
 from flax_trainer.models.layers import Embedding, LayerNorm, Linear
 from flax_trainer.models.pretrained import PretrainedModel
-from flax_trainer.models.weight_files import TRANSFORMERS
+from shared.model_files.weight_files import TRANSFORMERS
 
 LEGACY_EOS_TOKEN_ID = 2
 

@@ -17,9 +17,9 @@ from flax import nnx
 from flax_trainer.models import layers
 from flax_trainer.models.adapter import LINEAR, from_torch_layout, to_torch_layout, torch_shape
 from flax_trainer.models.functional import Params, split
-from flax_trainer.models.hub_files import locate_folder
-from flax_trainer.models.weight_files import DIFFUSERS, WeightNames, read_weights, write_atomically, write_weights
 from shared.initialisation import ModuleKind, initial_values
+from shared.model_files.hub_files import locate_folder
+from shared.model_files.weight_files import DIFFUSERS, WeightNames, read_weights, write_atomically, write_weights
 
 HostParams = dict[str, np.ndarray]
 

@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from flax_trainer.models import hub_files
 from flax_trainer.models.clip import FlaxCLIPTextModel
 from flax_trainer.models.controlnet import FlaxControlNetModel
 from flax_trainer.models.functional import split
 from flax_trainer.models.pretrained import PretrainedModel
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from flax_trainer.models.vae import FlaxAutoencoderKL
-from flax_trainer.models.weight_files import DIFFUSERS, read_weights, write_weights
+from shared.model_files import hub_files
+from shared.model_files.weight_files import DIFFUSERS, read_weights, write_weights
 
 VAE = {
     "block_out_channels": (8, 8),
@@ -386,7 +386,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         path.write_bytes(b"half a file")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("flax_trainer.models.weight_files.save_file", fill_the_disk)
+    monkeypatch.setattr("shared.model_files.weight_files.save_file", fill_the_disk)
     with pytest.raises(OSError, match="No space left"):
         FlaxAutoencoderKL.from_config(VAE, seed=1).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from flax_trainer.models.weight_files import WeightNames, candidates, is_index, missing_weights_message, shard_names
+from shared.model_files.weight_files import WeightNames, candidates, is_index, missing_weights_message, shard_names
 
 
 def locate_folder(
