@@ -9,7 +9,7 @@ from shared.user_errors import explain
 
 def main(arguments: list[str]) -> int:
     if not arguments:
-        from flax_trainer.demo import demo_arguments
+        from shared.demo import demo_arguments
 
         arguments = demo_arguments()
     config = parse_command_line(arguments, "flax")

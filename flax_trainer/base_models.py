@@ -8,7 +8,6 @@ import numpy as np
 
 from flax_trainer.models import (
     AutoencoderKLConfig,
-    CLIPTextConfig,
     ControlNetConfig,
     FlaxAutoencoderKL,
     FlaxCLIPTextModel,
@@ -22,6 +21,7 @@ from flax_trainer.models.pretrained import HostParams
 from flax_trainer.step import FrozenParams, ModelDefs
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
+from shared.model_fit import check_models_fit
 
 COMPUTE_DTYPES = {"no": jnp.float32, "bf16": jnp.bfloat16}
 
@@ -53,13 +53,6 @@ class InitialParams(NamedTuple):
     frozen: FrozenParams
 
 
-def load_schedule(config: TrainConfig) -> NoiseSchedule:
-    """The base model's noise schedule: a small file, so the first to read of a model that may not be there."""
-    return NoiseSchedule.from_pretrained(
-        str(config.pretrained_model_name_or_path), revision=config.revision, cache_dir=config.cache_dir
-    )
-
-
 def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[BaseModels, InitialParams]:
     """Read the UNet, VAE and text encoder, and the ControlNet, which starts from the UNet's encoder if none is named.
 
@@ -77,7 +70,7 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
     text_config, text_encoder = FlaxCLIPTextModel.load_params(base, subfolder="text_encoder", dtype=dtype, **options)
     vae_config, vae = _load_vae(config, base, dtype, options)
     controlnet_config, controlnet = _load_controlnet(config, unet_config, unet)
-    _check_fit(base, unet_config, text_config, vae_config, controlnet_config)
+    check_models_fit(base, unet_config, text_config, vae_config, controlnet_config)
 
     defs = ModelDefs(
         controlnet=split(FlaxControlNetModel.abstract(controlnet_config))[0],
@@ -111,37 +104,3 @@ def _load_controlnet(
     definition, abstract = split(FlaxControlNetModel.abstract(controlnet_config))
     params = controlnet_params_from_unet(unet, abstract, definition.layouts, config.seed)
     return controlnet_config, {name: np.asarray(value) for name, value in params.items()}
-
-
-def _check_fit(
-    base: str,
-    unet: UNet2DConditionConfig,
-    text_encoder: CLIPTextConfig,
-    vae: AutoencoderKLConfig,
-    controlnet: ControlNetConfig,
-) -> None:
-    if unet.addition_embed_type is not None:
-        raise ValueError(
-            f"--pretrained_model_name_or_path {base} is a Stable Diffusion XL model; training on those is not "
-            "supported yet. Use a Stable Diffusion 1.x or 2.x model."
-        )
-    pairs = {
-        "text features of the UNet (cross_attention_dim) and the text encoder (hidden_size)": (
-            unet.cross_attention_dim,
-            text_encoder.hidden_size,
-        ),
-        "channels of the UNet (in_channels) and the VAE (latent_channels)": (unet.in_channels, vae.latent_channels),
-        "text features (cross_attention_dim) of the UNet and the ControlNet": (
-            unet.cross_attention_dim,
-            controlnet.cross_attention_dim,
-        ),
-        "block_out_channels of the UNet and the ControlNet": (unet.block_out_channels, controlnet.block_out_channels),
-        "layers_per_block of the UNet and the ControlNet": (unet.layers_per_block, controlnet.layers_per_block),
-        "channels of RGB conditions and the ControlNet (conditioning_channels)": (3, controlnet.conditioning_channels),
-    }
-    for what, (one, other) in pairs.items():
-        if one != other:
-            raise ValueError(
-                f"These models do not belong together: the {what} are {one} and {other}. Give a ControlNet and a VAE "
-                f"that were made for {base}."
-            )

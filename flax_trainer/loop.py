@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from flax_trainer.checkpoints import Checkpoints
+from flax_trainer.evaluator import Evaluator
 from flax_trainer.pmap_engine import fetch, shard_batch
 from flax_trainer.state import TrainState
 from flax_trainer.step import FrozenParams, Metrics, TrainStep
-from flax_trainer.validation import Validation
 from shared.config import TrainConfig
 from shared.data.batches import Batch, BatchLoader
 from shared.interruption import Interruption
 from shared.learning_rate import LearningRateSchedule
 from shared.run_log import NonFiniteError, RunLog, StepFigures
+from shared.validation import Validation
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Loop:
     checkpoints: Checkpoints
     record: dict[str, Any]
     validation: Validation
+    evaluator: Evaluator
     log: RunLog
 
     def run(self, state: TrainState, first_step: int, last_step: int, interruption: Interruption) -> TrainState:
@@ -62,10 +64,11 @@ class Loop:
             ValueError: from the data, after saving the state that it stopped at.
         """
         if first_step == last_step:  # interrupted after the last step, before its validation
-            figures_at_end = self.validation.measure(state.params, self.frozen, last_step)
+            models = self.evaluator.at(state.params)
+            figures_at_end = self.validation.measure(models, last_step)
             if figures_at_end:
                 self.validation.tracker.log(figures_at_end, last_step)
-            self.validation.draw(state.params, self.frozen, last_step)
+            self.validation.draw(models, last_step)
         dispatched: _Dispatched | None = None
         batches = self.loader.iterate(first_step)
         for finished in range(first_step + 1, last_step + 1):
@@ -85,11 +88,10 @@ class Loop:
                 figures, dispatched = self._finished(dispatched, state), None
                 if save:
                     self.checkpoints.save(fetch(state), self.record)
-                self.log.add(
-                    figures, self.validation.measure(state.params, self.frozen, finished) if validate else None
-                )
+                models = self.evaluator.at(state.params)
+                self.log.add(figures, self.validation.measure(models, finished) if validate else None)
                 if validate:
-                    self.validation.draw(state.params, self.frozen, finished)
+                    self.validation.draw(models, finished)
                 self.log.restart_clock()
             if interrupted and not last:
                 break

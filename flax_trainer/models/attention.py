@@ -10,24 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from flax_trainer.models.attention_kernels import AttentionKernel, dot_product_attention
 from flax_trainer.models.layers import Conv, GroupNorm, LayerNorm, Linear
 
 TRANSFORMER_NORM_EPS = 1e-6  # fixed in diffusers' Transformer2DModel, unlike the residual blocks' norm_eps
 FEED_FORWARD_MULTIPLIER = 4
-
-
-def dot_product_attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array) -> jax.Array:
-    """softmax(QKᵀ/√D)V, every attention of the UNet and the ControlNet (Vaswani et al. 2017, equation 1).
-
-    Logits are accumulated and normalised in float32 whatever the inputs' dtype. A product of two bfloat16 or float16
-    numbers is exact in float32, so this is also what a checkpoint's `upcast_attention` asks for: it needs no code.
-
-    Args:
-        query_BQND, key_BKND, value_BKND: three arrays of one floating dtype.
-    Returns:
-        [B, Q, N, D] in that dtype.
-    """
-    return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="xla")
 
 
 @dataclass(frozen=True)
@@ -51,10 +38,13 @@ class Attention(nnx.Module):
         self.to_v = Linear(context_channels, channels, use_bias=False)
         self.to_out = nnx.List([Linear(channels, channels)])
         self.heads = heads
+        self.kernel: AttentionKernel = "plain"
 
     def __call__(self, x_BQC: jax.Array, context_BKE: jax.Array) -> jax.Array:
-        query, key, value = self.to_q(x_BQC), self.to_k(context_BKE), self.to_v(context_BKE)
-        y_BQND = dot_product_attention(*(_split_heads(z, self.heads) for z in (query, key, value)))
+        query_BQND = _split_heads(self.to_q(x_BQC), self.heads)
+        key_BKND = _split_heads(self.to_k(context_BKE), self.heads)
+        value_BKND = _split_heads(self.to_v(context_BKE), self.heads)
+        y_BQND = dot_product_attention(query_BQND, key_BKND, value_BKND, self.kernel)
         return self.to_out[0](y_BQND.reshape(x_BQC.shape))
 
 

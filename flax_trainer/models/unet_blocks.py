@@ -8,10 +8,38 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flax_trainer.models.attention import Transformer2DModel, TransformerSpec
+from flax_trainer.models.gradient_checkpointing import CheckpointingPolicy, checkpointed
 from flax_trainer.models.resnet import Downsample2D, ResnetBlock2D, ResnetSpec, Upsample2D
 
 
-class DownBlock2D(nnx.Module):
+class UNetBlock(nnx.Module):
+    """Base class of the blocks: it runs one layer, a residual block and the transformer after it."""
+
+    resnets: nnx.List
+    attentions: nnx.List | None
+    checkpointing: CheckpointingPolicy | None = None
+
+    def run_layer(
+        self,
+        index: int,
+        parts_BHWC: tuple[jax.Array, ...],
+        time_embedding_BT: jax.Array,
+        encoder_hidden_states_BLD: jax.Array,
+    ) -> jax.Array:
+        """The hidden states after a layer, whose input comes in parts, side by side in the channels."""
+
+        def layer(
+            parts_BHWC: tuple[jax.Array, ...], time_embedding_BT: jax.Array, encoder_hidden_states_BLD: jax.Array
+        ) -> jax.Array:
+            x_BHWC = self.resnets[index](jnp.concatenate(parts_BHWC, axis=-1), time_embedding_BT)
+            if self.attentions is not None and index < len(self.attentions):
+                x_BHWC = self.attentions[index](x_BHWC, encoder_hidden_states_BLD)
+            return x_BHWC
+
+        return checkpointed(layer, self.checkpointing)(parts_BHWC, time_embedding_BT, encoder_hidden_states_BLD)
+
+
+class DownBlock2D(UNetBlock):
     """`DownBlock2D`, or `CrossAttnDownBlock2D` where a transformer is given.
 
     Args:
@@ -40,17 +68,15 @@ class DownBlock2D(nnx.Module):
     ) -> tuple[jax.Array, ...]:
         """The hidden states after every layer and after the downsampler; the last one goes on to the next block."""
         states = []
-        for index, resnet in enumerate(self.resnets):
-            x_BHWC = resnet(x_BHWC, time_embedding_BT)
-            if self.attentions is not None:
-                x_BHWC = self.attentions[index](x_BHWC, encoder_hidden_states_BLD)
+        for index in range(len(self.resnets)):
+            x_BHWC = self.run_layer(index, (x_BHWC,), time_embedding_BT, encoder_hidden_states_BLD)
             states.append(x_BHWC)
         if self.downsamplers is not None:
             states.append(self.downsamplers[0](x_BHWC))
         return tuple(states)
 
 
-class MidBlock2D(nnx.Module):
+class MidBlock2D(UNetBlock):
     """`UNetMidBlock2DCrossAttn` (residual, transformer, residual), or `UNetMidBlock2D` (one residual) without one."""
 
     def __init__(self, channels: int, *, resnet: ResnetSpec, transformer: TransformerSpec | None):
@@ -61,14 +87,12 @@ class MidBlock2D(nnx.Module):
     def __call__(
         self, x_BHWC: jax.Array, time_embedding_BT: jax.Array, encoder_hidden_states_BLD: jax.Array
     ) -> jax.Array:
-        x_BHWC = self.resnets[0](x_BHWC, time_embedding_BT)
-        if self.attentions is not None:
-            x_BHWC = self.attentions[0](x_BHWC, encoder_hidden_states_BLD)
-            x_BHWC = self.resnets[1](x_BHWC, time_embedding_BT)
+        for index in range(len(self.resnets)):
+            x_BHWC = self.run_layer(index, (x_BHWC,), time_embedding_BT, encoder_hidden_states_BLD)
         return x_BHWC
 
 
-class UpBlock2D(nnx.Module):
+class UpBlock2D(UNetBlock):
     """`UpBlock2D`, or `CrossAttnUpBlock2D` where a transformer is given.
 
     Args:
@@ -108,10 +132,9 @@ class UpBlock2D(nnx.Module):
             skips_BHWC: the encoder's states in the order in which they are taken, one for each layer.
             size: height and width to enlarge to; None where the block has no upsampler.
         """
-        for index, (resnet, skip_BHWC) in enumerate(zip(self.resnets, skips_BHWC, strict=True)):
-            x_BHWC = resnet(jnp.concatenate((x_BHWC, skip_BHWC), axis=-1), time_embedding_BT)
-            if self.attentions is not None:
-                x_BHWC = self.attentions[index](x_BHWC, encoder_hidden_states_BLD)
+        assert len(skips_BHWC) == len(self.resnets), (len(skips_BHWC), len(self.resnets))
+        for index, skip_BHWC in enumerate(skips_BHWC):
+            x_BHWC = self.run_layer(index, (x_BHWC, skip_BHWC), time_embedding_BT, encoder_hidden_states_BLD)
         if self.upsamplers is not None:
             assert size is not None
             x_BHWC = self.upsamplers[0](x_BHWC, *size)

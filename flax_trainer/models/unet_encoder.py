@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.attention import TransformerSpec
+from flax_trainer.models.attention import Attention, TransformerSpec
+from flax_trainer.models.attention_kernels import AttentionKernel
 from flax_trainer.models.embeddings import TimestepEmbedding, timestep_embedding
+from flax_trainer.models.gradient_checkpointing import CheckpointingPolicy
 from flax_trainer.models.layers import Conv
 from flax_trainer.models.pretrained import PretrainedModel
 from flax_trainer.models.resnet import ResnetSpec
-from flax_trainer.models.unet_blocks import DownBlock2D, MidBlock2D
+from flax_trainer.models.unet_blocks import DownBlock2D, MidBlock2D, UNetBlock
 from flax_trainer.models.unet_config import CROSS_ATTENTION_BLOCKS, CROSS_ATTENTION_MID_BLOCK, EncoderConfig
 
 ENCODER_PREFIXES = ("conv_in.", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.")
@@ -34,6 +36,21 @@ class UNetEncoder(PretrainedModel):
         self.add_embedding = _add_embedding(config)
         self.down_blocks = nnx.List([_down_block(config, index) for index in range(config.num_blocks)])
         self.mid_block = _mid_block(config)
+
+    def enable_gradient_checkpointing(self, policy: CheckpointingPolicy = "everything") -> None:
+        """Keep less for the backward pass: gradients recompute each block layer by layer (see `checkpointed`).
+
+        Blocks that no gradient passes through are not affected, as a frozen UNet's down to its mid block.
+        """
+        for _, module in nnx.iter_modules(self):
+            if isinstance(module, UNetBlock):
+                module.checkpointing = policy
+
+    def enable_memory_efficient_attention(self, kernel: AttentionKernel) -> None:
+        """Compute all attention with this kernel (see `dot_product_attention`)."""
+        for _, module in nnx.iter_modules(self):
+            if isinstance(module, Attention):
+                module.kernel = kernel
 
     def embed_time(
         self, timesteps_B: jax.Array, added_cond_kwargs: Mapping[str, jax.Array] | None, dtype: jax.typing.DTypeLike

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.attention import dot_product_attention
+from flax_trainer.models.attention_kernels import dot_product_attention
 from flax_trainer.models.layers import Conv, GroupNorm, Linear
 from flax_trainer.models.pretrained import PretrainedModel
 from flax_trainer.models.resnet import Downsample2D, Upsample2D

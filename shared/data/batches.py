@@ -23,6 +23,7 @@ from shared.data.sources.base import RandomAccessSource, Source
 from shared.data.tokenization import Tokenize
 from shared.data.workers import Workers
 from shared.randomness import Purpose, generator
+from shared.run_log import BatchArithmetic
 
 Batch = dict[str, npt.NDArray[Any]]
 
@@ -52,6 +53,11 @@ class BatchSpec:
                 f"a global batch of {self.global_batch_size} cannot be divided into {self.accumulation_steps} "
                 f"accumulation steps on {self.num_devices} devices; make it a multiple of their product"
             )
+
+    @classmethod
+    def of(cls, arithmetic: BatchArithmetic) -> "BatchSpec":
+        """The cut that a run's numbers say."""
+        return cls(arithmetic.global_batch_size, arithmetic.accumulation_steps, arithmetic.devices)
 
     @property
     def rows(self) -> int:

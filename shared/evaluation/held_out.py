@@ -10,10 +10,11 @@ import numpy.typing as npt
 from shared.config import TrainConfig
 from shared.data.sources.base import SubsetSource
 from shared.data.tokenization import Tokenize
-from shared.evaluation.contact_sheet import SheetRow, save_contact_sheet
+from shared.evaluation.contact_sheet import SheetRow, save_sheet
 from shared.evaluation.convergence import convergence_step
 from shared.evaluation.denoising import DenoisingEvaluation, PerSampleLosses, read_samples
 from shared.evaluation.fidelity import open_fidelity
+from shared.tracking import Tracker
 
 SampleImages = Callable[[list[str], npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
 """What a backend supplies: prompts and conditions uint8 [R,H,W,3] → images uint8 [R,H,W,3]."""
@@ -85,13 +86,22 @@ class HeldOutEvaluation:
             )
         return report
 
+    def write_pictures(self, folder: Path, step: int, tracker: Tracker) -> None:
+        """Save the last measurement's first images as `held_out.png`, and tell the tracker; nothing without images."""
+        if self._last_images is None:
+            return
+        shown = list(zip(self._samples[:_ROWS_ON_SHEET], self._last_images, strict=False))
+        rows = [SheetRow(sample.caption, [sample.conditioning_pixels, image, sample.pixels]) for sample, image in shown]
+        save_sheet(folder / "held_out.png", rows, ("condition", f"step {step}", "ground truth"))
+        tracker.images("held_out", [(sample.caption, image) for sample, image in shown], step)
+
     def write_contact_sheet(self, path: Path) -> bool:
         """Condition, untrained, trained and ground truth of the first samples; False where no images were made."""
         if self._first_images is None or self._last_images is None:
             return False
         rows = [
-            SheetRow(sample.caption, sample.conditioning_pixels, before, after, sample.pixels)
+            SheetRow(sample.caption, [sample.conditioning_pixels, before, after, sample.pixels])
             for sample, before, after in zip(self._samples, self._first_images, self._last_images, strict=True)
         ]
-        save_contact_sheet(path, rows[:_ROWS_ON_SHEET])
+        save_sheet(path, rows[:_ROWS_ON_SHEET], ("condition", "before training", "after training", "ground truth"))
         return True

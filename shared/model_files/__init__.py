@@ -1,1 +1,1 @@
-"""Files of models in diffusers' and transformers' layout: finding, downloading, reading and writing them, in numpy alone."""
+"""Files of models in diffusers' and transformers' layout: found, downloaded, read and written, in numpy alone."""

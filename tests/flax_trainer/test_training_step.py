@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import CLIPTextModel
 
-from flax_trainer.base_models import BaseModels, InitialParams, load_base_models, load_schedule
+from flax_trainer.base_models import BaseModels, InitialParams, load_base_models
 from flax_trainer.models.adapter import from_torch_layout
 from flax_trainer.state import TrainState
 from flax_trainer.step import AdamWSettings, FrozenParams, Objective, TrainStep, make_train_step
 from shared.config import TrainConfig
 from shared.diffusion.loss_weighting import min_snr_weights
+from shared.diffusion.schedule import NoiseSchedule
 
 SETTINGS = AdamWSettings(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.01, max_grad_norm=0.1)
 LEARNING_RATE = 1e-3
@@ -27,7 +28,7 @@ def config(base_model: Path, **changes: object) -> TrainConfig:
 
 
 def load(config: TrainConfig) -> tuple[BaseModels, InitialParams]:
-    return load_base_models(config, load_schedule(config))
+    return load_base_models(config, NoiseSchedule.from_pretrained(str(config.pretrained_model_name_or_path)))
 
 
 def batch_of(count: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,11 +1,9 @@
-"""The built-in demo: `python3 train_flax.py` without flags. It needs no network, no data and no accelerator."""
+"""The built-in demo: either entry point without flags. It needs no network, no data and no accelerator."""
 
 from pathlib import Path
 
-import shared
-
 # Made for this demo; see its README.md.
-BASE_MODEL = Path(shared.__path__[0]) / "demo_model"
+BASE_MODEL = Path(__file__).parent / "demo_model"
 
 
 def demo_arguments() -> list[str]:

@@ -1,0 +1,133 @@
+"""The temporary memory that XLA reserves for one training step, with and without gradient checkpointing.
+
+    JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false \\
+        python3 -m benchmarks.gradient_checkpointing_memory --architecture sd15 [--resolution 512]
+        [--mixed_precision bf16] [--attention plain blockwise]
+
+Compiles the whole step for this machine's first device from shapes alone: no weights, nothing is run. XLA's CPU
+compiler spends memory on running things at once unless the flag above tells it to save memory, as accelerators do.
+"""
+
+import argparse
+import itertools
+import resource
+import time
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_trainer.models import (
+    ControlNetConfig,
+    FlaxAutoencoderKL,
+    FlaxCLIPTextModel,
+    FlaxControlNetModel,
+    FlaxUNet2DConditionModel,
+)
+from flax_trainer.models.attention_kernels import AttentionKernel
+from flax_trainer.models.functional import Params, split
+from flax_trainer.models.gradient_checkpointing import CheckpointingPolicy
+from flax_trainer.random_model import ARCHITECTURES, Architecture
+from flax_trainer.state import TrainState
+from flax_trainer.step import AdamWSettings, FrozenParams, ModelDefs, Objective, make_train_step
+from shared.diffusion.schedule import NoiseSchedule
+
+NONE = "none"
+DTYPES = {"no": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16)}
+SETTINGS = AdamWSettings(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.01, max_grad_norm=1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="tiny")
+    parser.add_argument("--resolution", type=int, default=512)
+    parser.add_argument("--train_batch_size", type=int, default=1)
+    parser.add_argument("--mixed_precision", choices=DTYPES, default="no")
+    parser.add_argument("--attention", nargs="+", choices=get_args(AttentionKernel), default=["plain", "blockwise"])
+    policies = [NONE, *get_args(CheckpointingPolicy)]
+    parser.add_argument("--policy", nargs="+", choices=policies, default=policies)
+    arguments = parser.parse_args()
+
+    print(f"{'attention':<12}{'recomputed':<20}{'temporary':>12}{'of the first':>14}{'compiled in':>13}", flush=True)
+    first = None
+    for attention, policy in itertools.product(arguments.attention, arguments.policy):
+        started = time.perf_counter()
+        temporary = temporary_bytes(
+            ARCHITECTURES[arguments.architecture],
+            arguments.resolution,
+            arguments.train_batch_size,
+            DTYPES[arguments.mixed_precision],
+            attention,
+            None if policy == NONE else policy,
+        )
+        seconds = time.perf_counter() - started
+        first = first or temporary
+        gib = temporary / 2**30
+        print(f"{attention:<12}{policy:<20}{gib:8.3f} GiB{temporary / first:13.2f}x{seconds:11.0f} s", flush=True)
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"peak resident memory of compiling {peak_kib / 2**20:.2f} GiB")
+
+
+def temporary_bytes(
+    architecture: Architecture,
+    resolution: int,
+    batch_size: int,
+    dtype: jnp.dtype,
+    attention: AttentionKernel,
+    policy: CheckpointingPolicy | None,
+) -> int:
+    """What XLA reserves beside a step's arguments and results: activations, gradients, parameters in `dtype`."""
+    unet = FlaxUNet2DConditionModel.abstract(architecture.unet)
+    controlnet = FlaxControlNetModel.abstract(ControlNetConfig.from_unet_config(unet.config))
+    vae = FlaxAutoencoderKL.abstract(architecture.vae)
+    for model in (unet, controlnet):
+        model.enable_memory_efficient_attention(attention)
+        if policy is not None:
+            model.enable_gradient_checkpointing(policy)
+    controlnet_def, controlnet_params = split(controlnet)
+    unet_def, unet_params = split(unet)
+    vae_def, vae_params = split(vae)
+    text_def, text_params = split(FlaxCLIPTextModel.abstract(architecture.text_encoder))
+
+    defs = ModelDefs(controlnet_def, unet_def, vae_def, text_def)
+    schedule = NoiseSchedule.from_config(architecture.scheduler)
+    weights = np.ones(schedule.num_train_timesteps, np.float32)
+    step = make_train_step(defs, Objective(schedule, weights, vae.config.scaling_factor, dtype), SETTINGS)
+    compiled = (
+        jax.jit(step, donate_argnums=0)
+        .lower(
+            TrainState.create({})._replace(params=controlnet_params, mu=controlnet_params, nu=controlnet_params),
+            FrozenParams(*(_in_dtype(params, dtype) for params in (unet_params, vae_params, text_params))),
+            _abstract_batch(batch_size, resolution, resolution // vae.scale_factor),
+            _shape((), jnp.float32),
+        )
+        .compile()
+    )
+    memory = compiled.memory_analysis()
+    assert memory is not None, "XLA's compilers for CPU, GPU and TPU all analyse memory"
+    return memory.temp_size_in_bytes
+
+
+def _abstract_batch(rows: int, pixels: int, latents: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of one accumulation slice (see `shared.data.batches`)."""
+    return {
+        "pixel_values": _shape((1, rows, pixels, pixels, 3), jnp.uint8),
+        "conditioning_pixel_values": _shape((1, rows, pixels, pixels, 3), jnp.uint8),
+        "input_ids": _shape((1, rows, 77), jnp.int32),
+        "vae_noise": _shape((1, rows, latents, latents, 4), jnp.float32),
+        "noise": _shape((1, rows, latents, latents, 4), jnp.float32),
+        "timesteps": _shape((1, rows), jnp.int32),
+    }
+
+
+def _in_dtype(params: Params, dtype: jnp.dtype) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: _shape(value.shape, dtype) for name, value in params.items()}
+
+
+def _shape(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+if __name__ == "__main__":
+    main()

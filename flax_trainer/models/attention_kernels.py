@@ -1,0 +1,132 @@
+"""The ways to compute attention: plainly, or without ever holding the whole matrix of scores.
+
+Axes: B batch, Q query positions, K key positions, N heads, D head features, S blocks of queries, P queries in a block.
+"""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+
+AttentionKernel = Literal["plain", "blockwise", "splash", "cudnn"]
+
+SCORES_PER_BLOCK = 2**24  # 64 MiB in float32: an eighth of those of one 512 px image, 8 heads of 4096² positions
+
+SPLASH_MIN_LENGTH = 1024  # shorter ones have few scores
+SPLASH_LANES = 128  # lengths must be multiples of it
+SPLASH_BLOCKS = (512, 384, 256, SPLASH_LANES)
+WITHOUT_SPLASH = ("TPU v2", "TPU v3")
+
+CUDNN_COMPUTE_CAPABILITY = 8.0
+CUDNN_MAX_HEAD_FEATURES = 128
+
+
+def memory_efficient_kernel(device: jax.Device) -> AttentionKernel:
+    """The memory-efficient attention of a device (a real one, or one of a topology that is compiled for)."""
+    if device.platform == "tpu" and device.device_kind not in WITHOUT_SPLASH:
+        return "splash"
+    if device.platform == "gpu" and "NVIDIA" in device.device_kind:
+        return "cudnn" if float(device.compute_capability) >= CUDNN_COMPUTE_CAPABILITY else "blockwise"
+    return "blockwise"
+
+
+def dot_product_attention(
+    query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, kernel: AttentionKernel = "plain"
+) -> jax.Array:
+    """softmax(QKᵀ/√D)V, every attention of the UNet and the ControlNet (Vaswani et al. 2017, equation 1).
+
+    Logits are accumulated and normalised in float32 whatever the inputs' dtype. A product of two bfloat16 or float16
+    numbers is exact in float32, so this is also what a checkpoint's `upcast_attention` asks for: it needs no code.
+
+    Args:
+        query_BQND, key_BKND, value_BKND: three arrays of one floating dtype.
+        kernel: how it is computed; results differ by rounding alone. "plain" keeps all scores for the backward pass.
+            "blockwise" holds a block of them at a time, on any device. "splash" (TPU) and "cudnn" (NVIDIA) are fused
+            kernels where lengths, dtype and head size allow them, and blockwise attention elsewhere.
+    Returns:
+        [B, Q, N, D] in that dtype.
+    """
+    if kernel == "plain":
+        return _plain_attention(query_BQND, key_BKND, value_BKND)
+    if kernel == "splash" and _fits_splash(query_BQND, key_BKND):
+        return flash_attention_tpu(query_BQND, key_BKND, value_BKND)
+    if kernel == "cudnn" and _fits_cudnn(query_BQND):
+        return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="cudnn")
+    return blockwise_attention(query_BQND, key_BKND, value_BKND)
+
+
+def blockwise_attention(
+    query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, *, scores_per_block: int = SCORES_PER_BLOCK
+) -> jax.Array:
+    """Attention of one block of queries after another, whose gradient recomputes each block's scores.
+
+    The queries' half of Rabe & Staats 2021 (arXiv:2112.05682, section 3): a block sees all keys, so its softmax needs
+    no correction. Memory is that of one block's scores, however many queries there are.
+
+    Args:
+        query_BQND, key_BKND, value_BKND: three arrays of one floating dtype.
+        scores_per_block: the most scores, over all heads and images, that are held at a time; at least one query's.
+    """
+    batch, queries, heads, features = query_BQND.shape
+    keys = key_BKND.shape[1]
+    blocks = math.ceil(queries / max(1, scores_per_block // (batch * heads * keys)))
+    if blocks == 1:
+        return jax.checkpoint(_plain_attention)(query_BQND, key_BKND, value_BKND)
+
+    rows = math.ceil(queries / blocks)
+    blocks = math.ceil(queries / rows)
+    padded_BQND = jnp.pad(query_BQND, ((0, 0), (0, blocks * rows - queries), (0, 0), (0, 0)))
+    query_SBPND = padded_BQND.reshape(batch, blocks, rows, heads, features).swapaxes(0, 1)
+    # The forward and the backward pass are two loops, between which no compiler finds common subexpressions.
+    attend = jax.checkpoint(lambda query_BPND: _plain_attention(query_BPND, key_BKND, value_BKND), prevent_cse=False)
+    y_SBPND = jax.lax.map(attend, query_SBPND)
+    return y_SBPND.swapaxes(0, 1).reshape(padded_BQND.shape)[:, :queries]
+
+
+def flash_attention_tpu(
+    query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    """FlashAttention (Dao et al. 2022) as JAX's Pallas kernel for TPUs, splash attention, computes it without a mask.
+
+    Args:
+        query_BQND, key_BKND, value_BKND: three arrays of one floating dtype, whose lengths are multiples of 128.
+        interpret: run the kernel's operations one by one, on any device: for tests.
+    """
+    (_, queries, heads, features), keys = query_BQND.shape, key_BKND.shape[1]
+    block_q, block_kv = _splash_block(queries), _splash_block(keys)
+    attend = splash_attention.make_splash_mha_single_device(
+        splash_attention.MultiHeadMask([splash_attention.FullMask((queries, keys))] * heads),
+        block_sizes=splash_attention.BlockSizes(
+            block_q=block_q,
+            block_kv=block_kv,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_kv,
+            block_q_dq=block_q,
+            block_kv_dq=block_kv,
+        ),
+        interpret=interpret,
+    )
+    scaled_BQND = query_BQND * jnp.asarray(features**-0.5, query_BQND.dtype)
+    query_BNQD, key_BNKD, value_BNKD = (array.swapaxes(1, 2) for array in (scaled_BQND, key_BKND, value_BKND))
+    return jax.vmap(attend)(query_BNQD, key_BNKD, value_BNKD).swapaxes(1, 2)
+
+
+def _plain_attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array) -> jax.Array:
+    return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="xla")
+
+
+def _fits_splash(query_BQND: jax.Array, key_BKND: jax.Array) -> bool:
+    lengths = (query_BQND.shape[1], key_BKND.shape[1])
+    return all(length >= SPLASH_MIN_LENGTH and length % SPLASH_LANES == 0 for length in lengths)
+
+
+def _splash_block(length: int) -> int:
+    return next(block for block in SPLASH_BLOCKS if length % block == 0)
+
+
+def _fits_cudnn(query_BQND: jax.Array) -> bool:
+    features = query_BQND.shape[-1]
+    is_half = query_BQND.dtype in (jnp.bfloat16, jnp.float16)
+    return is_half and features % 8 == 0 and features <= CUDNN_MAX_HEAD_FEATURES

@@ -1,0 +1,35 @@
+"""What the backward pass keeps of the forward pass, and what it computes once more (Chen et al. 2016)."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import jax
+
+CheckpointingPolicy = Literal["everything", "all_but_products"]
+Result = TypeVar("Result")
+
+
+def checkpointed(function: Callable[..., Result], policy: CheckpointingPolicy | None) -> Callable[..., Result]:
+    """The same function, whose gradient recomputes what happens inside it. Where none is taken, nothing changes.
+
+    Args:
+        function: of arrays; modules and whatever else it uses may be closed over.
+        policy: what is recomputed; the results are the same. "everything" keeps only the arguments.
+            "all_but_products" also keeps the results of linear layers and convolutions, which cost the most to
+            compute, and recomputes normalisation, activations and attention scores, which cost the most to keep.
+            None leaves the function as it is.
+    """
+    return function if policy is None else jax.checkpoint(function, policy=_POLICIES[policy])
+
+
+def _is_product_with_weights(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    # A product of attention has the batch and the heads for batch dimensions; one with weights has none.
+    return primitive is jax.lax.conv_general_dilated_p or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
+        primitive, **parameters
+    )
+
+
+_POLICIES: dict[CheckpointingPolicy, Callable[..., bool]] = {
+    "everything": jax.checkpoint_policies.nothing_saveable,
+    "all_but_products": _is_product_with_weights,
+}

@@ -1,0 +1,46 @@
+"""Whether the models of a run belong together, told from their configurations."""
+
+from typing import Any
+
+
+def check_models_fit(base: str, unet: Any, text_encoder: Any, vae: Any, controlnet: Any) -> None:
+    """Refuse models that cannot work together, before anything is computed.
+
+    Args:
+        base: what the user calls the base model.
+        unet, text_encoder, vae, controlnet: their configurations, with the attributes of diffusers' (for the text
+            encoder, transformers') `config.json`.
+
+    Raises:
+        ValueError: the first thing that does not fit.
+    """
+    if unet.addition_embed_type is not None:
+        raise ValueError(
+            f"--pretrained_model_name_or_path {base} is a Stable Diffusion XL model; training on those is not "
+            "supported yet. Use a Stable Diffusion 1.x or 2.x model."
+        )
+    pairs = {
+        "text features of the UNet (cross_attention_dim) and the text encoder (hidden_size)": (
+            unet.cross_attention_dim,
+            text_encoder.hidden_size,
+        ),
+        "channels of the UNet (in_channels) and the VAE (latent_channels)": (unet.in_channels, vae.latent_channels),
+        "text features (cross_attention_dim) of the UNet and the ControlNet": (
+            unet.cross_attention_dim,
+            controlnet.cross_attention_dim,
+        ),
+        "block_out_channels of the UNet and the ControlNet": (unet.block_out_channels, controlnet.block_out_channels),
+        "layers_per_block of the UNet and the ControlNet": (unet.layers_per_block, controlnet.layers_per_block),
+        "channels of RGB conditions and the ControlNet (conditioning_channels)": (3, controlnet.conditioning_channels),
+    }
+    for what, (one, other) in pairs.items():
+        if _plain(one) != _plain(other):
+            raise ValueError(
+                f"These models do not belong together: the {what} are {one} and {other}. Give a ControlNet and a VAE "
+                f"that were made for {base}."
+            )
+
+
+def _plain(value: Any) -> Any:
+    """JSON's lists and a dataclass's tuples are the same."""
+    return list(value) if isinstance(value, tuple | list) else value
