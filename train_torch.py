@@ -1,15 +1,28 @@
 #!/usr/bin/env python3
-"""Train a ControlNet in PyTorch. `--help` lists every flag."""
+"""Train a ControlNet in PyTorch. `--help` lists every flag; without flags the built-in demo runs."""
 
 import sys
 
 from shared.config import parse_command_line
+from shared.user_errors import explain
 
 
 def main(arguments: list[str]) -> int:
-    parse_command_line(arguments, "torch")
-    print("error: the PyTorch backend is not supported yet; use train_flax.py with the same flags.", file=sys.stderr)
-    return 2
+    if not arguments:
+        from shared.demo import demo_arguments
+
+        arguments = demo_arguments()
+    config = parse_command_line(arguments, "torch")
+
+    from torch_trainer.train import train  # here, so that --help and mistakes in flags need not wait for PyTorch
+
+    try:
+        return train(config)
+    except ValueError as error:
+        return explain(error)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

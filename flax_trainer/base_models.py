@@ -60,7 +60,7 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
         ValueError: something is missing, does not fit its configuration or the others, or is not supported.
     """
     base = str(config.pretrained_model_name_or_path)
-    dtype = COMPUTE_DTYPES[config.mixed_precision]
+    dtype = COMPUTE_DTYPES[config.mixed_precision or "no"]
     options: dict[str, Any] = {
         "revision": config.revision,
         "variant": config.variant,

@@ -85,21 +85,9 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is damaged, or holds other parameters than `like`.
         """
-        saved = self._read(step, "state", ocp.args.StandardRestore())
-        before, now = _layout(saved), _layout(like.to_checkpoint())
-        differences = [
-            f"{name}: {before.get(name, 'nothing')} in the checkpoint, {now.get(name, 'nothing')} expected"
-            for name in sorted({*before, *now})
-            if before.get(name) != now.get(name)
-        ]
-        if differences:
-            raise ValueError(
-                f"{self._path(step)} belongs to a ControlNet of another architecture; "
-                f"{len(differences)} arrays differ:\n  "
-                + "\n  ".join(differences[:_DIFFERENCES_SHOWN])
-                + "\nGive the base model of the checkpoint, or start a new run in another --output_dir."
-            )
-        return TrainState.from_checkpoint(saved)
+        state = TrainState.from_checkpoint(self._read(step, "state", ocp.args.StandardRestore()))
+        check_same_arrays(self._path(step), state, like)
+        return state
 
     def record(self, step: int) -> dict[str, Any]:
         """Only the JSON record of `checkpoint-{step}`.
@@ -154,6 +142,22 @@ class Checkpoints:
                 f"there: {complete}. If the disk is full, free some space or keep fewer with "
                 "--checkpoints_total_limit; then continue with --resume_from_checkpoint latest."
             ) from error
+
+
+def check_same_arrays(checkpoint: Path, saved: TrainState, like: TrainState) -> None:
+    """Raises ValueError where a saved state has other names, shapes or dtypes than `like`."""
+    before, now = _layout(saved.to_checkpoint()), _layout(like.to_checkpoint())
+    differences = [
+        f"{name}: {before.get(name, 'nothing')} in the checkpoint, {now.get(name, 'nothing')} expected"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{checkpoint} belongs to a ControlNet of another architecture; {len(differences)} arrays differ:\n  "
+            + "\n  ".join(differences[:_DIFFERENCES_SHOWN])
+            + "\nGive the base model of the checkpoint, or start a new run in another --output_dir."
+        )
 
 
 def _layout(tree: Any) -> dict[str, str]:

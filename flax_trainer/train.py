@@ -1,7 +1,9 @@
 """Training a ControlNet with JAX, from the configuration to the finished run folder, in execution order."""
 
+import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, load_base_models
-from flax_trainer.checkpoints import Checkpoints
+from flax_trainer.checkpoints import Checkpoints, check_same_arrays
 from flax_trainer.evaluator import Evaluator, LossEvaluator
 from flax_trainer.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
@@ -20,6 +22,7 @@ from flax_trainer.models import FlaxControlNetModel
 from flax_trainer.pmap_engine import AXIS, fetch, replicate
 from flax_trainer.state import TrainState
 from flax_trainer.step import AdamWSettings, Objective, make_train_step
+from flax_trainer.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint
 from shared.checkpoint_policy import check_resumable, checkpoint_step
 from shared.completion import BackendFacts, complete_run
 from shared.config import TrainConfig, to_yaml
@@ -57,6 +60,7 @@ def train(config: TrainConfig) -> int:
     set_up_logging("flax_trainer")
 
     # --- everything that can be wrong before a device is touched -----------------------------------------------------
+    config = dataclasses.replace(config, mixed_precision=config.mixed_precision or "no")
     prepared = prepare(config, "flax")
     output_dir = prepared.output_dir
     models, initial = load_base_models(config, prepared.schedule)
@@ -83,7 +87,11 @@ def train(config: TrainConfig) -> int:
 
     # --- state: fresh, or continued ----------------------------------------------------------------------------------
     fresh = TrainState.create(initial.controlnet)
-    host_state = fresh if prepared.resume_from is None else _resumed_state(prepared.resume_from, fresh, steps.record)
+    host_state = (
+        fresh
+        if prepared.resume_from is None
+        else _resumed_state(prepared.resume_from, fresh, steps.record, models.defs.controlnet.layouts)
+    )
     set_aside_other_course(prepared, steps)
     frozen = replicate(initial.frozen)
 
@@ -145,7 +153,15 @@ def _check_processes() -> None:
         )
 
 
-def _resumed_state(checkpoint: Path, fresh: TrainState, record: dict[str, Any]) -> TrainState:
+def _resumed_state(
+    checkpoint: Path, fresh: TrainState, record: dict[str, Any], layouts: Mapping[str, str]
+) -> TrainState:
+    """The state of a checkpoint of either backend."""
+    if is_torch_checkpoint(checkpoint):
+        state, saved_record = read_torch_checkpoint(checkpoint, layouts)
+        check_resumable(checkpoint, saved_record, record)
+        check_same_arrays(checkpoint, state, fresh)
+        return state
     checkpoints = Checkpoints(checkpoint.parent, keep=None, read_only=True)
     step = checkpoint_step(checkpoint)
     check_resumable(checkpoint, checkpoints.record(step), record)
@@ -178,7 +194,7 @@ def _objective(config: TrainConfig, models: BaseModels) -> Objective:
         if config.snr_gamma is None
         else min_snr_weights(models.schedule, config.snr_gamma),
         scaling_factor=models.vae_config.scaling_factor,
-        compute_dtype=jnp.dtype(COMPUTE_DTYPES[config.mixed_precision]),
+        compute_dtype=jnp.dtype(COMPUTE_DTYPES[config.mixed_precision or "no"]),
     )
 
 

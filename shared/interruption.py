@@ -20,8 +20,10 @@ class Interruption:
         return 130 if self.requested == signal.SIGINT else 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self.requested is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return  # launchers repeat and translate signals: the first says what was meant
         self.requested = signal.Signals(number)
 
     def __enter__(self) -> "Interruption":

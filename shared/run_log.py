@@ -120,6 +120,7 @@ class RunLog:
 
     Attributes:
         epoch_size: samples in an epoch, None for a stream of unknown length.
+        shows_progress: whether to draw the bar; of several processes one does.
         last_loss, images_per_second: of the last step and the last entry.
     """
 
@@ -129,6 +130,7 @@ class RunLog:
     global_batch_size: int
     epoch_size: int | None
     logging_steps: int
+    shows_progress: bool = True
     last_loss: float = math.nan
     images_per_second: float = math.nan
     _window: list[StepFigures] = field(default_factory=list)
@@ -142,6 +144,7 @@ class RunLog:
             desc="Steps",
             unit="step",
             dynamic_ncols=True,
+            disable=not self.shows_progress,
         )
 
     def restart_clock(self) -> None:

@@ -109,7 +109,7 @@ class TrainConfig:
         0.0, "The proportion of captions, from 0 to 1, that are replaced with the empty caption."
     )
     dataloader_num_workers: int = _data(
-        0, "The number of workers (threads in Flax) that prepare batches; with 0, the training process does it itself."
+        0, "The number of threads that prepare batches; with 0, the training process does it between steps."
     )
 
     seed: int = _training(0, "The seed of everything random: order, captions, noise, timesteps and new weights.")
@@ -201,8 +201,10 @@ class TrainConfig:
         secret=True,
     )
 
-    mixed_precision: Literal["no", "fp16", "bf16"] = _performance(
-        "no", "The number format of the frozen models and of the computation; ControlNet weights stay in float32."
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = _performance(
+        None,
+        "The number format of the frozen models and of the computation; ControlNet weights stay in float32. Without "
+        "it, PyTorch takes that of accelerate's configuration, which is no unless it says otherwise; Flax takes no.",
     )
     gradient_checkpointing: bool = _performance(
         False, "Recompute activations in the backward pass: less memory, more time."
@@ -215,6 +217,9 @@ class TrainConfig:
         False,
         "Let float32 matrix products run in TensorFloat-32 on NVIDIA GPUs, and in three bfloat16 passes, not six, on "
         "TPUs: faster, less exact.",
+    )
+    torch_compile: bool = _performance(
+        False, "Compile the UNet and the ControlNet with torch.compile: minutes at the start, faster steps after."
     )
     local_rank: int = _performance(-1, "The number of this process on its machine, -1 for a single process.")
     ccache: str | None = _performance(None, "The folder of JAX's compilation cache. Without it, nothing is cached.")

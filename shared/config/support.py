@@ -46,7 +46,14 @@ NOT_SUPPORTED: dict[Backend, tuple[Missing, ...]] = {
         Missing("crops_coords_top_left_h", "Leave it out; it concerns Stable Diffusion XL only."),
         Missing("crops_coords_top_left_w", "Leave it out; it concerns Stable Diffusion XL only."),
     ),
-    "torch": (),
+    "torch": (
+        Missing("ccache", "Leave it out; it is the folder of JAX's compilation cache."),
+        Missing("profile_steps", _SEE_METRICS),
+        Missing("profile_validation", _SEE_METRICS),
+        Missing("profile_memory", "Leave it out; peak memory is in report.json."),
+        Missing("crops_coords_top_left_h", "Leave it out; it concerns Stable Diffusion XL only."),
+        Missing("crops_coords_top_left_w", "Leave it out; it concerns Stable Diffusion XL only."),
+    ),
 }
 
 _EQUIVALENT: dict[Backend, tuple[Equivalent, ...]] = {
@@ -55,8 +62,9 @@ _EQUIVALENT: dict[Backend, tuple[Equivalent, ...]] = {
         Equivalent("controlnet_from_pt", "PyTorch safetensors are what is read with or without it"),
         Equivalent("set_grads_to_none", "JAX keeps no gradients from one step to the next"),
         Equivalent("local_rank", "JAX finds the processes itself and the value is ignored"),
+        Equivalent("torch_compile", "JAX compiles every step as a whole anyway"),
     ),
-    "torch": (),
+    "torch": (Equivalent("local_rank", "accelerate finds the processes itself and the value is ignored"),),
 }
 
 

@@ -81,7 +81,7 @@ def _check_values(config: TrainConfig) -> None:
                 f"--{flag.name} was given an empty value. Give it one or leave the flag out; "
                 "if the value is a shell variable, check that it is set."
             )
-        if flag.choices and value not in flag.choices:
+        if flag.choices and value not in flag.choices and not (flag.is_optional and value is None):
             raise ValueError(f"--{flag.name} must be one of {', '.join(flag.choices)}, but it is {value!r}.")
     for names, is_right, expected in _RANGES:
         for name in names:

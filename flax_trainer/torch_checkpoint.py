@@ -1,0 +1,58 @@
+"""Continuing a run that the PyTorch backend began."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flax_trainer.models.adapter import from_torch_layout
+from flax_trainer.state import TrainState
+from shared.model_files.weight_files import DIFFUSERS, read_weights
+from shared.portable_checkpoint import (
+    CONTROLNET_FOLDER,
+    STATE_FILE,
+    is_portable,
+    read_optimizer_state,
+    read_training_state,
+)
+
+_MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
+
+
+def is_torch_checkpoint(checkpoint: Path) -> bool:
+    """Whether the PyTorch backend wrote this checkpoint."""
+    return (checkpoint / STATE_FILE).is_file()
+
+
+def read_torch_checkpoint(checkpoint: Path, layouts: Mapping[str, str]) -> tuple[TrainState, dict[str, Any]]:
+    """The state, in Flax's layouts, and what the checkpoint says about the run it belongs to.
+
+    `layouts` are those of the ControlNet's parameters. Parameters that it does not know keep the layout they have: the
+    caller compares the state with what it expects.
+
+    Raises:
+        ValueError: it is damaged, or holds the optimizer's state in another form than whole float32 moments.
+    """
+    if not is_portable(checkpoint):
+        raise ValueError(
+            f"{checkpoint} was saved by sharded processes (DeepSpeed or FSDP), whose optimizer state only the PyTorch "
+            "backend can read. Resume there, with the accelerate configuration that it was saved with."
+        )
+    saved = read_training_state(checkpoint)
+
+    def in_our_layout(name: str, array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(from_torch_layout(array, layouts[name])) if name in layouts else array
+
+    weights = read_weights(checkpoint / CONTROLNET_FOLDER, DIFFUSERS, None)
+    params = {name: in_our_layout(name, array) for name, array in weights}
+    moments: dict[str, dict[str, np.ndarray]] = {"mu": {}, "nu": {}}
+    for kind, name, array in read_optimizer_state(checkpoint):
+        if kind not in _MOMENTS:
+            raise ValueError(
+                f"{checkpoint} was saved with --use_8bit_adam, whose state only that optimizer can read. Resume it "
+                "with the PyTorch backend and that flag."
+            )
+        moments[_MOMENTS[kind]][name] = in_our_layout(name, array)
+    step = np.array(saved["step"], np.int32)
+    return TrainState(step, params, moments["mu"], moments["nu"], np.array(False)), saved["record"]

@@ -1,0 +1,53 @@
+"""The PyTorch backend's checkpoints, in files that either backend reads and that hold nothing but numbers.
+
+checkpoint-N/
+  controlnet/              config.json and weights, in diffusers' layout
+  optimizer.safetensors    the optimizer's state: `exp_avg.NAME`, `exp_avg_sq.NAME`, … for every parameter NAME
+  training_state.json      the step, the loss scaler, and what the checkpoint belongs to
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+CONTROLNET_FOLDER = "controlnet"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "training_state.json"
+
+
+def is_portable(checkpoint: Path) -> bool:
+    """Whether this checkpoint has the files above (a sharded one lacks the optimizer's)."""
+    return (checkpoint / OPTIMIZER_FILE).is_file() and (checkpoint / STATE_FILE).is_file()
+
+
+def read_training_state(checkpoint: Path) -> dict[str, Any]:
+    """`step`, `record` and `loss_scaler` (None where there was none).
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = checkpoint / STATE_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). Resume from another checkpoint.") from error
+
+
+def read_optimizer_state(checkpoint: Path) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(kind, parameter, value) of every array of the optimizer's state; kind is `exp_avg` and the like.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = checkpoint / OPTIMIZER_FILE
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                kind, _, parameter = name.partition(".")
+                yield kind, parameter, file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). Resume from another checkpoint.") from error

@@ -1,0 +1,83 @@
+"""The one place that talks to accelerate about processes, devices and precision."""
+
+import os
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
+
+from shared.config import TrainConfig
+
+COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Join the other processes and take a device, as `accelerate launch` and its configuration say.
+
+    Raises:
+        ValueError: accelerate's configuration and the command line contradict each other, or the device cannot do what
+            they ask for.
+    """
+    _set_float32_precision(config.allow_tf32)
+    is_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    accelerator = Accelerator(
+        # Without it, accelerate makes several processes on CPUs a run each; with it, it leaves DeepSpeed out.
+        cpu=not torch.accelerator.is_available() and not is_deepspeed,
+        # None leaves it to accelerate's configuration.
+        mixed_precision=config.mixed_precision,
+        # The plugin, because the environment takes precedence over the plain argument.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
+        ),
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    _check(accelerator, config)
+    return accelerator
+
+
+def _check(accelerator: Accelerator, config: TrainConfig) -> None:
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: each would train by "
+            "itself. Check the accelerate configuration (`accelerate env` shows it) and the devices it asks for."
+        )
+    if accelerator.mixed_precision not in COMPUTE_DTYPES:
+        raise ValueError(
+            f"accelerate's configuration asks for mixed precision {accelerator.mixed_precision}; expected one of "
+            f"{', '.join(COMPUTE_DTYPES)}. Give --mixed_precision, which takes precedence."
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == torch.device("cpu").type:
+        raise ValueError(
+            "Mixed precision fp16 needs an accelerator, and this run is on the CPU. Use --mixed_precision bf16, or no."
+        )
+    if accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
+        raise ValueError(
+            f"accelerate's configuration accumulates {accelerator.gradient_accumulation_steps} batches and "
+            f"--gradient_accumulation_steps is {config.gradient_accumulation_steps}. Give both the same number."
+        )
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether processes hold different parts of the ControlNet or its optimizer (DeepSpeed, FSDP)."""
+    return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether the flag is set in at least one process; all of them have to ask."""
+    if accelerator.num_processes == 1:
+        return flag
+    count = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum")
+    return bool(count.item() > 0)
+
+
+def peak_device_memory_gib() -> float | None:
+    """Of this process's device; None where there is none beside the CPU."""
+    return torch.accelerator.max_memory_allocated() / 2**30 if torch.accelerator.is_available() else None
+
+
+def _set_float32_precision(allow_tf32: bool) -> None:
+    """float32 means float32, convolutions included, unless TF32 is asked for; PyTorch lets them use it by default."""
+    torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if allow_tf32 else "ieee"  # type: ignore[attr-defined]
