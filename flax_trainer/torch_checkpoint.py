@@ -12,7 +12,6 @@ from shared.model_files.weight_files import DIFFUSERS, read_weights
 from shared.portable_checkpoint import (
     CONTROLNET_FOLDER,
     STATE_FILE,
-    is_portable,
     read_optimizer_state,
     read_training_state,
 )
@@ -34,11 +33,6 @@ def read_torch_checkpoint(checkpoint: Path, layouts: Mapping[str, str]) -> tuple
     Raises:
         ValueError: it is damaged, or holds the optimizer's state in another form than whole float32 moments.
     """
-    if not is_portable(checkpoint):
-        raise ValueError(
-            f"{checkpoint} was saved by sharded processes (DeepSpeed or FSDP), whose optimizer state only the PyTorch "
-            "backend can read. Resume there, with the accelerate configuration that it was saved with."
-        )
     saved = read_training_state(checkpoint)
 
     def in_our_layout(name: str, array: np.ndarray) -> np.ndarray:

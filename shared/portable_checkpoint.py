@@ -19,11 +19,6 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "training_state.json"
 
 
-def is_portable(checkpoint: Path) -> bool:
-    """Whether this checkpoint has the files above (a sharded one lacks the optimizer's)."""
-    return (checkpoint / OPTIMIZER_FILE).is_file() and (checkpoint / STATE_FILE).is_file()
-
-
 def read_training_state(checkpoint: Path) -> dict[str, Any]:
     """`step`, `record` and `loss_scaler` (None where there was none).
 

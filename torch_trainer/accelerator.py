@@ -4,7 +4,7 @@ import os
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin
 
 from shared.config import TrainConfig
 
@@ -57,11 +57,6 @@ def _check(accelerator: Accelerator, config: TrainConfig) -> None:
             f"accelerate's configuration accumulates {accelerator.gradient_accumulation_steps} batches and "
             f"--gradient_accumulation_steps is {config.gradient_accumulation_steps}. Give both the same number."
         )
-
-
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether processes hold different parts of the ControlNet or its optimizer (DeepSpeed, FSDP)."""
-    return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

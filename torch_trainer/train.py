@@ -43,6 +43,7 @@ from torch_trainer.image_sampler import NUM_INFERENCE_STEPS, ImageSampler
 from torch_trainer.loop import Loop
 from torch_trainer.optimizer import make_optimizer
 from torch_trainer.step import Objective, TrainStep
+from torch_trainer.trainable_state import ReplicatedState
 
 logger = logging.getLogger("torch_trainer")
 
@@ -125,7 +126,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
         set_aside_other_course(prepared, steps)
         (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     tracker = open_run_tracker(prepared, steps.first) if is_main else Tracker([])
-    checkpoints = Checkpoints(accelerator, models.controlnet, optimizer, output_dir, config.checkpoints_total_limit)
+    state = ReplicatedState(accelerator, models.controlnet, optimizer)
+    checkpoints = Checkpoints(accelerator, models.controlnet, state, output_dir, config.checkpoints_total_limit)
     validation = Validation(prepared.images, held_out, tracker, output_dir, writes=is_main)
     log = RunLog(
         tracker,
@@ -164,10 +166,10 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
         return interruption.exit_code
 
     # --- the finished ControlNet and what belongs to it --------------------------------------------------------------
-    state_dict = accelerator.get_state_dict(models.controlnet)
+    params = state.params()
     skipped = accelerator.reduce(torch.tensor(loader.skipped, device=accelerator.device), reduction="sum").item()
     if is_main:
-        accelerator.unwrap_model(models.controlnet).save_pretrained(output_dir, state_dict=state_dict)
+        accelerator.unwrap_model(models.controlnet).save_pretrained(output_dir, state_dict=params)
         backend_facts = BackendFacts("torch", devices, _PACKAGES, int(skipped), peak_device_memory_gib())
         complete_run(prepared, step, log, validation, backend_facts, started)
     return 0
@@ -188,7 +190,7 @@ def _place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) ->
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
     choose_attention(config, [models.controlnet, models.unet], accelerator.device)
-    optimizer = make_optimizer(config, accelerator, models.controlnet)
+    optimizer = make_optimizer(config, models.controlnet)
     if config.torch_compile:
         models.controlnet.compile()
         models.unet.compile()
