@@ -104,6 +104,25 @@ ARCHITECTURES = {
         text_encoder=_text_encoder(49408, hidden_size=768, layers=12, heads=12, intermediate_size=3072),
         scheduler=_SCHEDULER,
     ),
+    # The published configuration of stable-diffusion-2-1.
+    "sd21": Architecture(
+        unet={
+            "sample_size": 96,
+            "in_channels": 4,
+            "out_channels": 4,
+            "block_out_channels": [320, 640, 1280, 1280],
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+            "layers_per_block": 2,
+            "attention_head_dim": [5, 10, 20, 20],
+            "cross_attention_dim": 1024,
+            "use_linear_projection": True,
+        },
+        vae=_vae([128, 256, 512, 512], layers_per_block=2, norm_num_groups=32),
+        text_encoder=_text_encoder(49408, hidden_size=1024, layers=23, heads=16, intermediate_size=4096)
+        | {"hidden_act": "gelu"},
+        scheduler=_SCHEDULER,
+    ),
 }
 
 _MODEL_INDEX: Config = {
