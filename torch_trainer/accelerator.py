@@ -4,7 +4,12 @@ import os
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    KwargsHandler,
+)
 
 from shared.config import TrainConfig
 
@@ -19,10 +24,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             they ask for.
     """
     _set_float32_precision(config.allow_tf32)
-    is_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    on_cpu, is_deepspeed = not torch.accelerator.is_available(), _launched_with("DEEPSPEED")
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if on_cpu and is_deepspeed:
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accelerator = Accelerator(
         # Without it, accelerate makes several processes on CPUs a run each; with it, it leaves DeepSpeed out.
-        cpu=not torch.accelerator.is_available() and not is_deepspeed,
+        cpu=on_cpu and not is_deepspeed,
         # None leaves it to accelerate's configuration.
         mixed_precision=config.mixed_precision,
         # The plugin, because the environment takes precedence over the plain argument.
@@ -30,7 +38,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             num_steps=config.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
         ),
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=handlers,
     )
     _check(accelerator, config)
     return accelerator
@@ -43,6 +51,12 @@ def _check(accelerator: Accelerator, config: TrainConfig) -> None:
             f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: each would train by "
             "itself. Check the accelerate configuration (`accelerate env` shows it) and the devices it asks for."
         )
+    for kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        if _launched_with(kind.value) and accelerator.distributed_type != kind:
+            raise ValueError(
+                f"accelerate's configuration asks for {kind.value}, which cannot run on {accelerator.device}. Choose "
+                "another configuration, for instance torch_trainer/accelerate_configs/multi_cpu.yaml."
+            )
     if accelerator.mixed_precision not in COMPUTE_DTYPES:
         raise ValueError(
             f"accelerate's configuration asks for mixed precision {accelerator.mixed_precision}; expected one of "
@@ -57,6 +71,11 @@ def _check(accelerator: Accelerator, config: TrainConfig) -> None:
             f"accelerate's configuration accumulates {accelerator.gradient_accumulation_steps} batches and "
             f"--gradient_accumulation_steps is {config.gradient_accumulation_steps}. Give both the same number."
         )
+
+
+def _launched_with(plugin: str) -> bool:
+    """Whether `accelerate launch` announces this plugin, the way accelerate itself reads it."""
+    return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() == "true"
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

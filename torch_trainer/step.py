@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from shared.config import TrainConfig
 from shared.data.batches import Batch
@@ -111,7 +112,7 @@ def predict(
 class TrainStep:
     """`step(batch, learning_rate) → (loss, grad_norm)`, both over all processes, the norm before clipping.
 
-    Where one of them is not finite, nothing is changed. (DeepSpeed moves by itself, and is only told the loss.)
+    Where one of them is not finite, nothing is changed. (DeepSpeed moves in the backward pass, by the same rules.)
     """
 
     accelerator: Accelerator
@@ -126,7 +127,7 @@ class TrainStep:
         while True:
             loss, grad_norm = self._gradients(batch)
             finite = math.isfinite(loss) and math.isfinite(grad_norm)
-            scale_too_high = not finite and math.isfinite(loss) and self._loss_scale() > 1.0
+            scale_too_high = math.isfinite(loss) and not finite and self._loss_scale() > 1.0
             if finite or scale_too_high:
                 self.optimizer.step()  # with gradients that overflowed, it only lowers the loss scale
             self.optimizer.zero_grad(set_to_none=self.config.set_grads_to_none)
@@ -151,4 +152,6 @@ class TrainStep:
 
     def _loss_scale(self) -> float:
         """1 without fp16's loss scaling."""
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return float(self.optimizer.optimizer.loss_scale)
         return 1.0 if self.accelerator.scaler is None else float(self.accelerator.scaler.get_scale())

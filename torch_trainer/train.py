@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import time
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,15 +34,13 @@ from shared.run_log import RunLog
 from shared.tracking import Tracker
 from shared.validation import Validation, most_images_at_once
 from torch_trainer.accelerator import COMPUTE_DTYPES, make_accelerator, peak_device_memory_gib
-from torch_trainer.attention import choose_attention
 from torch_trainer.base_models import BaseModels, load_base_models
 from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of
 from torch_trainer.evaluator import Evaluator
 from torch_trainer.image_sampler import NUM_INFERENCE_STEPS, ImageSampler
 from torch_trainer.loop import Loop
-from torch_trainer.optimizer import make_optimizer
+from torch_trainer.placement import place
 from torch_trainer.step import Objective, TrainStep
-from torch_trainer.trainable_state import ReplicatedState
 
 logger = logging.getLogger("torch_trainer")
 
@@ -96,7 +93,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
 
     # --- models, optimizer and batches on the device -----------------------------------------------------------------
     parameters = sum(param.numel() for param in models.controlnet.parameters())
-    optimizer = _place(config, accelerator, models)
+    optimizer, state = place(config, accelerator, models)
     objective = Objective.create(prepared.schedule, config.snr_gamma, accelerator.device)
     loader = BatchLoader(
         prepared.source,
@@ -126,7 +123,6 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
         set_aside_other_course(prepared, steps)
         (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     tracker = open_run_tracker(prepared, steps.first) if is_main else Tracker([])
-    state = ReplicatedState(accelerator, models.controlnet, optimizer)
     checkpoints = Checkpoints(accelerator, models.controlnet, state, output_dir, config.checkpoints_total_limit)
     validation = Validation(prepared.images, held_out, tracker, output_dir, writes=is_main)
     log = RunLog(
@@ -179,23 +175,6 @@ def _resolved(config: TrainConfig, accelerator: Accelerator) -> TrainConfig:
     """The configuration as accelerate completes it, the same in all processes (each may have read another clock)."""
     config = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)
     return broadcast_object_list([config])[0] if accelerator.num_processes > 1 else config
-
-
-def _place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> Any:
-    """Bring the models to the device, prepared for training; returns the prepared optimizer."""
-    for model in (models.vae, models.unet, models.text_encoder):
-        model.to(accelerator.device)
-    for model in (models.controlnet, models.unet):
-        model.to(memory_format=torch.channels_last)
-        if config.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
-    choose_attention(config, [models.controlnet, models.unet], accelerator.device)
-    optimizer = make_optimizer(config, models.controlnet)
-    if config.torch_compile:
-        models.controlnet.compile()
-        models.unet.compile()
-    models.controlnet, optimizer = accelerator.prepare(models.controlnet, optimizer)
-    return optimizer
 
 
 def _sampler(prepared: Preparation, accelerator: Accelerator, models: BaseModels, most_images: int) -> ImageSampler:

@@ -1,0 +1,102 @@
+"""May two runs be compared step by step? Only if they were to see the same batches and minimise the same loss."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shared.compare.run import Run
+
+_LOCATIONS = (
+    "pretrained_model_name_or_path",
+    "controlnet_model_name_or_path",
+    "pretrained_vae_model_name_or_path",
+    "tokenizer_name",
+    "dataset_name",
+    "train_data_dir",
+    "train_shards",
+)
+"""Flags that may be paths: the same files may lie elsewhere on another machine."""
+
+MUST_MATCH = (
+    *_LOCATIONS,
+    "revision",
+    "variant",
+    "controlnet_revision",
+    "dataset_config_name",
+    "load_from_disk",
+    "shards_image_key",
+    "shards_conditioning_key",
+    "shards_caption_key",
+    "generated_circles",
+    "image_column",
+    "conditioning_image_column",
+    "caption_column",
+    "max_train_samples",
+    "streaming",
+    "shuffle_buffer_size",
+    "resolution",
+    "image_interpolation_mode",
+    "crops_coords_top_left_h",
+    "crops_coords_top_left_w",
+    "proportion_empty_prompts",
+    "seed",
+    "num_evaluation_samples",  # they are held out of the training data
+    "snr_gamma",
+)
+"""Flags that decide what a batch holds or what its loss means."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A setting by its name, with the value in either run."""
+
+    name: str
+    a: Any
+    b: Any
+
+
+def check_comparable(a: Run, b: Run) -> None:
+    """Raises ValueError where a comparison would mean nothing, naming everything that differs."""
+    differences = [
+        Difference(f"--{name}", getattr(a.config, name), getattr(b.config, name))
+        for name in MUST_MATCH
+        if not _same(name)(getattr(a.config, name), getattr(b.config, name))
+    ]
+    if a.global_batch_size != b.global_batch_size:
+        differences.append(Difference("images per step", a.global_batch_size, b.global_batch_size))
+    if a.steps != b.steps:
+        differences.append(Difference("optimizer steps", a.steps, b.steps))
+    if differences:
+        lines = "\n".join(f"  {row.name}: {row.a!r} and {row.b!r}" for row in differences)
+        raise ValueError(
+            f"{a.folder} and {b.folder} cannot be compared step by step, because these differ:\n{lines}\n"
+            "Train one of them again with the values of the other."
+        )
+
+
+def setting_differences(a: Run, b: Run) -> list[Difference]:
+    """Every flag that differs, except where the runs lie."""
+    return [
+        Difference(field.name, getattr(a.config, field.name), getattr(b.config, field.name))
+        for field in dataclasses.fields(a.config)
+        if field.name != "output_dir" and getattr(a.config, field.name) != getattr(b.config, field.name)
+    ]
+
+
+def _same(name: str) -> Callable[[Any, Any], bool]:
+    return _same_locations if name in _LOCATIONS else lambda a, b: a == b
+
+
+def _same_locations(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same_location, a, b))
+    if a is None or b is None:
+        return a is b
+    return _same_location(a, b)
+
+
+def _same_location(a: str, b: str) -> bool:
+    """Equal, or a path somewhere else with the same last part."""
+    may_have_moved = any(Path(one).is_absolute() or Path(one).exists() or "://" in one for one in (a, b))
+    return a == b or (may_have_moved and Path(a).name == Path(b).name)

@@ -1,0 +1,70 @@
+"""The models on the device, divided among the processes as accelerate's configuration says, ready for training."""
+
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from shared.config import TrainConfig
+from torch_trainer.attention import choose_attention
+from torch_trainer.base_models import BaseModels
+from torch_trainer.deepspeed_state import DeepSpeedState
+from torch_trainer.fsdp_state import FSDPState
+from torch_trainer.optimizer import make_optimizer
+from torch_trainer.trainable_state import ReplicatedState, TrainableState
+
+
+def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> tuple[Any, TrainableState]:
+    """Prepare `models` in place; returns the prepared optimizer, and the state that it and the ControlNet make up.
+
+    Raises:
+        ValueError: an attention or optimizer that is asked for is not there or cannot run.
+    """
+    kind = accelerator.distributed_type
+    for model in (models.vae, models.unet, models.text_encoder):
+        model.to(accelerator.device)
+    models.unet.to(memory_format=torch.channels_last)
+    if kind != DistributedType.FSDP:  # which takes contiguous parameters only
+        models.controlnet.to(memory_format=torch.channels_last)
+    if config.gradient_checkpointing:
+        for model in (models.controlnet, models.unet):
+            model.enable_gradient_checkpointing()
+    choose_attention(config, [models.controlnet, models.unet], accelerator.device)
+    if config.torch_compile:
+        for model in (models.controlnet, models.unet):
+            model.compile()
+    optimizer = make_optimizer(config, models.controlnet)
+    if kind == DistributedType.DEEPSPEED:
+        return _prepare_deepspeed(config, accelerator, models, optimizer)
+    models.controlnet, prepared = accelerator.prepare(models.controlnet, optimizer)
+    if kind == DistributedType.FSDP:
+        return prepared, FSDPState(models.controlnet, prepared)
+    return prepared, ReplicatedState(accelerator, models.controlnet, prepared)
+
+
+def _prepare_deepspeed(
+    config: TrainConfig, accelerator: Accelerator, models: BaseModels, optimizer: torch.optim.Optimizer
+) -> tuple[Any, TrainableState]:
+    plugin = accelerator.state.deepspeed_plugin
+    assert plugin is not None
+    settings = plugin.deepspeed_config
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (1, 2):
+        raise ValueError(
+            f"accelerate's configuration asks for DeepSpeed ZeRO stage {stage}; expected 1 or 2. For parameters that "
+            "are divided too, use FSDP (torch_trainer/accelerate_configs/fsdp.yaml)."
+        )
+    if config.use_8bit_adam:
+        raise ValueError(
+            "--use_8bit_adam does not go with DeepSpeed, which has an optimizer of its own: leave one of the two out."
+        )
+    # What DeepSpeed would read off a DataLoader, and what it does by itself in place of Accelerator.clip_grad_norm_.
+    settings["train_micro_batch_size_per_gpu"] = config.train_batch_size
+    settings["gradient_clipping"] = config.max_grad_norm if math.isfinite(config.max_grad_norm) else 0.0
+    params = {name: param.detach().clone() for name, param in models.controlnet.named_parameters()}
+    models.controlnet, prepared = accelerator.prepare(models.controlnet, optimizer)
+    state = DeepSpeedState(models.controlnet, prepared)
+    state.set_params(params)  # under mixed precision DeepSpeed has made its masters from rounded weights
+    return prepared, state
