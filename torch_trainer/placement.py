@@ -26,7 +26,7 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
     for model in (models.vae, models.unet, models.text_encoder):
         model.to(accelerator.device)
     models.unet.to(memory_format=torch.channels_last)
-    if kind != DistributedType.FSDP:  # which takes contiguous parameters only
+    if kind not in (DistributedType.DEEPSPEED, DistributedType.FSDP):  # which cut up contiguous memory only
         models.controlnet.to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:
         for model in (models.controlnet, models.unet):

@@ -50,12 +50,14 @@ def test_an_entry_tells_the_type_the_meaning_and_the_default(
     text = re.sub(r"\n {6}", " ", _help(capsys, "flax"))
     assert "  --train_batch_size INT The number of images per device" in text
     assert "  --validation_prompt TEXT [TEXT ...] The prompts" in text
-    assert "One of no, fp16, bf16. (Default: no.) fp16 is not supported yet by the Flax backend." in text
+    assert "Flax takes no. One of no, fp16, bf16. (Default: not set.) fp16 is not supported yet by the Flax backend." in text
 
 
 def test_what_a_backend_lacks_is_said_in_its_own_help_only(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "supported yet" in _help(capsys, "flax")
-    assert "supported yet" not in _help(capsys, "torch")
+    for backend, other in (("flax", "PyTorch"), ("torch", "Flax")):
+        text = re.sub(r"\s+", " ", _help(capsys, backend))
+        assert "ot supported yet by the" in text
+        assert f"supported yet by the {other}" not in text
 
 
 @pytest.mark.parametrize("argv", [["-h"], ["--help"], ["--unknown", "--help"]])

@@ -1,13 +1,13 @@
 """What each backend refuses for now, and what it honours in its own way."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from shared.config import TrainConfig, notices, validate
+from shared.config import Backend, TrainConfig, notices, validate
 from shared.config.options import FLAGS
-from shared.config.support import NOT_SUPPORTED, Missing
+from shared.config.support import BACKEND_NAMES, NOT_SUPPORTED, Missing
 
 _CONFIG = TrainConfig(pretrained_model_name_or_path="model", dataset_name="data")
 _ANOTHER_VALUE: dict[type, Any] = {bool: True, int: 1, str: "text"}
@@ -18,12 +18,19 @@ def _asking_for(row: Missing) -> TrainConfig:
     return dataclasses.replace(_CONFIG, **{row.flag: value})
 
 
-@pytest.mark.parametrize("row", NOT_SUPPORTED["flax"], ids=lambda row: row.flag)
-def test_a_flag_that_flax_lacks_is_refused_there_alone(row: Missing) -> None:
-    with pytest.raises(ValueError, match=f"--{row.flag}.* is not supported yet by the Flax backend: ") as refusal:
-        validate(_asking_for(row), "flax")
+@pytest.mark.parametrize(
+    ("backend", "row"),
+    [(backend, row) for backend, rows in NOT_SUPPORTED.items() for row in rows],
+    ids=lambda value: value.flag if isinstance(value, Missing) else value,
+)
+def test_a_flag_that_a_backend_lacks_is_refused_there_alone(backend: Backend, row: Missing) -> None:
+    missing = f"--{row.flag}.* is not supported yet by the {BACKEND_NAMES[backend]} backend: "
+    with pytest.raises(ValueError, match=missing) as refusal:
+        validate(_asking_for(row), backend)
     assert str(refusal.value).endswith(row.advice)
-    validate(_asking_for(row), "torch")
+    other: Backend = "torch" if backend == "flax" else "flax"
+    if row.flag not in {lacking.flag for lacking in NOT_SUPPORTED[other]}:
+        validate(_asking_for(row), other)
 
 
 def test_only_the_unsupported_value_is_refused() -> None:
@@ -47,7 +54,7 @@ def test_every_other_flag_of_diffusers_scripts_passes_in_flax() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"from_pt": True}, {"controlnet_from_pt": True}, {"set_grads_to_none": True}, {"local_rank": 0}]
+    "changes", [{"from_pt": True}, {"controlnet_from_pt": True}, {"set_grads_to_none": True}, {"torch_compile": True}]
 )
 def test_a_flag_honoured_otherwise_is_noticed_in_one_line(changes: dict[str, Any]) -> None:
     config = dataclasses.replace(_CONFIG, **changes)
@@ -58,5 +65,12 @@ def test_a_flag_honoured_otherwise_is_noticed_in_one_line(changes: dict[str, Any
     assert notices(config, "torch") == []
 
 
+def test_the_launcher_tells_the_processes_their_numbers() -> None:
+    for backend in get_args(Backend):
+        (notice,) = notices(dataclasses.replace(_CONFIG, local_rank=0), backend)
+        assert notice.startswith("--local_rank: ")
+
+
 def test_the_defaults_need_no_notice() -> None:
-    assert notices(_CONFIG, "flax") == []
+    for backend in get_args(Backend):
+        assert notices(_CONFIG, backend) == []

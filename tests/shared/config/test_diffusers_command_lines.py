@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from shared.config import parse_command_line
+from shared.config.arguments import read_arguments, value_of
 from shared.config.options import FLAGS
 
 _LISTED = pathlib.Path(__file__).with_name("diffusers_flags.txt").read_text(encoding="utf-8").splitlines()
@@ -39,7 +40,6 @@ _TORCH_COMMANDS = {
         *("--resolution=1024", "--learning_rate=1e-5", "--max_train_steps=15000", *_PAIRS, "--validation_steps=100"),
         *(*_ACCUMULATE, "--report_to=wandb", "--seed=42", "--push_to_hub"),
     ],
-    "profiling": [*_FILL50K, "--profile_steps==5"],
 }
 _FLAX_COMMANDS = {
     "fill50k": [
@@ -92,4 +92,5 @@ def test_values_of_a_published_command_arrive() -> None:
 
 
 def test_the_doubled_equals_sign_of_the_published_guide_means_one() -> None:
-    assert parse_command_line(_TORCH_COMMANDS["profiling"], "torch").profile_steps == 5
+    (assignment,) = read_arguments(["--profile_steps==5"], FLAGS)
+    assert value_of(assignment, FLAGS["profile_steps"]) == 5
