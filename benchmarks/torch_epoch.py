@@ -3,9 +3,9 @@
     python3 -m benchmarks.torch_epoch --folder FOLDER [--samples 512] [--resolution 64] [--train_batch_size 8]
 
 Both train on the same image folder of PNG files (made in FOLDER), float32 unless --mixed_precision says otherwise, in
-processes of their own, in turns, and log the loss of every step. The loop does what diffusers' train_controlnet.py
-does: a `datasets` image folder through a DataLoader, noise and timesteps drawn on the device, AdamW, clipping. The times
-are those of the epoch, from the first batch asked for to the last optimizer step, without loading and saving.
+processes of their own, in turns, and fetch the loss of every step. The loop does what diffusers' train_controlnet.py
+does: a `datasets` image folder through a DataLoader, noise and timesteps drawn on the device, AdamW, clipping. The
+times are the epoch's, from the first batch asked for to the last optimizer step, without loading and saving.
 """
 
 import argparse

@@ -87,8 +87,13 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def peak_device_memory_gib() -> float | None:
-    """Of this process's device; None where there is none beside the CPU."""
-    return torch.accelerator.max_memory_allocated() / 2**30 if torch.accelerator.is_available() else None
+    """Of this process's device; None where there is none beside the CPU, or it counts no peak, as Apple's."""
+    if not torch.accelerator.is_available():
+        return None
+    try:
+        return torch.accelerator.max_memory_allocated() / 2**30
+    except RuntimeError:
+        return None
 
 
 def _set_float32_precision(allow_tf32: bool) -> None:

@@ -96,6 +96,8 @@ class Checkpoints:
         )
         if scaler is not None and loss_scaler is not None:
             scaler.load_state_dict(loss_scaler)
+        if checkpoint.parent.resolve() == self._directory.resolve():
+            self._saved_step = step
 
     def _write(self, folder: Path, tensors: StateTensors, step: int, record: dict[str, Any]) -> None:
         scaler = self._accelerator.scaler
