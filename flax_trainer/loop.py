@@ -65,9 +65,7 @@ class Loop:
         """
         if first_step == last_step:  # interrupted after the last step, before its validation
             models = self.evaluator.at(state.params)
-            figures_at_end = self.validation.measure(models, last_step)
-            if figures_at_end:
-                self.validation.tracker.log(figures_at_end, last_step)
+            self.validation.measure_again(models, last_step)
             self.validation.draw(models, last_step)
         dispatched: _Dispatched | None = None
         batches = self.loader.iterate(first_step)
@@ -86,10 +84,11 @@ class Loop:
             validate = last or (finished % self.config.validation_steps == 0 and not interrupted)
             if save or validate:
                 figures, dispatched = self._finished(dispatched, state), None
+                models = self.evaluator.at(state.params)
+                # Before saving: a step that a killed run's checkpoint contains is then also in its log.
+                self.log.add(figures, self.validation.measure(models, finished) if validate else None)
                 if save:
                     self.checkpoints.save(fetch(state), self.record)
-                models = self.evaluator.at(state.params)
-                self.log.add(figures, self.validation.measure(models, finished) if validate else None)
                 if validate:
                     self.validation.draw(models, finished)
                 self.log.restart_clock()

@@ -120,17 +120,33 @@ def per_sample_losses(
     return jnp.square(prediction_BHWC.astype(jnp.float32) - target_BHWC).mean(axis=(1, 2, 3))
 
 
-def adamw_update(state: TrainState, grads: Params, learning_rate: Scalar, settings: AdamWSettings) -> TrainState:
-    """One AdamW step on clipped gradients, as `torch.nn.utils.clip_grad_norm_` and `torch.optim.AdamW` take it."""
+def adamw_update(
+    state: TrainState, grads: Params, learning_rate: Scalar, settings: AdamWSettings, halted: jax.Array | np.ndarray
+) -> TrainState:
+    """One AdamW step on clipped gradients, as `torch.nn.utils.clip_grad_norm_` and `torch.optim.AdamW` take it.
+
+    Where `halted` (bool []), the state stays as it was and only its `halted` is set.
+    """
+
+    def unless_halted(old: Any, new: Any) -> Any:
+        return jax.tree.map(lambda old, new: jnp.where(halted, old, new), old, new)
+
     clipped, _ = optax.clip_by_global_norm(settings.max_grad_norm).update(grads, optax.EmptyState())
-    adam = optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.epsilon)
-    directions, adam_state = adam.update(clipped, optax.ScaleByAdamState(state.step, state.mu, state.nu))
+    step = unless_halted(state.step, optax.safe_increment(state.step))
+    mu = unless_halted(state.mu, optax.tree.update_moment(clipped, state.mu, settings.beta1, 1))
+    nu = unless_halted(state.nu, optax.tree.update_moment_per_elem_norm(clipped, state.nu, settings.beta2, 2))
+    # The directions come from the moments that are kept, so that new ones may take the place of the old in memory.
+    directions = jax.tree.map(
+        lambda mean, square: mean / (jnp.sqrt(square) + settings.epsilon),
+        optax.tree.bias_correction(mu, settings.beta1, step),
+        optax.tree.bias_correction(nu, settings.beta2, step),
+    )
     params = jax.tree.map(
         lambda param, direction: param - learning_rate * (direction + settings.weight_decay * param),
         state.params,
         directions,
     )
-    return TrainState(adam_state.count, params, adam_state.mu, adam_state.nu, state.halted)
+    return TrainState(step, unless_halted(state.params, params), mu, nu, halted)
 
 
 def make_train_step(
@@ -172,9 +188,8 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             grad_norm = optax.tree.norm(grads)
             halted = state.halted | ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
-            updated = adamw_update(state, grads, learning_rate, settings)
-            kept = jax.tree.map(lambda old, new: jnp.where(halted, old, new), state, updated)
-        return kept._replace(halted=halted), {"loss": loss, "grad_norm": grad_norm}
+            updated = adamw_update(state, grads, learning_rate, settings, halted)
+        return updated, {"loss": loss, "grad_norm": grad_norm}
 
     return train_step
 

@@ -8,13 +8,7 @@ import numpy as np
 
 from flax_trainer.models.adapter import from_torch_layout
 from flax_trainer.state import TrainState
-from shared.model_files.weight_files import DIFFUSERS, read_weights
-from shared.portable_checkpoint import (
-    CONTROLNET_FOLDER,
-    STATE_FILE,
-    read_optimizer_state,
-    read_training_state,
-)
+from shared.portable_checkpoint import STATE_FILE, read_controlnet, read_optimizer_state, read_training_state
 
 _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 
@@ -38,8 +32,7 @@ def read_torch_checkpoint(checkpoint: Path, layouts: Mapping[str, str]) -> tuple
     def in_our_layout(name: str, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(from_torch_layout(array, layouts[name])) if name in layouts else array
 
-    weights = read_weights(checkpoint / CONTROLNET_FOLDER, DIFFUSERS, None)
-    params = {name: in_our_layout(name, array) for name, array in weights}
+    params = {name: in_our_layout(name, array) for name, array in read_controlnet(checkpoint)}
     moments: dict[str, dict[str, np.ndarray]] = {"mu": {}, "nu": {}}
     for kind, name, array in read_optimizer_state(checkpoint):
         if kind not in _MOMENTS:

@@ -14,6 +14,6 @@ def demo_arguments() -> list[str]:
         *("--train_batch_size", "8", "--max_train_steps", "2000"),
         *("--learning_rate", "1e-3", "--lr_scheduler", "cosine", "--lr_warmup_steps", "50"),
         *("--num_evaluation_samples", "32", "--evaluation_fidelity", "circles"),
-        *("--validation_steps", "500", "--guidance_scale", "3"),
+        *("--validation_steps", "500", "--guidance_scale", "2"),
         *("--output_dir", "runs/demo/{timestamp}"),
     ]

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from shared.model_files.weight_files import DIFFUSERS, read_weights
+
 CONTROLNET_FOLDER = "controlnet"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "training_state.json"
@@ -30,6 +32,18 @@ def read_training_state(checkpoint: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}). Resume from another checkpoint.") from error
+
+
+def read_controlnet(checkpoint: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, value) of every parameter.
+
+    Raises:
+        ValueError: the weights are damaged or not there.
+    """
+    folder = checkpoint / CONTROLNET_FOLDER
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist. Resume from another checkpoint.")
+    return read_weights(folder, DIFFUSERS, None)
 
 
 def read_optimizer_state(checkpoint: Path) -> Iterator[tuple[str, str, np.ndarray]]:

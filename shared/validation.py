@@ -51,6 +51,13 @@ class Validation:
             self.held_out.write_pictures(self.output_dir / "validation" / f"step-{step}", step, self.tracker)
         return figures
 
+    def measure_again(self, models: ModelsInTraining, step: int) -> None:
+        """The figures of a step that a run resumed at, for its report; logged where the log lacks them."""
+        figures = self.measure(models, step)
+        logged = [entry for entry in read_metrics(self.output_dir) if entry["step"] == step]
+        if figures and not any(figures.keys() <= entry.keys() for entry in logged):
+            self.tracker.log(figures, step)
+
     def measure_untrained(self, models: ModelsInTraining, first_step: int) -> None:
         """What the run starts from: logged by a fresh run, and found again by a continued one for its report."""
         if self.held_out is None:

@@ -8,6 +8,8 @@ import torch
 
 from shared.config import TrainConfig
 
+_ADVICE = "Leave the flag out: PyTorch's own memory-efficient attention is used without it."
+
 
 def choose_attention(config: TrainConfig, models: list[Any], device: torch.device) -> None:
     """Switch the models to what `--enable_xformers_memory_efficient_attention` or `--enable_npu_flash_attention` name.
@@ -20,31 +22,38 @@ def choose_attention(config: TrainConfig, models: list[Any], device: torch.devic
         for model in models:
             model.enable_xformers_memory_efficient_attention()
     if config.enable_npu_flash_attention:
-        if importlib.util.find_spec("torch_npu") is None:
-            raise ValueError(
-                "--enable_npu_flash_attention needs the torch_npu package and an Ascend NPU, and the package is not "
-                "installed. Leave the flag out: PyTorch's own memory-efficient attention is used without it."
-            )
+        _check_npu(device)
         for model in models:
             model.enable_npu_flash_attention()
 
 
 def _check_xformers(device: torch.device) -> None:
     """Take xFormers through a forward and a backward pass, for it is often built for another PyTorch or device."""
-    advice = "Leave the flag out: PyTorch's own memory-efficient attention is used without it."
     if importlib.util.find_spec("xformers") is None:
         raise ValueError(
             "--enable_xformers_memory_efficient_attention needs the xformers package, which is not installed. Run "
-            f"`pip install xformers` (it needs an NVIDIA or AMD GPU). {advice}"
+            f"`pip install xformers` (it needs an NVIDIA or AMD GPU). {_ADVICE}"
         )
     try:
         from xformers.ops import memory_efficient_attention
 
         query_BLHD = torch.randn(1, 8, 2, 40, device=device, requires_grad=True)
         memory_efficient_attention(query_BLHD, query_BLHD, query_BLHD).sum().backward()
-    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+    # AttributeError and OSError: of the PyTorch or the shared library that it was built for.
+    except (ImportError, AttributeError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].strip()
         raise ValueError(
             "--enable_xformers_memory_efficient_attention: xFormers "
             f"{importlib.metadata.version('xformers')} cannot run on {device} with PyTorch {torch.__version__} "
-            f"({str(error).strip().splitlines()[0]}). {advice}"
+            f"({reason}). {_ADVICE}"
         ) from error
+
+
+def _check_npu(device: torch.device) -> None:
+    if importlib.util.find_spec("torch_npu") is None:
+        raise ValueError(
+            "--enable_npu_flash_attention needs the torch_npu package and an Ascend NPU, and the package is not "
+            f"installed. {_ADVICE}"
+        )
+    if device.type != "npu":
+        raise ValueError(f"--enable_npu_flash_attention needs an Ascend NPU, and this run is on {device}. {_ADVICE}")

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
 from shared.config import TrainConfig
@@ -94,10 +95,11 @@ def _load(
         model, info = model_class.from_pretrained(
             folder, variant=variant, torch_dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].strip()
         raise ValueError(
-            f"{folder} cannot be loaded as a {model_class.__name__}: {str(error).strip().splitlines()[0]} Check that "
-            "the folder holds this kind of model, whole, and that --variant names files that are there."
+            f"{folder} cannot be loaded as a {model_class.__name__} ({reason}). Check that the folder holds this kind "
+            "of model, whole, and that --variant names files that are there."
         ) from error
     # Both libraries only warn of weights that are not there, and go on with random ones.
     differences = {what: sorted(map(str, info[f"{what}_keys"])) for what in ("missing", "unexpected", "mismatched")}

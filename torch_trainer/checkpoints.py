@@ -19,17 +19,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoints_in
-from shared.model_files.weight_files import DIFFUSERS, read_weights
+from shared.model_files.weight_files import DIFFUSERS, write_atomically, write_weights
 from shared.portable_checkpoint import (
     CONTROLNET_FOLDER,
     OPTIMIZER_FILE,
     STATE_FILE,
+    read_controlnet,
     read_optimizer_state,
     read_training_state,
 )
 from torch_trainer.flax_checkpoint import is_flax_checkpoint, read_flax_checkpoint, read_flax_record
-from torch_trainer.trainable_state import StateTensors, TrainableState
+from torch_trainer.trainable_state import StateTensors, Tensors, TrainableState
 
+_UNFINISHED = ".unfinished"
 _DIFFERENCES_SHOWN = 5
 
 
@@ -52,7 +54,7 @@ class Checkpoints:
         self._directory, self._keep = directory, keep
         self._saved_step: int | None = None
         if accelerator.is_main_process:
-            for unfinished in directory.glob(f"{CHECKPOINT_PREFIX}*.unfinished"):
+            for unfinished in directory.glob(f"{CHECKPOINT_PREFIX}*{_UNFINISHED}"):
                 shutil.rmtree(unfinished)
 
     def save(self, step: int, record: dict[str, Any]) -> None:
@@ -66,12 +68,12 @@ class Checkpoints:
         tensors = self._state.tensors()
         if self._accelerator.is_main_process:
             place = self._directory / f"{CHECKPOINT_PREFIX}{step}"
-            unfinished = place.with_name(f"{place.name}.unfinished")
+            unfinished = place.with_name(f"{place.name}{_UNFINISHED}")
             with self._explained_failure_to_write():
                 self._write(unfinished, tensors, step, record)
                 _put_in_place(unfinished, place)
                 for old in checkpoints_in(self._directory)[: -self._keep] if self._keep else []:
-                    shutil.rmtree(old)
+                    _delete(old)
         self._saved_step = step
 
     def restore(self, checkpoint: Path) -> None:
@@ -86,7 +88,7 @@ class Checkpoints:
         else:
             saved = read_training_state(checkpoint)
             step, loss_scaler = saved["step"], saved["loss_scaler"]
-            params = dict(read_weights(checkpoint / CONTROLNET_FOLDER, DIFFUSERS, None))
+            params = dict(read_controlnet(checkpoint))
             moments = {}
             for kind, name, value in read_optimizer_state(checkpoint):
                 moments.setdefault(name, {})[kind] = value
@@ -101,10 +103,9 @@ class Checkpoints:
 
     def _write(self, folder: Path, tensors: StateTensors, step: int, record: dict[str, Any]) -> None:
         scaler = self._accelerator.scaler
-        controlnet = self._accelerator.unwrap_model(self._controlnet)
-        controlnet.save_pretrained(folder / CONTROLNET_FOLDER, state_dict=tensors.params)
+        save_controlnet(folder / CONTROLNET_FOLDER, self._accelerator.unwrap_model(self._controlnet), tensors.params)
         flat = {f"{kind}.{name}": value for name, kinds in tensors.optimizer.items() for kind, value in kinds.items()}
-        save_file(flat, folder / OPTIMIZER_FILE)
+        write_atomically(folder / OPTIMIZER_FILE, lambda path: save_file(flat, path))
         state = {"step": step, "loss_scaler": None if scaler is None else scaler.state_dict(), "record": record}
         (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
@@ -119,6 +120,16 @@ class Checkpoints:
                 f"{complete}. If the disk is full, free some space or keep fewer with --checkpoints_total_limit; then "
                 "continue with --resume_from_checkpoint latest."
             ) from error
+
+
+def save_controlnet(folder: Path, controlnet: Any, params: Tensors) -> None:
+    """Write whole weights and the model's configuration, in diffusers' layout.
+
+    The model's own `save_pretrained` writes what it holds itself: under FSDP a part, under DeepSpeed rounded copies.
+    """
+    controlnet.save_config(folder)
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in params.items()}
+    write_weights(folder, arrays, DIFFUSERS, None, None)
 
 
 def checkpoint_record_of(checkpoint: Path) -> dict[str, Any]:
@@ -159,5 +170,10 @@ def _put_in_place(unfinished: Path, place: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     if place.exists():
-        shutil.rmtree(place)
+        _delete(place)
     unfinished.rename(place)
+
+
+def _delete(checkpoint: Path) -> None:
+    """Its name goes first, so that whatever a killed process leaves of it does not pass for a checkpoint."""
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.deleted{_UNFINISHED}")))

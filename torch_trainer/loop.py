@@ -43,9 +43,7 @@ class Loop:
             ValueError: from the data, after saving the state that it stopped at.
         """
         if first_step == last_step:  # interrupted after the last step, before its validation
-            figures_at_end = self.validation.measure(self.models, last_step)
-            if figures_at_end:
-                self.validation.tracker.log(figures_at_end, last_step)
+            self.validation.measure_again(self.models, last_step)
             self.validation.draw(self.models, last_step)
         batches = self.loader.iterate(first_step)
         for finished in range(first_step + 1, last_step + 1):
@@ -54,9 +52,10 @@ class Loop:
             interrupted = any_process(self.accelerator, interruption.requested is not None)
             save = finished % self.config.checkpointing_steps == 0 or interrupted
             validate = last or (finished % self.config.validation_steps == 0 and not interrupted)
+            # Before saving: a step that a killed run's checkpoint contains is then also in its log.
+            self.log.add(figures, self.validation.measure(self.models, finished) if validate else None)
             if save:
                 self.checkpoints.save(finished, self.record)
-            self.log.add(figures, self.validation.measure(self.models, finished) if validate else None)
             if validate:
                 self.validation.draw(self.models, finished)
             if save or validate:

@@ -86,7 +86,8 @@ class ReplicatedState:
 
 
 def _on_cpu(value: torch.Tensor) -> torch.Tensor:
-    return value.detach().cpu().contiguous()
+    """A copy in memory of its own: 8-bit AdamW's parameters share their maps, which no safetensors file may."""
+    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _in_memory_order_of(param: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,17 @@ Axes: B batch, Q query positions, K key positions, N heads, D head features, S b
 """
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 AttentionKernel = Literal["plain", "blockwise", "splash", "cudnn"]
+Gradients = tuple[jax.Array, jax.Array, jax.Array]  # of the query, the key and the value
 
 SCORES_PER_BLOCK = 2**24  # 64 MiB in float32: an eighth of those of one 512 px image, 8 heads of 4096² positions
 
@@ -85,15 +89,42 @@ def blockwise_attention(
     return y_SBPND.swapaxes(0, 1).reshape(padded_BQND.shape)[:, :queries]
 
 
+@partial(jax.custom_vjp, nondiff_argnames=("interpret",))
 def flash_attention_tpu(
-    query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, *, interpret: bool = False
+    query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, interpret: bool = False
 ) -> jax.Array:
     """FlashAttention (Dao et al. 2022) as JAX's Pallas kernel for TPUs, splash attention, computes it without a mask.
+
+    Products of bfloat16 and float16 numbers are exact and summed in float32; products of float32 numbers are float32's,
+    whatever `jax_default_matmul_precision` says: the kernel's compiler has no other precisions.
 
     Args:
         query_BQND, key_BKND, value_BKND: three arrays of one floating dtype, whose lengths are multiples of 128.
         interpret: run the kernel's operations one by one, on any device: for tests.
     """
+    with _splash_precision(query_BQND.dtype):
+        return _splash(query_BQND, key_BKND, value_BKND, interpret)
+
+
+def _flash_forward(
+    query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, interpret: bool
+) -> tuple[jax.Array, Callable[[jax.Array], Gradients]]:
+    with _splash_precision(query_BQND.dtype):
+        return jax.vjp(partial(_splash, interpret=interpret), query_BQND, key_BKND, value_BKND)
+
+
+def _flash_backward(
+    interpret: bool, gradients_of: Callable[[jax.Array], Gradients], cotangent_BQND: jax.Array
+) -> Gradients:
+    # This is traced when the backward pass is, outside of what surrounded the forward pass.
+    with _splash_precision(cotangent_BQND.dtype):
+        return gradients_of(cotangent_BQND)
+
+
+flash_attention_tpu.defvjp(_flash_forward, _flash_backward)
+
+
+def _splash(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, interpret: bool) -> jax.Array:
     (_, queries, heads, features), keys = query_BQND.shape, key_BKND.shape[1]
     block_q, block_kv = _splash_block(queries), _splash_block(keys)
     attend = splash_attention.make_splash_mha_single_device(
@@ -111,6 +142,10 @@ def flash_attention_tpu(
     scaled_BQND = query_BQND * jnp.asarray(features**-0.5, query_BQND.dtype)
     query_BNQD, key_BNKD, value_BNKD = (array.swapaxes(1, 2) for array in (scaled_BQND, key_BKND, value_BKND))
     return jax.vmap(attend)(query_BNQD, key_BNKD, value_BNKD).swapaxes(1, 2)
+
+
+def _splash_precision(dtype: jnp.dtype) -> AbstractContextManager[Any]:
+    return jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default")
 
 
 def _plain_attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array) -> jax.Array:

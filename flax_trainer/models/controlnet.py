@@ -16,6 +16,7 @@ from flax import nnx
 
 from flax_trainer.models.adapter import from_torch_layout, torch_shape
 from flax_trainer.models.functional import Params, split
+from flax_trainer.models.gradient_checkpointing import CheckpointedModule, checkpointed
 from flax_trainer.models.layers import Conv
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from flax_trainer.models.unet_config import ControlNetConfig
@@ -25,7 +26,7 @@ from shared.initialisation import ModuleKind, initial_values
 ZERO_MODULES = ("controlnet_down_blocks", "controlnet_mid_block", "controlnet_cond_embedding.conv_out")
 
 
-class ControlNetConditioningEmbedding(nnx.Module):
+class ControlNetConditioningEmbedding(CheckpointedModule):
     """The small network that brings the conditioning image to the latents' resolution."""
 
     def __init__(self, conditioning_channels: int, widths: tuple[int, ...], out_channels: int):
@@ -39,10 +40,13 @@ class ControlNetConditioningEmbedding(nnx.Module):
         self.reduction = 2 ** (len(widths) - 1)
 
     def __call__(self, condition_BYXC: jax.Array) -> jax.Array:
-        h_BHWC = nnx.silu(self.conv_in(condition_BYXC))
-        for conv in self.blocks:
-            h_BHWC = nnx.silu(conv(h_BHWC))
-        return self.conv_out(h_BHWC)
+        def embed(condition_BYXC: jax.Array) -> jax.Array:
+            h_BHWC = nnx.silu(self.conv_in(condition_BYXC))
+            for conv in self.blocks:
+                h_BHWC = nnx.silu(conv(h_BHWC))
+            return self.conv_out(h_BHWC)
+
+        return checkpointed(embed, self.checkpointing)(condition_BYXC)
 
 
 class FlaxControlNetModel(UNetEncoder):

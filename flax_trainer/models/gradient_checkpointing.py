@@ -4,9 +4,16 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import jax
+from flax import nnx
 
 CheckpointingPolicy = Literal["everything", "all_but_products"]
 Result = TypeVar("Result")
+
+
+class CheckpointedModule(nnx.Module):
+    """Base class of the modules that gradient checkpointing applies to; `checkpointing` says whether it is on."""
+
+    checkpointing: CheckpointingPolicy | None = None
 
 
 def checkpointed(function: Callable[..., Result], policy: CheckpointingPolicy | None) -> Callable[..., Result]:

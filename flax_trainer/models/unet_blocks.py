@@ -8,16 +8,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flax_trainer.models.attention import Transformer2DModel, TransformerSpec
-from flax_trainer.models.gradient_checkpointing import CheckpointingPolicy, checkpointed
+from flax_trainer.models.gradient_checkpointing import CheckpointedModule, checkpointed
 from flax_trainer.models.resnet import Downsample2D, ResnetBlock2D, ResnetSpec, Upsample2D
 
 
-class UNetBlock(nnx.Module):
+class UNetBlock(CheckpointedModule):
     """Base class of the blocks: it runs one layer, a residual block and the transformer after it."""
 
     resnets: nnx.List
     attentions: nnx.List | None
-    checkpointing: CheckpointingPolicy | None = None
 
     def run_layer(
         self,

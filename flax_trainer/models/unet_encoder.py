@@ -13,11 +13,11 @@ from flax import nnx
 from flax_trainer.models.attention import Attention, TransformerSpec
 from flax_trainer.models.attention_kernels import AttentionKernel
 from flax_trainer.models.embeddings import TimestepEmbedding, timestep_embedding
-from flax_trainer.models.gradient_checkpointing import CheckpointingPolicy
+from flax_trainer.models.gradient_checkpointing import CheckpointedModule, CheckpointingPolicy
 from flax_trainer.models.layers import Conv
 from flax_trainer.models.pretrained import PretrainedModel
 from flax_trainer.models.resnet import ResnetSpec
-from flax_trainer.models.unet_blocks import DownBlock2D, MidBlock2D, UNetBlock
+from flax_trainer.models.unet_blocks import DownBlock2D, MidBlock2D
 from flax_trainer.models.unet_config import CROSS_ATTENTION_BLOCKS, CROSS_ATTENTION_MID_BLOCK, EncoderConfig
 
 ENCODER_PREFIXES = ("conv_in.", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.")
@@ -38,12 +38,12 @@ class UNetEncoder(PretrainedModel):
         self.mid_block = _mid_block(config)
 
     def enable_gradient_checkpointing(self, policy: CheckpointingPolicy = "everything") -> None:
-        """Keep less for the backward pass: gradients recompute each block layer by layer (see `checkpointed`).
+        """Keep less for the backward pass, which then recomputes one layer after another (see `checkpointed`).
 
-        Blocks that no gradient passes through are not affected, as a frozen UNet's down to its mid block.
+        It has no effect where no gradient passes, as in a frozen UNet down to its mid block.
         """
         for _, module in nnx.iter_modules(self):
-            if isinstance(module, UNetBlock):
+            if isinstance(module, CheckpointedModule):
                 module.checkpointing = policy
 
     def enable_memory_efficient_attention(self, kernel: AttentionKernel) -> None:

@@ -1,0 +1,16 @@
+"""What the tests of whole runs share."""
+
+from pathlib import Path
+
+import pytest
+
+from shared.data.sources.circles import draw
+from tests.end_to_end.tiny_runs import SIZE
+
+
+@pytest.fixture(scope="session")
+def condition(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture of an outline that is in no training data."""
+    path = tmp_path_factory.mktemp("validation") / "condition.png"
+    draw(0, SIZE, seed=1).conditioning_image.save(path)
+    return path

@@ -1,0 +1,333 @@
+"""What both backends do before a run and after it: steps, folders, held-out samples, what is left behind."""
+
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import hub
+from shared.completion import BackendFacts, complete_run
+from shared.config import TrainConfig
+from shared.preparation import (
+    Preparation,
+    Steps,
+    announce,
+    check_resolution,
+    nothing_left_to_do,
+    open_held_out_evaluation,
+    open_run_tracker,
+    plan_steps,
+    prepare,
+    set_aside_other_course,
+)
+from shared.run_folder import write_report
+from shared.run_log import RunLog, StepFigures
+from shared.tracking import Tracker, read_metrics
+from shared.validation import ModelsInTraining, Validation, most_images_at_once
+
+DEMO_MODEL = Path(__file__).resolve().parents[2] / "shared" / "demo_model"
+LATENTS = (8, 8, 4)
+PREPARATION_LOG = "shared.preparation"
+
+
+def config(output_dir: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(DEMO_MODEL),
+        "generated_circles": 20,
+        "resolution": 64,
+        "train_batch_size": 2,
+        "output_dir": str(output_dir),
+        "report_to": "none",
+    }
+    return TrainConfig(**(settings | changes))
+
+
+def prepared_at(output_dir: Path, **changes: Any) -> Preparation:
+    return prepare(config(output_dir, **changes), "torch")
+
+
+def checkpoint(output_dir: Path, step: int) -> Path:
+    folder = output_dir / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def grey(prompts: list[str], conditions_RHWC: np.ndarray) -> np.ndarray:
+    return np.full_like(conditions_RHWC, 128)
+
+
+def losses(batch: dict[str, np.ndarray]) -> np.ndarray:
+    return np.ones(len(batch["timesteps"]), np.float32)
+
+
+MODELS = ModelsInTraining(losses, grey)
+
+
+# --- before ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_is_there_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a local folder"):
+        prepared_at(tmp_path / "run", pretrained_model_name_or_path=str(tmp_path / "nowhere"))
+    assert (tmp_path / "run").is_dir()
+
+
+def test_only_the_main_process_makes_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "prepare_repository", lambda config, folder: f"me/{folder.name}")
+    settings = config(tmp_path / "run", push_to_hub=True)
+    assert prepare(settings, "torch").repository == "me/run"
+    assert prepare(settings, "torch", is_main_process=False).repository is None
+
+
+def test_a_checkpoint_is_found_and_others_are_in_the_way(tmp_path: Path) -> None:
+    newest = [checkpoint(tmp_path, step) for step in (2, 10)][-1]
+    assert prepared_at(tmp_path, resume_from_checkpoint="latest").resume_from == newest
+    with pytest.raises(ValueError, match="already holds checkpoints"):
+        prepared_at(tmp_path)
+
+
+@pytest.mark.parametrize(("devices", "accumulation", "last"), [(1, 1, 30), (2, 1, 15), (4, 1, 8), (2, 4, 4)])
+def test_epochs_become_steps(tmp_path: Path, devices: int, accumulation: int, last: int) -> None:
+    """3 × 20 samples, 2 per device; the last step reaches past the end."""
+    prepared = prepared_at(tmp_path, num_train_epochs=3, gradient_accumulation_steps=accumulation)
+    steps = plan_steps(prepared, devices)
+    assert (steps.first, steps.last, steps.epoch_size) == (0, last, 20)
+    assert steps.arithmetic.global_batch_size == 2 * devices * accumulation == steps.record["global_batch_size"]
+
+
+def test_held_out_samples_are_not_of_the_epoch(tmp_path: Path) -> None:
+    prepared = prepared_at(tmp_path, num_evaluation_samples=4, num_train_epochs=1)
+    assert plan_steps(prepared, 1).epoch_size == 16
+    assert prepared.held_out_source is not None
+    assert len(prepared.held_out_source) == 4
+
+
+def test_the_learning_rate_knows_of_devices_where_it_is_to(tmp_path: Path) -> None:
+    prepared = prepared_at(
+        tmp_path, scale_lr=True, learning_rate=1e-3, max_train_steps=5, lr_scheduler="constant", lr_warmup_steps=0
+    )
+    assert plan_steps(prepared, 3).learning_rate(0) == pytest.approx(1e-3 * 3 * 2)
+
+
+def test_a_run_goes_on_where_its_checkpoint_stands(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 7)
+    prepared = prepared_at(tmp_path, resume_from_checkpoint="latest", max_train_steps=9)
+    assert plan_steps(prepared, 1).first == 7
+    at_its_end = prepared_at(tmp_path, resume_from_checkpoint="latest", max_train_steps=7)
+    assert plan_steps(at_its_end, 1).first == plan_steps(at_its_end, 1).last == 7
+    before_it = prepared_at(tmp_path, resume_from_checkpoint="latest", max_train_steps=6)
+    with pytest.raises(ValueError, match=r"checkpoint-7 is at step 7.*end at step 6.*--max_train_steps"):
+        plan_steps(before_it, 1)
+
+
+def test_a_finished_run_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint(tmp_path, 4)
+    prepared = prepared_at(tmp_path, resume_from_checkpoint="latest", max_train_steps=4)
+    steps = plan_steps(prepared, 1)
+    with caplog.at_level(logging.INFO, PREPARATION_LOG):
+        assert not nothing_left_to_do(prepared, steps)
+        write_report(tmp_path, {"steps": 4})
+        assert nothing_left_to_do(prepared, steps)
+    assert [record.message for record in caplog.records if "nothing left to do" in record.message]
+
+
+def test_going_back_leaves_the_later_course_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (2, 4, 6):
+        checkpoint(tmp_path, step)
+    prepared = prepared_at(tmp_path, resume_from_checkpoint="checkpoint-4", max_train_steps=9)
+    with caplog.at_level(logging.WARNING, PREPARATION_LOG):
+        set_aside_other_course(prepared, plan_steps(prepared, 1))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"checkpoint-2", "checkpoint-4", "checkpoint-6.abandoned"} <= names
+    assert "checkpoint-6" not in names
+    assert "leaves at step 4" in caplog.text
+
+
+@given(st.integers(1, 5000), st.sampled_from([2, 4, 8, 16, 32]))
+def test_resolutions_are_what_the_vae_divides(resolution: int, factor: int) -> None:
+    settings = TrainConfig(resolution=resolution)
+    if resolution % factor == 0:
+        check_resolution(settings, factor)
+        return
+    with pytest.raises(ValueError, match=f"--resolution is {resolution}") as refused:
+        check_resolution(settings, factor)
+    suggested = [int(word) for word in str(refused.value).rpartition("Use ")[2].rstrip(".").split(" or ")]
+    assert all(value % factor == 0 and value > 0 and abs(value - resolution) < factor for value in suggested)
+
+
+@pytest.mark.parametrize(("first", "kept"), [(0, []), (2, [0, 1, 2]), (9, [0, 1, 2, 3])])
+def test_figures_of_steps_that_happen_again_are_dropped(tmp_path: Path, first: int, kept: list[int]) -> None:
+    """A fresh run keeps nothing of what another left, not even its step 0."""
+    prepared = prepared_at(tmp_path)
+    tracker = open_run_tracker(prepared, 0)
+    for step in range(4):
+        tracker.log({"loss": 1.0}, step)
+    tracker.close()
+    open_run_tracker(prepared, first).close()
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == kept
+
+
+@pytest.mark.parametrize("done", [0, 3])
+def test_the_announcement_says_what_is_about_to_happen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, done: int
+) -> None:
+    prepared = prepared_at(tmp_path, max_train_steps=5)
+    steps = dataclasses.replace(plan_steps(prepared, 2), first=done)
+    with caplog.at_level(logging.INFO, PREPARATION_LOG):
+        announce("Training", prepared, steps, devices="2 × lamp", parameters=1_234_567, precision="float32")
+    for part in ("Training", "2 × lamp", "1.2 M", "float32", str(tmp_path), "4 images per step"):
+        assert part in caplog.text
+    assert ("of which 3 are done" in caplog.text) == (done == 3)
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+def validation_of(prepared: Preparation, *, writes: bool = True, tracker: Tracker | None = None) -> Validation:
+    held_out = open_held_out_evaluation(prepared, 2, LATENTS)
+    return Validation(prepared.images, held_out, tracker or Tracker([]), prepared.output_dir, writes)
+
+
+@pytest.fixture
+def condition(tmp_path: Path) -> Path:
+    path = tmp_path / "condition.png"
+    PIL.Image.new("RGB", (64, 64), "white").save(path)
+    return path
+
+
+def with_everything(condition: Path) -> dict[str, Any]:
+    return {
+        "num_evaluation_samples": 3,
+        "evaluation_fidelity": "circles",
+        "validation_image": (str(condition),),
+        "validation_prompt": ("a", "b"),
+        "num_validation_images": 2,
+    }
+
+
+def test_a_run_that_asks_for_nothing_measures_and_draws_nothing(tmp_path: Path) -> None:
+    validation = validation_of(prepared_at(tmp_path))
+
+    def unexpected(*_: object) -> np.ndarray:
+        raise AssertionError("nothing was to be computed")
+
+    models = ModelsInTraining(unexpected, unexpected)
+    validation.draw(models, 1)
+    validation.measure_untrained(models, 0)
+    assert validation.measure(models, 1) == {}
+    assert most_images_at_once(None, None) == 0
+    assert not (tmp_path / "validation").exists()
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_all_processes_compute_and_one_writes(tmp_path: Path, condition: Path, writes: bool) -> None:
+    prepared = prepared_at(tmp_path / "run", **with_everything(condition))
+    validation = validation_of(prepared, writes=writes)
+    asked: list[int] = []
+
+    def count(prompts: list[str], conditions_RHWC: np.ndarray) -> np.ndarray:
+        asked.append(len(prompts))
+        return grey(prompts, conditions_RHWC)
+
+    figures = validation.measure(ModelsInTraining(losses, count), 2)
+    validation.draw(ModelsInTraining(losses, count), 2)
+    assert asked == [3, 4]
+    assert most_images_at_once(validation.images, validation.held_out) == 4
+    assert figures["validation_loss"] == 1.0
+    written = sorted(path.name for path in (prepared.output_dir / "validation").rglob("*.png"))
+    assert written == (["0.png", "1.png", "held_out.png"] if writes else [])
+
+
+def test_a_continued_run_finds_what_it_measured_before(tmp_path: Path) -> None:
+    prepared = prepared_at(tmp_path, num_evaluation_samples=3)
+    tracker = open_run_tracker(prepared, 0)
+    validation = validation_of(prepared, tracker=tracker)
+    validation.measure_untrained(MODELS, 0)
+    tracker.log(validation.measure(ModelsInTraining(lambda batch: losses(batch) / 2, grey), 5), 5)
+    tracker.close()
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [0, 5]
+
+    continued = validation_of(prepared)
+    continued.measure_untrained(MODELS, 5)
+    assert continued.held_out is not None
+    report = continued.held_out.report()
+    assert report["validation_loss_untrained"] == 1.0
+    assert report["validation_loss"] == 0.5
+
+
+# --- after -----------------------------------------------------------------------------------------------------------
+
+FACTS = BackendFacts("torch", "2 × lamp", ("numpy", "no-such-package"), samples_skipped=3, peak_device_memory_gib=1.5)
+
+
+def finish(prepared: Preparation, steps: Steps, validation: Validation, facts: BackendFacts = FACTS) -> dict[str, Any]:
+    log = RunLog(Tracker([]), 0, steps.last, steps.arithmetic.global_batch_size, steps.epoch_size, 1, False)
+    for step in range(1, steps.last + 1):
+        log.add(StepFigures(step, 1 / step, 0.1, 1e-3, 0.0, time.perf_counter()))
+    complete_run(prepared, steps.last, log, validation, facts, time.perf_counter() - 12)
+    log.close()
+    return json.loads((prepared.output_dir / "report.json").read_text(encoding="utf-8"))
+
+
+def test_the_report_says_what_the_run_was(tmp_path: Path, condition: Path) -> None:
+    prepared = prepared_at(tmp_path / "run", max_train_steps=4, **with_everything(condition))
+    steps, validation = plan_steps(prepared, 2), validation_of(prepared)
+    validation.measure_untrained(MODELS, 0)
+    validation.measure(MODELS, 4)
+    validation.draw(MODELS, 4)
+    report = finish(prepared, steps, validation)
+    assert report["steps"] == 4
+    assert report["global_batch_size"] == 4
+    assert report["images_seen"] == 16
+    assert report["loss"] == 0.25
+    assert report["images_per_second"] > 0
+    assert report["samples_skipped"] == 3
+    assert report["peak_device_memory_gib"] == 1.5
+    assert 0 < report["peak_host_memory_gib"] < 1000
+    assert 12 <= report["seconds_total"] < 60
+    assert report["validation_loss"] == report["validation_loss_untrained"] == 1.0
+    assert (report["backend"], report["devices"]) == ("torch", "2 × lamp")
+    assert report["versions"].keys() == {"python", "numpy"}
+    assert "command" in report
+    assert (prepared.output_dir / "contact_sheet.png").is_file()
+    card = (prepared.output_dir / "README.md").read_text(encoding="utf-8")
+    for part in ("2 × lamp", "16", "numpy", "validation/step-4/0.png"):
+        assert part in card
+
+
+def test_without_held_out_samples_there_is_no_contact_sheet(tmp_path: Path) -> None:
+    prepared = prepared_at(tmp_path, max_train_steps=1)
+    report = finish(prepared, plan_steps(prepared, 1), validation_of(prepared))
+    assert "validation_loss" not in report
+    assert not (tmp_path / "contact_sheet.png").exists()
+
+
+def test_a_device_without_a_count_of_its_memory(tmp_path: Path) -> None:
+    prepared = prepared_at(tmp_path, max_train_steps=1)
+    facts = dataclasses.replace(FACTS, peak_device_memory_gib=None)
+    assert finish(prepared, plan_steps(prepared, 1), validation_of(prepared), facts)["peak_device_memory_gib"] is None
+
+
+def test_what_is_uploaded_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "prepare_repository", lambda *_: "me/circles")
+    uploaded: list[set[str]] = []
+
+    def push(config: TrainConfig, folder: Path, repository: str) -> str:
+        assert repository == "me/circles"
+        uploaded.append({path.name for path in folder.iterdir()})
+        return "https://example.invalid/me/circles"
+
+    monkeypatch.setattr(hub, "push", push)
+    prepared = prepared_at(tmp_path, max_train_steps=1, push_to_hub=True)
+    finish(prepared, plan_steps(prepared, 1), validation_of(prepared))
+    (names,) = uploaded
+    assert {"report.json", "README.md"} <= names
+    assert "me/circles" in (tmp_path / "README.md").read_text(encoding="utf-8")
