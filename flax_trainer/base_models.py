@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +16,7 @@ from flax_trainer.models import (
     FlaxUNet2DConditionModel,
     UNet2DConditionConfig,
 )
+from flax_trainer.models.attention_kernels import memory_efficient_kernel
 from flax_trainer.models.controlnet import controlnet_params_from_unet
 from flax_trainer.models.functional import split
 from flax_trainer.models.pretrained import HostParams
@@ -72,9 +74,16 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
     controlnet_config, controlnet = _load_controlnet(config, unet_config, unet)
     check_models_fit(base, unet_config, text_config, vae_config, controlnet_config)
 
+    controlnet_model = FlaxControlNetModel.abstract(controlnet_config)
+    unet_model = FlaxUNet2DConditionModel.abstract(unet_config)
+    for model in (controlnet_model, unet_model):
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing(config.gradient_checkpointing_policy)
+        if config.enable_xformers_memory_efficient_attention:
+            model.enable_memory_efficient_attention(memory_efficient_kernel(jax.devices()[0]))
     defs = ModelDefs(
-        controlnet=split(FlaxControlNetModel.abstract(controlnet_config))[0],
-        unet=split(FlaxUNet2DConditionModel.abstract(unet_config))[0],
+        controlnet=split(controlnet_model)[0],
+        unet=split(unet_model)[0],
         vae=split(FlaxAutoencoderKL.abstract(vae_config))[0],
         text_encoder=split(FlaxCLIPTextModel.abstract(text_config))[0],
     )

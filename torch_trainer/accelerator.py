@@ -25,6 +25,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """
     _set_float32_precision(config.allow_tf32)
     on_cpu, is_deepspeed = not torch.accelerator.is_available(), _launched_with("DEEPSPEED")
+    if on_cpu and (config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
+        # Here, for accelerate refuses it in its own words.
+        raise ValueError(
+            "Mixed precision fp16 needs an accelerator, and this run is on the CPU. Use --mixed_precision bf16, or no."
+        )
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if on_cpu and is_deepspeed:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
@@ -61,10 +66,6 @@ def _check(accelerator: Accelerator, config: TrainConfig) -> None:
         raise ValueError(
             f"accelerate's configuration asks for mixed precision {accelerator.mixed_precision}; expected one of "
             f"{', '.join(COMPUTE_DTYPES)}. Give --mixed_precision, which takes precedence."
-        )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == torch.device("cpu").type:
-        raise ValueError(
-            "Mixed precision fp16 needs an accelerator, and this run is on the CPU. Use --mixed_precision bf16, or no."
         )
     if accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
         raise ValueError(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers import ControlNetModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -125,9 +126,12 @@ class Checkpoints:
 def save_controlnet(folder: Path, controlnet: Any, params: Tensors) -> None:
     """Write whole weights and the model's configuration, in diffusers' layout.
 
-    The model's own `save_pretrained` writes what it holds itself: under FSDP a part, under DeepSpeed rounded copies.
+    The model's own `save_pretrained` writes what it holds itself: under FSDP a part, under DeepSpeed rounded copies;
+    and FSDP has given its class another name.
     """
-    controlnet.save_config(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.loads(controlnet.to_json_string()) | {"_class_name": ControlNetModel.__name__}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     arrays: dict[str, Any] = {name: value.numpy() for name, value in params.items()}
     write_weights(folder, arrays, DIFFUSERS, None, None)
 

@@ -52,9 +52,10 @@ class DeepSpeedState:
                 "The checkpoint was saved with --use_8bit_adam, and the optimizer's state cannot be converted to "
                 "DeepSpeed's. Resume without DeepSpeed and with that flag."
             )
+        count = torch.tensor(float(step)) if isinstance(self._zero.optimizer, torch.optim.AdamW) else step
         # DeepSpeed makes the optimizer's state at the first step only.
         for flat in self._zero.single_partition_of_fp32_groups:
-            self._zero.optimizer.state[flat] = {"step": step, **{kind: torch.zeros_like(flat) for kind in _MOMENTS}}
+            self._zero.optimizer.state[flat] = {"step": count, **{kind: torch.zeros_like(flat) for kind in _MOMENTS}}
         self._zero._lazy_init_hp_params_optimizer_state()
         for name, param in self._controlnet.named_parameters():
             for kind in _MOMENTS:

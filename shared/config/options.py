@@ -209,6 +209,11 @@ class TrainConfig:
     gradient_checkpointing: bool = _performance(
         False, "Recompute activations in the backward pass: less memory, more time."
     )
+    gradient_checkpointing_policy: Literal["everything", "all_but_products"] = _performance(
+        "everything",
+        "What --gradient_checkpointing recomputes: everything inside a layer, or all but the results of its linear "
+        "layers and convolutions, which cost the most time.",
+    )
     enable_xformers_memory_efficient_attention: bool = _performance(
         False, "Use an attention that never holds the whole matrix of scores."
     )

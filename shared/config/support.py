@@ -35,9 +35,7 @@ _SEE_METRICS = "Leave it out; images_per_second and data_wait in metrics.jsonl t
 NOT_SUPPORTED: dict[Backend, tuple[Missing, ...]] = {
     "flax": (
         Missing("mixed_precision", "Use --mixed_precision bf16, which needs no loss scaling.", value="fp16"),
-        Missing("gradient_checkpointing", "Lower --train_batch_size and raise --gradient_accumulation_steps instead."),
         Missing("use_8bit_adam", _GPU_FEATURE),
-        Missing("enable_xformers_memory_efficient_attention", "Leave it out; XLA's attention is used."),
         Missing("enable_npu_flash_attention", "Leave it out; XLA's attention is used."),
         Missing("ccache", "Set the environment variable JAX_COMPILATION_CACHE_DIR instead."),
         Missing("profile_steps", _SEE_METRICS),
@@ -47,6 +45,11 @@ NOT_SUPPORTED: dict[Backend, tuple[Missing, ...]] = {
         Missing("crops_coords_top_left_w", "Leave it out; it concerns Stable Diffusion XL only."),
     ),
     "torch": (
+        Missing(
+            "gradient_checkpointing_policy",
+            "Leave it out; diffusers' models recompute everything.",
+            value="all_but_products",
+        ),
         Missing("ccache", "Leave it out; it is the folder of JAX's compilation cache."),
         Missing("profile_steps", _SEE_METRICS),
         Missing("profile_validation", _SEE_METRICS),
@@ -60,6 +63,10 @@ _EQUIVALENT: dict[Backend, tuple[Equivalent, ...]] = {
     "flax": (
         Equivalent("from_pt", "PyTorch safetensors are what is read with or without it"),
         Equivalent("controlnet_from_pt", "PyTorch safetensors are what is read with or without it"),
+        Equivalent(
+            "enable_xformers_memory_efficient_attention",
+            "the device's memory-efficient attention is used: splash on TPUs, cuDNN's on NVIDIA GPUs, blocks elsewhere",
+        ),
         Equivalent("set_grads_to_none", "JAX keeps no gradients from one step to the next"),
         Equivalent("local_rank", "JAX finds the processes itself and the value is ignored"),
         Equivalent("torch_compile", "JAX compiles every step as a whole anyway"),

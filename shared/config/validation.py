@@ -67,6 +67,7 @@ def validate(config: TrainConfig, backend: Backend) -> None:
     _check_sources(config)
     _check_validation_pairs(config)
     _check_evaluation(config)
+    _check_checkpointing(config)
     _check_secrets(config)
     check_support(config, backend)
 
@@ -155,6 +156,12 @@ def _check_validation_pairs(config: TrainConfig) -> None:
             f"--validation_prompt has {prompts} values and --validation_image {images}: "
             "give as many of one as of the other, or a single one of either."
         )
+
+
+def _check_checkpointing(config: TrainConfig) -> None:
+    default = FLAGS["gradient_checkpointing_policy"].default
+    if config.gradient_checkpointing_policy != default and not config.gradient_checkpointing:
+        raise ValueError("--gradient_checkpointing_policy needs --gradient_checkpointing: give that too, or neither.")
 
 
 def _check_secrets(config: TrainConfig) -> None:

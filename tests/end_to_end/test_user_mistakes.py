@@ -1,4 +1,7 @@
-"""Each mistake gives one message that says what was given, what was expected and how to fix it; no traceback."""
+"""Each mistake gives one message that says what was given, what was expected and how to fix it; no traceback.
+
+Most are found by code that both backends share, and are tried with one of them.
+"""
 
 import json
 from collections.abc import Callable
@@ -9,18 +12,29 @@ import webdataset
 
 import train_flax
 from shared.data.sources.circles import write_prompt_json_folder
+from tests.end_to_end.running import main_of_train_torch
 
 SIZE = 64
+MAIN = {"flax": train_flax.main, "torch": main_of_train_torch}
+DEVICES = {"flax": 8, "torch": 1}
 Fail = Callable[..., str]
+
+on_both_backends = pytest.mark.parametrize("backend", ["flax", "torch"], indirect=True)
+in_pytorch = pytest.mark.parametrize("backend", ["torch"], indirect=True)
 
 
 @pytest.fixture
-def fail(base_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Fail:
-    """Runs `train_flax.py` with arguments that must not work; returns its error message."""
+def backend(request: pytest.FixtureRequest) -> str:
+    return getattr(request, "param", "flax")
+
+
+@pytest.fixture
+def fail(backend: str, base_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Fail:
+    """Runs an entry point with arguments that must not work; returns its error message."""
 
     def run(*arguments: object, model: object = base_model, steps: int | None = 2) -> str:
         try:
-            exit_code = train_flax.main(
+            exit_code = MAIN[backend](
                 [
                     *("--pretrained_model_name_or_path", str(model), "--resolution", str(SIZE)),
                     *("--train_batch_size", "2", "--output_dir", str(tmp_path / "run")),
@@ -46,6 +60,7 @@ def circles(tmp_path: Path) -> Path:
     return folder
 
 
+@on_both_backends
 def test_wrong_model_path(fail: Fail, tmp_path: Path) -> None:
     message = fail("--generated_circles", 8, model=tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in message
@@ -68,6 +83,7 @@ def test_wrong_data_path(fail: Fail) -> None:
     assert "'/nowhere/to/be/found', which is not a folder; give one that exists" in message
 
 
+@on_both_backends
 def test_missing_column(fail: Fail, circles: Path) -> None:
     rows = [json.loads(line) for line in (circles / "prompt.json").read_text().splitlines()]
     lines = [json.dumps({"file_name": row["target"], "edges": row["source"], "text": row["prompt"]}) for row in rows]
@@ -103,22 +119,32 @@ def test_resolution_that_the_vae_cannot_divide(fail: Fail) -> None:
 
 
 @pytest.fixture
-def checkpoint(base_model: Path, tmp_path: Path) -> None:
-    """A run of one step on 8 circles, one per device, and its checkpoint."""
+def checkpoint(backend: str, base_model: Path, tmp_path: Path) -> Path:
+    """A run of two steps with 8 circles each, and its checkpoint."""
     arguments = [
         *("--pretrained_model_name_or_path", str(base_model), "--resolution", str(SIZE)),
-        *("--generated_circles", "8", "--train_batch_size", "1", "--max_train_steps", "1"),
-        *("--checkpointing_steps", "1", "--report_to", "none", "--output_dir", str(tmp_path / "run")),
+        *("--generated_circles", "8", "--train_batch_size", str(8 // DEVICES[backend]), "--max_train_steps", "2"),
+        *("--checkpointing_steps", "2", "--report_to", "none", "--output_dir", str(tmp_path / "run")),
     ]
-    assert train_flax.main(arguments) == 0
+    assert MAIN[backend](arguments) == 0
+    return tmp_path / "run" / "checkpoint-2"
 
 
+@on_both_backends
 @pytest.mark.usefixtures("checkpoint")
-def test_batch_that_does_not_fit_the_checkpoint(fail: Fail) -> None:
+def test_batch_that_does_not_fit_the_checkpoint(fail: Fail, backend: str) -> None:
     """Batches belong to a run: continuing with another global batch size would repeat or skip samples."""
-    message = fail("--generated_circles", 8, "--train_batch_size", 2, "--resume_from_checkpoint", "latest")
+    twice = 16 // DEVICES[backend]
+    message = fail("--generated_circles", 8, "--train_batch_size", twice, "--resume_from_checkpoint", "latest")
     assert "global batch size" in message
     assert "8 in the checkpoint, 16 now" in message
+
+
+@in_pytorch
+def test_checkpoint_beyond_the_end(fail: Fail, checkpoint: Path) -> None:
+    message = fail("--generated_circles", 8, "--resume_from_checkpoint", checkpoint, steps=1)
+    assert "is at step 2, but the run is to end at step 1" in message
+    assert "--max_train_steps" in message
 
 
 @pytest.mark.usefixtures("checkpoint")
@@ -149,3 +175,31 @@ def test_a_stream_needs_to_know_when_to_stop(fail: Fail, circles: Path, tmp_path
         writer.write({"__key__": "0", "png": image, "cond.png": condition, "txt": "a circle"})
     message = fail("--train_shards", f"pipe:cat {tar}", "--allow_shell_urls", steps=None)
     assert "Give --max_train_steps" in message
+
+
+@in_pytorch
+@pytest.mark.parametrize("said_to", ["train_torch.py", "accelerate"])
+def test_fp16_without_an_accelerator(fail: Fail, said_to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if said_to == "accelerate":
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+        message = fail("--generated_circles", 8)
+    else:
+        message = fail("--generated_circles", 8, "--mixed_precision", "fp16")
+    assert "fp16 needs an accelerator" in message
+    assert "--mixed_precision bf16" in message
+
+
+@in_pytorch
+def test_processes_that_do_not_know_of_each_other(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would all write to the same folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = fail("--generated_circles", 8)
+    assert "2 processes were launched, but accelerate sees 1" in message
+
+
+@in_pytorch
+def test_accumulation_that_accelerate_is_told_otherwise(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
+    message = fail("--generated_circles", 8, "--gradient_accumulation_steps", 2)
+    assert "accumulates 3 batches" in message
+    assert "--gradient_accumulation_steps is 2" in message

@@ -18,7 +18,7 @@ from shared.checkpoint_policy import check_resumable, checkpoint_record, checkpo
 from shared.config import TrainConfig
 from tests.torch_trainer.tiny_training import ROOT, Training, batch_of, training_of
 from torch_trainer import checkpoints as module_under_test
-from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of
+from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of, save_controlnet
 from torch_trainer.trainable_state import StateTensors
 
 RECORD = checkpoint_record(
@@ -228,6 +228,23 @@ def test_the_controlnet_loads_in_diffusers(base_model: Path, tmp_path: Path) -> 
     assert loaded.config.block_out_channels == training.controlnet.config.block_out_channels
     for name, param in training.controlnet.named_parameters():
         assert torch.equal(loaded.state_dict()[name], param), name
+
+
+def test_a_model_that_holds_something_else_is_saved_whole(tmp_path: Path) -> None:
+    """FSDP makes the model another class and its parameters parts; a checkpoint is of the whole."""
+
+    class FSDPControlNetModel(ControlNetModel):
+        pass
+
+    model, whole = small_controlnet(), small_controlnet()
+    model.__class__ = FSDPControlNetModel
+    save_controlnet(tmp_path, model, {name: param.detach() for name, param in whole.named_parameters()})
+    loaded = ControlNetModel.from_pretrained(tmp_path)
+    assert dict(loaded.config).keys() == dict(whole.config).keys()
+    assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == "ControlNetModel"
+    for name, param in whole.named_parameters():
+        assert torch.equal(loaded.state_dict()[name], param)
+    assert not torch.equal(loaded.state_dict()["conv_in.weight"], model.state_dict()["conv_in.weight"])
 
 
 # --- names and retention ---------------------------------------------------------------------------------------------

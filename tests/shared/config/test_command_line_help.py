@@ -48,9 +48,10 @@ def test_an_entry_tells_the_type_the_meaning_and_the_default(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     text = re.sub(r"\n {6}", " ", _help(capsys, "flax"))
-    assert "  --train_batch_size INT The number of images per device" in text
     assert "  --validation_prompt TEXT [TEXT ...] The prompts" in text
-    assert "Flax takes no. One of no, fp16, bf16. (Default: not set.) fp16 is not supported yet by the Flax backend." in text
+    assert "One of no, fp16, bf16. (Default: not set.) fp16 is not supported yet by the Flax backend." in text
+    assert "  --train_batch_size INT The number of images per device" in text
+    assert "in pixels: images are resized to it, then cropped at the centre. (Default: 512.)" in text
 
 
 def test_what_a_backend_lacks_is_said_in_its_own_help_only(capsys: pytest.CaptureFixture[str]) -> None:
