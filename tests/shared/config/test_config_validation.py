@@ -146,3 +146,10 @@ def test_numbers_stay_in_their_ranges(name: str, smallest: float, largest: float
 def test_whole_numbers_stay_in_their_ranges(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"--{name} must be .*, but it is {value}"):
         _check(**{name: value})
+
+
+def test_a_checkpointing_policy_needs_checkpointing() -> None:
+    policy = {"gradient_checkpointing_policy": "all_but_products"}
+    with pytest.raises(ValueError, match="needs --gradient_checkpointing"):
+        validate(dataclasses.replace(_RIGHT, **policy), "flax")
+    validate(dataclasses.replace(_RIGHT, **policy, gradient_checkpointing=True), "flax")
