@@ -33,18 +33,24 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if on_cpu and is_deepspeed:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    accelerator = Accelerator(
-        # Without it, accelerate makes several processes on CPUs a run each; with it, it leaves DeepSpeed out.
-        cpu=on_cpu and not is_deepspeed,
-        # None leaves it to accelerate's configuration.
-        mixed_precision=config.mixed_precision,
-        # The plugin, because the environment takes precedence over the plain argument.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=config.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
-        ),
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=handlers,
-    )
+    try:
+        accelerator = Accelerator(
+            # Without it, accelerate makes several processes on CPUs a run each; with it, it leaves DeepSpeed out.
+            cpu=on_cpu and not is_deepspeed,
+            # None leaves it to accelerate's configuration.
+            mixed_precision=config.mixed_precision,
+            # The plugin, because the environment takes precedence over the plain argument.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=config.gradient_accumulation_steps, adjust_scheduler=False, sync_with_dataloader=False
+            ),
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=handlers,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"accelerate cannot start with its configuration and this environment: {error}. See `accelerate env`, and "
+            "start several processes with `accelerate launch` or torchrun, which set what they need to find each other."
+        ) from error
     _check(accelerator, config)
     return accelerator
 

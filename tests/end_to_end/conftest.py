@@ -1,11 +1,22 @@
 """What the tests of whole runs share."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shared.data.sources.circles import draw
 from tests.end_to_end.tiny_runs import SIZE
+
+
+@pytest.fixture(autouse=True)
+def _own_log_handlers() -> Iterator[None]:
+    """An entry point that is called in this process leaves one behind that writes to the captured output of a test."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    root.handlers[:] = before
 
 
 @pytest.fixture(scope="session")

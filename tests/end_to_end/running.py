@@ -17,18 +17,21 @@ CONFIGS = PROJECT / "torch_trainer" / "accelerate_configs"
 
 Arguments = Sequence[str | Path | int | float]
 
+_ACCELERATE_LAUNCH = "accelerate.commands.launch"
 # A thread per process: more of them on a busy machine wait for each other, and sums keep their order.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
-def train_flax(arguments: Arguments, *, devices: int = 1, **environment: str) -> str:
+def train_flax(arguments: Arguments, *, devices: int = 1, folder: Path = PROJECT, **environment: str) -> str:
     """Run `train_flax.py` to its end; returns what it wrote to stderr and stdout. Fails where it fails."""
-    return finish(start_train_flax(arguments, devices=devices, **environment))
+    return finish(start_train_flax(arguments, devices=devices, folder=folder, **environment))
 
 
-def start_train_flax(arguments: Arguments, *, devices: int = 1, **environment: str) -> subprocess.Popen[str]:
+def start_train_flax(
+    arguments: Arguments, *, devices: int = 1, folder: Path = PROJECT, **environment: str
+) -> subprocess.Popen[str]:
     """The same, still running."""
-    return _start(["train_flax.py", *arguments], {"JAX_NUM_CPU_DEVICES": str(devices)} | environment)
+    return _start([PROJECT / "train_flax.py", *arguments], {"JAX_NUM_CPU_DEVICES": str(devices)} | environment, folder)
 
 
 def train_torch(arguments: Arguments, **environment: str) -> str:
@@ -38,7 +41,7 @@ def train_torch(arguments: Arguments, **environment: str) -> str:
 
 def start_train_torch(arguments: Arguments, **environment: str) -> subprocess.Popen[str]:
     """The same, still running."""
-    return _start(["train_torch.py", *arguments], environment)
+    return _start([PROJECT / "train_torch.py", *arguments], environment)
 
 
 def train_torch_here(arguments: Arguments) -> str:
@@ -72,17 +75,17 @@ def main_of_train_torch(arguments: Arguments) -> int:
 
 
 def launch_torch(
-    launcher: Arguments, arguments: Arguments, *, module: str = "accelerate.commands.launch", **environment: str
+    launcher: Arguments, arguments: Arguments, *, module: str = _ACCELERATE_LAUNCH, folder: Path = PROJECT
 ) -> str:
     """Run `accelerate launch LAUNCHER train_torch.py ARGUMENTS` to its end, as `train_torch` does."""
-    return finish(start_launch_torch(launcher, arguments, module=module, **environment))
+    return finish(start_launch_torch(launcher, arguments, module=module, folder=folder))
 
 
 def start_launch_torch(
-    launcher: Arguments, arguments: Arguments, *, module: str = "accelerate.commands.launch", **environment: str
+    launcher: Arguments, arguments: Arguments, *, module: str = _ACCELERATE_LAUNCH, folder: Path = PROJECT
 ) -> subprocess.Popen[str]:
     """The same, still running. `torch.distributed.run` as the module is plain torchrun."""
-    return _start(["-m", module, *launcher, "train_torch.py", *arguments], environment)
+    return _start(["-m", module, *launcher, PROJECT / "train_torch.py", *arguments], {}, folder)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -149,10 +152,10 @@ def losses(run: Path) -> list[float]:
     return [entry["loss"] for entry in metrics(run) if "loss" in entry]
 
 
-def _start(arguments: Arguments, environment: dict[str, str]) -> subprocess.Popen[str]:
+def _start(arguments: Arguments, environment: dict[str, str], folder: Path = PROJECT) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
-        cwd=PROJECT,
+        cwd=folder,
         env=os.environ | _ONE_THREAD | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

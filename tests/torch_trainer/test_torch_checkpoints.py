@@ -135,6 +135,14 @@ def checkpoints_of(training: Training, directory: Path) -> Checkpoints:
     return Checkpoints(training.accelerator, training.models.controlnet, training.state, directory, None)
 
 
+def memory_orders(training: Training) -> list[dict[str, tuple[int, ...]]]:
+    """Strides of every parameter's state: 8-bit AdamW's kernels on GPUs go through memory, not through indices."""
+    return [
+        {kind: value.stride() for kind, value in training.optimizer.state[param].items() if torch.is_tensor(value)}
+        for param in training.controlnet.parameters()
+    ]
+
+
 @pytest.mark.parametrize("use_8bit_adam", [False, True])
 def test_a_restored_training_goes_on_bit_for_bit(base_model: Path, tmp_path: Path, use_8bit_adam: bool) -> None:
     training = training_of(base_model, use_8bit_adam=use_8bit_adam)
@@ -147,8 +155,8 @@ def test_a_restored_training_goes_on_bit_for_bit(base_model: Path, tmp_path: Pat
     checkpoints_of(again, tmp_path).restore(tmp_path / "checkpoint-2")
     assert [again.step(batch_of(2, seed), 1e-3) for seed in (2, 3)] == uninterrupted
     assert_same(again.state.tensors(), training.state.tensors())
-    steps = {int(kinds["step"]) for kinds in again.optimizer.state.values()}
-    assert steps == {4}
+    assert {int(kinds["step"]) for kinds in again.optimizer.state.values()} == {4}
+    assert memory_orders(again) == memory_orders(training)
 
 
 def test_a_restored_run_may_have_other_settings(base_model: Path, tmp_path: Path) -> None:
@@ -240,7 +248,7 @@ def test_a_model_that_holds_something_else_is_saved_whole(tmp_path: Path) -> Non
     model.__class__ = FSDPControlNetModel
     save_controlnet(tmp_path, model, {name: param.detach() for name, param in whole.named_parameters()})
     loaded = ControlNetModel.from_pretrained(tmp_path)
-    assert dict(loaded.config).keys() == dict(whole.config).keys()
+    assert tuple(loaded.config.block_out_channels) == whole.config.block_out_channels
     assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == "ControlNetModel"
     for name, param in whole.named_parameters():
         assert torch.equal(loaded.state_dict()[name], param)
