@@ -11,7 +11,7 @@ demo: $(VENV)/flax.installed
 	$(BIN)/python train_flax.py
 
 test: $(VENV)/development.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/development.installed
 	$(BIN)/ruff check .

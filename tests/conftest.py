@@ -8,6 +8,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",  # tests run side by side, and PyTorch's threads wait for each other on a busy machine
     WANDB_MODE="disabled",
 )
 

@@ -44,7 +44,7 @@ class HeldOutEvaluation:
             self._samples, tokenize, config.seed, batch_size, latent_shape, num_train_timesteps
         )
         self._fidelity = open_fidelity(config, held_out, self._samples)
-        self._series: list[tuple[int, dict[str, float]]] = []
+        self._figures_of_step: dict[int, dict[str, float]] = {}
         self._first_images: npt.NDArray[np.uint8] | None = None
         self._last_images: npt.NDArray[np.uint8] | None = None
 
@@ -64,25 +64,25 @@ class HeldOutEvaluation:
             figures |= self._fidelity.measure(list(images))
             self._first_images = images if self._first_images is None else self._first_images
             self._last_images = images
-        self._series.append((step, figures))
+        self._figures_of_step[step] = figures  # measured again where a run was killed before it could report them
         return figures
 
     def remember(self, entries: list[dict[str, float]]) -> None:
         """Take over what a run measured before it was interrupted, from the entries of its metrics.jsonl."""
-        figures_of = self._series[0][1]
+        names = self._figures_of_step[0].keys()
         for entry in entries:
-            if entry["step"] > 0 and figures_of.keys() <= entry.keys():
-                self._series.append((int(entry["step"]), {name: entry[name] for name in figures_of}))
+            if entry["step"] > 0 and names <= entry.keys():
+                self._figures_of_step[int(entry["step"])] = {name: entry[name] for name in names}
 
     def report(self) -> dict[str, Any]:
         """The last figures, those of the untrained ControlNet as `…_untrained`, and the `convergence_step`."""
-        (_, untrained), (_, last) = self._series[0], self._series[-1]
+        untrained, last = self._figures_of_step[0], self._figures_of_step[max(self._figures_of_step)]
         report: dict[str, Any] = {}
         for name, value in last.items():
             report |= {name: value, f"{name}_untrained": untrained[name]}
         if self._fidelity is not None:
             report["convergence_step"] = convergence_step(
-                [(step, figures[self._fidelity.main]) for step, figures in self._series]
+                [(step, figures[self._fidelity.main]) for step, figures in sorted(self._figures_of_step.items())]
             )
         return report
 
