@@ -42,7 +42,7 @@ def common_series(a: Run, b: Run, name: str) -> Series:
 
     An entry is a mean over the steps since the entry before it, so only entries over the same steps are compared.
     """
-    by_window_a, by_window_b = _by_window(a.training_entries), _by_window(b.training_entries)
+    by_window_a, by_window_b = _by_window(a), _by_window(b)
     windows = sorted(by_window_a.keys() & by_window_b.keys(), key=lambda window: window[1])
     return Series(
         np.array([last for _, last in windows], np.int64),
@@ -57,7 +57,12 @@ def values_of(entries: Sequence[Entry], name: str) -> Floats:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def _by_window(entries: Sequence[Entry]) -> dict[tuple[int, int], Entry]:
-    """Entries by the last step of the entry before and their own."""
-    steps = [0, *(int(entry["step"] or 0) for entry in entries)]
-    return dict(zip(pairwise(steps), entries, strict=True))
+def _by_window(run: Run) -> dict[tuple[int, int], Entry]:
+    """Entries by the last step of the entry before and their own.
+
+    The first entry of a run that continues another folder's has none before it: it is known to cover one step where
+    every step is logged, and else taken to cover all up to its own, which matches no other run's.
+    """
+    steps = [int(entry["step"] or 0) for entry in run.training_entries]
+    begin = [steps[0] - 1 if run.config.logging_steps == 1 else 0] if steps else []
+    return dict(zip(pairwise([*begin, *steps]), run.training_entries, strict=True))

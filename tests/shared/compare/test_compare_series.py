@@ -37,26 +37,29 @@ def test_the_relative_difference_by_hand() -> None:
     np.testing.assert_allclose(relative_difference(a, b), [0.01, 0, 1, 0, np.inf, np.inf], rtol=1e-12)
 
 
-def with_steps(folder: Path, steps: list[int], last: int = 6) -> Path:
+def with_steps(folder: Path, steps: list[int], last: int = 6, logging_steps: int = 1) -> Path:
     """A run whose entries are at these steps; each loss is its step."""
-    make_run(folder, report={"steps": last})
+    make_run(folder, report={"steps": last}, logging_steps=logging_steps)
     entries = [{"step": step, "loss": step, "grad_norm": 1.0} for step in steps]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return folder
 
 
 @pytest.mark.parametrize(
-    ("other", "common"),
+    ("other", "logging_steps", "common"),
     [
-        ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),
-        ([2, 4, 6], []),  # means over two steps each are not comparable with single steps
-        ([1, 2, 4, 5, 6], [1, 2, 5, 6]),
-        ([4, 5, 6], [5, 6]),  # resumed from elsewhere: where its first entry begins is not known
+        ([1, 2, 3, 4, 5, 6], 1, [1, 2, 3, 4, 5, 6]),
+        ([2, 4, 6], 2, []),  # means over two steps each are not comparable with single steps
+        ([1, 2, 4, 5, 6], 1, [1, 2, 5, 6]),
+        ([4, 5, 6], 1, [4, 5, 6]),  # resumed from elsewhere
+        ([4, 5, 6], 3, [5, 6]),  # the same, where its first entry begins is not known
     ],
 )
-def test_entries_over_other_steps_are_not_compared(tmp_path: Path, other: list[int], common: list[int]) -> None:
+def test_entries_over_other_steps_are_not_compared(
+    tmp_path: Path, other: list[int], logging_steps: int, common: list[int]
+) -> None:
     a = open_run(with_steps(tmp_path / "a", [1, 2, 3, 4, 5, 6]))
-    b = open_run(with_steps(tmp_path / "b", other))
+    b = open_run(with_steps(tmp_path / "b", other, logging_steps=logging_steps))
     both = common_series(a, b, "loss")
     assert both.steps_N.tolist() == both.a_N.tolist() == both.b_N.tolist() == common
 
