@@ -5,6 +5,7 @@ and a JSON record of what it belongs to: the configuration, the data's manifest,
 """
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from flax_trainer.state import TrainState
 from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoints_in
 
 _DIFFERENCES_SHOWN = 5
+# Deleting takes time, and half of a checkpoint must not pass for one: it is first moved here.
+_DELETED = "checkpoints.deleted"
 
 
 class _DashedNames(step_lib.NameFormat[step_lib.Metadata]):
@@ -49,15 +52,18 @@ class Checkpoints:
         Unless `read_only`, what a killed run left unfinished in the folder is deleted.
         """
         self._directory = directory.absolute()
+        self._read_only = read_only
         self._saved_step: int | None = None
         options = ocp.CheckpointManagerOptions(
             step_name_format=_DashedNames(),
             max_to_keep=keep,
+            todelete_subdir=_DELETED,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=not read_only,
             read_only=read_only,
         )
+        self._empty_deleted()
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "record"))
 
     def save(self, state: TrainState, record: dict[str, Any]) -> None:
@@ -109,11 +115,18 @@ class Checkpoints:
         """
         with self._explained_failure_to_write():
             self._manager.wait_until_finished()
+            self._empty_deleted()
 
     def close(self) -> None:
         """Wait for the save under way, if any, and release the folder; raises as `wait` does."""
         with self._explained_failure_to_write():
             self._manager.close()
+            self._empty_deleted()
+
+    def _empty_deleted(self) -> None:
+        deleted = self._directory / _DELETED
+        if not self._read_only and jax.process_index() == 0 and deleted.exists():
+            shutil.rmtree(deleted)
 
     def _path(self, step: int) -> Path:
         return self._directory / f"{CHECKPOINT_PREFIX}{step}"

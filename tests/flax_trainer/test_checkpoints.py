@@ -327,6 +327,40 @@ def test_kill_9_in_the_middle_of_a_save_leaves_only_complete_checkpoints(tmp_pat
     assert names_in(tmp_path) == ["checkpoint-5000"], "what the kills left behind stays for ever"
 
 
+KILLED_WHILE_DELETING = """
+import os, signal, sys
+from pathlib import Path
+from flax_trainer.checkpoints import Checkpoints
+from test_checkpoints import RECORD, state
+
+if os.fork() > 0:
+    os.wait()
+    sys.exit()
+checkpoints = Checkpoints(Path(sys.argv[1]), keep=2)
+for step in (1, 2):
+    checkpoints.save(state(step), RECORD)
+checkpoints.wait()
+unlink = os.unlink
+
+def unlink_and_die(*arguments, **options):
+    unlink(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+os.unlink = unlink_and_die
+checkpoints.save(state(3), RECORD)
+checkpoints.close()
+"""
+
+
+def test_kill_9_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(tmp_path: Path) -> None:
+    run_script(KILLED_WHILE_DELETING, tmp_path)
+    left = list(tmp_path.rglob("checkpoint-1"))
+    assert left, "nothing was killed while it was deleting"
+    assert left[0].parent != tmp_path
+    save(tmp_path, 4, keep=2)
+    assert names_in(tmp_path) == ["checkpoint-3", "checkpoint-4"]
+
+
 # --- a full disk -----------------------------------------------------------------------------------------------------
 
 # A limit on the size of a file fails a write in the middle of it as a full disk does, without a disk to fill.
