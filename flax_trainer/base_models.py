@@ -25,7 +25,7 @@ from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 from shared.model_fit import check_models_fit
 
-COMPUTE_DTYPES = {"no": jnp.float32, "bf16": jnp.bfloat16}
+COMPUTE_DTYPES = {"no": jnp.float32, "fp16": jnp.float16, "bf16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from flax_trainer.evaluator import Evaluator, LossEvaluator
 from flax_trainer.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
 from flax_trainer.models import FlaxControlNetModel
+from flax_trainer.optimizer import AdamWSettings
 from flax_trainer.pmap_engine import AXIS, fetch, replicate
 from flax_trainer.state import TrainState
-from flax_trainer.step import AdamWSettings, Objective, make_train_step
+from flax_trainer.step import Objective, make_train_step
 from flax_trainer.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint
 from shared.checkpoint_policy import check_resumable, checkpoint_step
 from shared.completion import BackendFacts, complete_run
@@ -86,7 +87,9 @@ def train(config: TrainConfig) -> int:
     jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.allow_tf32 else "highest")
 
     # --- state: fresh, or continued ----------------------------------------------------------------------------------
-    fresh = TrainState.create(initial.controlnet)
+    fresh = TrainState.create(
+        initial.controlnet, scales_loss=objective.compute_dtype == jnp.float16, averages=config.use_ema
+    )
     host_state = (
         fresh
         if prepared.resume_from is None
@@ -138,7 +141,7 @@ def train(config: TrainConfig) -> int:
 
     # --- the finished ControlNet and what belongs to it --------------------------------------------------------------
     FlaxControlNetModel.save_params(
-        output_dir, models.controlnet_config, fetch(state.params), models.defs.controlnet.layouts
+        output_dir, models.controlnet_config, fetch(state.result), models.defs.controlnet.layouts
     )
     backend_facts = BackendFacts("flax", devices, _PACKAGES, loader.skipped, _peak_device_memory_gib())
     complete_run(prepared, step, log, validation, backend_facts, started)
@@ -160,6 +163,7 @@ def _resumed_state(
     if is_torch_checkpoint(checkpoint):
         state, saved_record = read_torch_checkpoint(checkpoint, layouts)
         check_resumable(checkpoint, saved_record, record)
+        state = state.with_loss_scaler_of(fresh)
         check_same_arrays(checkpoint, state, fresh)
         return state
     checkpoints = Checkpoints(checkpoint.parent, keep=None, read_only=True)

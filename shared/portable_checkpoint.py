@@ -3,6 +3,7 @@
 checkpoint-N/
   controlnet/              config.json and weights, in diffusers' layout
   optimizer.safetensors    the optimizer's state: `exp_avg.NAME`, `exp_avg_sq.NAME`, … for every parameter NAME
+  average.safetensors      with --use_ema, the moving average of every trained parameter, under its name
   training_state.json      the step, the loss scaler, and what the checkpoint belongs to
 """
 
@@ -18,6 +19,7 @@ from shared.model_files.weight_files import DIFFUSERS, read_weights
 
 CONTROLNET_FOLDER = "controlnet"
 OPTIMIZER_FILE = "optimizer.safetensors"
+AVERAGE_FILE = "average.safetensors"
 STATE_FILE = "training_state.json"
 
 
@@ -52,11 +54,25 @@ def read_optimizer_state(checkpoint: Path) -> Iterator[tuple[str, str, np.ndarra
     Raises:
         ValueError: the file is damaged.
     """
-    path = checkpoint / OPTIMIZER_FILE
+    for name, value in _read_arrays(checkpoint / OPTIMIZER_FILE):
+        kind, _, parameter = name.partition(".")
+        yield kind, parameter, value
+
+
+def read_average(checkpoint: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, value) of the moving average of every parameter; nothing where the run keeps none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if (checkpoint / AVERAGE_FILE).exists():
+        yield from _read_arrays(checkpoint / AVERAGE_FILE)
+
+
+def _read_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dict)
-                kind, _, parameter = name.partition(".")
-                yield kind, parameter, file.get_tensor(name)
+                yield name, file.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}). Resume from another checkpoint.") from error

@@ -13,6 +13,7 @@ from accelerate.utils import (
 
 from shared.config import TrainConfig
 
+_ONLY_WITH_WHOLE_WEIGHTS = ("use_ema",)
 COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -68,6 +69,8 @@ def _check(accelerator: Accelerator, config: TrainConfig) -> None:
                 f"accelerate's configuration asks for {kind.value}, which cannot run on {accelerator.device}. Choose "
                 "another configuration, for instance torch_trainer/accelerate_configs/multi_cpu.yaml."
             )
+        if accelerator.distributed_type == kind:
+            _check_flags_under(kind, config)
     if accelerator.mixed_precision not in COMPUTE_DTYPES:
         raise ValueError(
             f"accelerate's configuration asks for mixed precision {accelerator.mixed_precision}; expected one of "
@@ -78,6 +81,15 @@ def _check(accelerator: Accelerator, config: TrainConfig) -> None:
             f"accelerate's configuration accumulates {accelerator.gradient_accumulation_steps} batches and "
             f"--gradient_accumulation_steps is {config.gradient_accumulation_steps}. Give both the same number."
         )
+
+
+def _check_flags_under(kind: DistributedType, config: TrainConfig) -> None:
+    for flag in _ONLY_WITH_WHOLE_WEIGHTS:
+        if getattr(config, flag):
+            raise ValueError(
+                f"--{flag} does not go with {kind.value}, which divides what is trained among the processes. Leave it "
+                "out, or use one process or torch_trainer/accelerate_configs/multi_gpu.yaml, where each has the whole."
+            )
 
 
 def _launched_with(plugin: str) -> bool:

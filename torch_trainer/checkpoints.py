@@ -22,9 +22,11 @@ from safetensors.torch import save_file
 from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoints_in
 from shared.model_files.weight_files import DIFFUSERS, write_atomically, write_weights
 from shared.portable_checkpoint import (
+    AVERAGE_FILE,
     CONTROLNET_FOLDER,
     OPTIMIZER_FILE,
     STATE_FILE,
+    read_average,
     read_controlnet,
     read_optimizer_state,
     read_training_state,
@@ -83,22 +85,28 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is damaged or of another kind of run.
         """
-        scaler, loss_scaler = self._accelerator.scaler, None
         if is_flax_checkpoint(checkpoint):
-            step, params, moments = read_flax_checkpoint(checkpoint)
+            step, params, moments, loss_scaler, average = read_flax_checkpoint(checkpoint)
         else:
             saved = read_training_state(checkpoint)
-            step, loss_scaler = saved["step"], saved["loss_scaler"]
+            step, loss_scaler = saved["step"], saved["loss_scaler"] or {}
             params = dict(read_controlnet(checkpoint))
+            average = dict(read_average(checkpoint))
             moments = {}
             for kind, name, value in read_optimizer_state(checkpoint):
                 moments.setdefault(name, {})[kind] = value
         _check_same_shapes(checkpoint, {name: array.shape for name, array in params.items()}, self._state.shapes())
         self._state.load(
-            StateTensors(_as_tensors(params), {name: _as_tensors(kinds) for name, kinds in moments.items()}), step
+            StateTensors(
+                _as_tensors(params),
+                {name: _as_tensors(kinds) for name, kinds in moments.items()},
+                _as_tensors(average),
+            ),
+            step,
         )
-        if scaler is not None and loss_scaler is not None:
-            scaler.load_state_dict(loss_scaler)
+        scaler = self._accelerator.scaler
+        if scaler is not None and loss_scaler:
+            scaler.load_state_dict(scaler.state_dict() | loss_scaler)
         if checkpoint.parent.resolve() == self._directory.resolve():
             self._saved_step = step
 
@@ -107,6 +115,8 @@ class Checkpoints:
         save_controlnet(folder / CONTROLNET_FOLDER, self._accelerator.unwrap_model(self._controlnet), tensors.params)
         flat = {f"{kind}.{name}": value for name, kinds in tensors.optimizer.items() for kind, value in kinds.items()}
         write_atomically(folder / OPTIMIZER_FILE, lambda path: save_file(flat, path))
+        if tensors.average:
+            write_atomically(folder / AVERAGE_FILE, lambda path: save_file(tensors.average, path))
         state = {"step": step, "loss_scaler": None if scaler is None else scaler.state_dict(), "record": record}
         (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 

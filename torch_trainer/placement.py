@@ -1,7 +1,7 @@
 """The models on the device, divided among the processes as accelerate's configuration says, ready for training."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -14,10 +14,19 @@ from torch_trainer.deepspeed_state import DeepSpeedState
 from torch_trainer.fsdp_state import FSDPState
 from torch_trainer.optimizer import make_optimizer
 from torch_trainer.trainable_state import ReplicatedState, TrainableState
+from torch_trainer.weight_average import WeightAverage
 
 
-def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> tuple[Any, TrainableState]:
-    """Prepare `models` in place; returns the prepared optimizer, and the state that it and the ControlNet make up.
+class Placed(NamedTuple):
+    """The prepared optimizer, the state that it and the trained models make up, and with --use_ema their average."""
+
+    optimizer: Any
+    state: TrainableState
+    average: WeightAverage | None
+
+
+def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> Placed:
+    """Prepare `models` in place.
 
     Raises:
         ValueError: an attention or optimizer that is asked for is not there or cannot run.
@@ -37,11 +46,14 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
             model.compile()
     optimizer = make_optimizer(config, models.controlnet)
     if kind == DistributedType.DEEPSPEED:
-        return _prepare_deepspeed(config, accelerator, models, optimizer)
+        return Placed(*_prepare_deepspeed(config, accelerator, models, optimizer), None)
     models.controlnet, prepared = accelerator.prepare(models.controlnet, optimizer)
     if kind == DistributedType.FSDP:
-        return prepared, FSDPState(models.controlnet, prepared)
-    return prepared, ReplicatedState(accelerator, models.controlnet, prepared)
+        return Placed(prepared, FSDPState(models.controlnet, prepared), None)
+    average = (
+        WeightAverage(dict(accelerator.unwrap_model(models.controlnet).named_parameters())) if config.use_ema else None
+    )
+    return Placed(prepared, ReplicatedState(accelerator, models.controlnet, prepared, average), average)
 
 
 def _prepare_deepspeed(

@@ -5,14 +5,20 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from accelerate import Accelerator
 
+from torch_trainer.weight_average import WeightAverage
+
 Tensors = dict[str, torch.Tensor]
 
 
 class StateTensors(NamedTuple):
-    """Parameters by name, and by name the optimizer's state: `exp_avg` and `exp_avg_sq`, or what 8-bit AdamW keeps."""
+    """Parameters by name, and by name the optimizer's state: `exp_avg` and `exp_avg_sq`, or what 8-bit AdamW keeps.
+
+    `average` is the moving average of the parameters, empty where none is kept.
+    """
 
     params: Tensors
     optimizer: dict[str, Tensors]
+    average: Tensors = {}  # noqa: RUF012 (nothing writes to it)
 
 
 class TrainableState(Protocol):
@@ -40,11 +46,12 @@ class TrainableState(Protocol):
 
 
 class ReplicatedState:
-    """Every process holds everything: a single process, or data parallelism."""
+    """Every process holds everything: a single process, or data parallelism. `average` is None where none is kept."""
 
-    def __init__(self, accelerator: Accelerator, controlnet: Any, optimizer: Any):
+    def __init__(self, accelerator: Accelerator, controlnet: Any, optimizer: Any, average: WeightAverage | None = None):
         self._controlnet = accelerator.unwrap_model(controlnet)
         self._optimizer = optimizer.optimizer
+        self._average = average
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(param.shape) for name, param in self._controlnet.named_parameters()}
@@ -63,6 +70,7 @@ class ReplicatedState:
                 }
                 for name, param in self._controlnet.named_parameters()
             },
+            {} if self._average is None else {name: _on_cpu(mean) for name, mean in self._average.means.items()},
         )
 
     def load(self, tensors: StateTensors, step: int) -> None:
@@ -83,6 +91,8 @@ class ReplicatedState:
         self._optimizer.load_state_dict(
             {"state": entries, "param_groups": self._optimizer.state_dict()["param_groups"]}
         )
+        if self._average is not None:
+            self._average.load(tensors.average, step)
 
 
 def _on_cpu(value: torch.Tensor) -> torch.Tensor:

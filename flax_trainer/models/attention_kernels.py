@@ -149,7 +149,12 @@ def _splash_precision(dtype: jnp.dtype) -> AbstractContextManager[Any]:
 
 
 def _plain_attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array) -> jax.Array:
-    return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="xla")
+    dtype = query_BQND.dtype
+    if dtype == jnp.float16 and jax.default_backend() != "gpu":
+        # JAX asks for products of float16 numbers, summed in float32, in a way that XLA compiles for GPUs alone.
+        query_BQND, key_BKND, value_BKND = (x.astype(jnp.float32) for x in (query_BQND, key_BKND, value_BKND))
+    y_BQND = jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="xla")
+    return y_BQND.astype(dtype)
 
 
 def _fits_splash(query_BQND: jax.Array, key_BKND: jax.Array) -> bool:

@@ -146,6 +146,9 @@ class TrainConfig:
     set_grads_to_none: bool = _optimizer(
         False, "Free the gradients after each optimizer step rather than zeroing them."
     )
+    use_ema: bool = _optimizer(
+        False, "Keep a moving average of the trained weights, which validation and the final ControlNet use instead."
+    )
 
     validation_prompt: tuple[str, ...] | None = _validation(
         None, "The prompts of the validation images: as many as --validation_image, or one for all of those."

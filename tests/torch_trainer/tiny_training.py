@@ -101,9 +101,9 @@ def training_of(
     models = load_base_models(config, COMPUTE_DTYPES[accelerator.mixed_precision])
     if awake:
         awaken(models.controlnet)
-    optimizer, state = place(config, accelerator, models)
+    optimizer, state, average = place(config, accelerator, models)
     objective = Objective.create(schedule_of(base_model, scheduler), config.snr_gamma, accelerator.device)
-    step = TrainStep(accelerator, models, objective, optimizer, config)
+    step = TrainStep(accelerator, models, objective, optimizer, config, average)
     return Training(config, accelerator, models, optimizer, state, step)
 
 
