@@ -19,6 +19,7 @@ from flax_trainer.models.functional import ModelDef, Params, cast
 from flax_trainer.optimizer import AdamWSettings, Scalar, adamw_update, kept_if
 from flax_trainer.state import TrainState
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
+from shared.trained_parts import is_decoder, prefixed, separated
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -26,7 +27,10 @@ TrainStep = Callable[[TrainState, "FrozenParams", Batch, Scalar], tuple[TrainSta
 
 
 class FrozenParams(NamedTuple):
-    """Parameters of the models that are used and not trained, in the compute dtype; numpy until they are placed."""
+    """Parameters that are used and not trained, in the compute dtype; numpy until they are placed.
+
+    With `--sd_unlocked`, `unet` lacks the decoder, which is trained.
+    """
 
     unet: dict[str, Any]
     vae: dict[str, Any]
@@ -41,6 +45,12 @@ class ModelDefs:
     unet: ModelDef[FlaxUNet2DConditionModel]
     vae: ModelDef[FlaxAutoencoderKL]
     text_encoder: ModelDef[FlaxCLIPTextModel]
+
+    @property
+    def trained_layouts(self) -> dict[str, str]:
+        """The layout (see `adapter.py`) of whatever may be trained, by its name in `TrainState`."""
+        decoder = {name: layout for name, layout in self.unet.layouts.items() if is_decoder(name)}
+        return self.controlnet.layouts | prefixed(decoder)
 
 
 @dataclass(frozen=True)
@@ -76,9 +86,15 @@ def encode_batch(
     return sample_BHWC * objective.scaling_factor, hidden_states_BLD.astype(dtype)
 
 
+def computing_params(trained: Params, frozen_unet: Params, dtype: jax.typing.DTypeLike) -> tuple[Params, Params]:
+    """The parameters that the ControlNet and the UNet compute with: (the former's, the latter's), in this dtype."""
+    controlnet, decoder = separated(cast(trained, dtype))
+    return controlnet, frozen_unet | decoder
+
+
 def per_sample_losses(
     params: Params,
-    unet_params: Params,
+    frozen_unet: Params,
     latents_BHWC: jax.Array,
     encoder_hidden_states_BLD: jax.Array,
     batch: Batch,
@@ -92,8 +108,9 @@ def per_sample_losses(
     noisy_BHWC = add_noise(latents_BHWC, batch["noise"], signal_B111, sigma_B111).astype(dtype)
     target_BHWC = training_target(schedule.prediction_type, latents_BHWC, batch["noise"], signal_B111, sigma_B111)
 
+    controlnet_params, unet_params = computing_params(params, frozen_unet, dtype)
     with jax.named_scope("controlnet"):
-        down_residuals, mid_residual = defs.controlnet.bind(cast(params, dtype))(
+        down_residuals, mid_residual = defs.controlnet.bind(controlnet_params)(
             noisy_BHWC,
             timesteps_B,
             encoder_hidden_states_BLD,
@@ -183,7 +200,7 @@ def make_train_step(
 
 
 def make_evaluation_step(defs: ModelDefs, objective: Objective) -> Callable[[Params, FrozenParams, Batch], jax.Array]:
-    """`(controlnet_params, frozen, batch) → losses [B]`: the training loss of each sample, not weighted by timestep."""
+    """`(params, frozen, batch) → losses [B]`: the training loss of each sample, not weighted by timestep."""
 
     def evaluation_step(params: Params, frozen: FrozenParams, batch: Batch) -> jax.Array:
         latents_BHWC, text_BLD = encode_batch(defs, frozen, batch, objective)

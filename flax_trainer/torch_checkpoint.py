@@ -12,8 +12,8 @@ from flax_trainer.state import TrainState
 from shared.portable_checkpoint import (
     STATE_FILE,
     read_average,
-    read_controlnet,
     read_optimizer_state,
+    read_params,
     read_training_state,
 )
 
@@ -28,7 +28,7 @@ def is_torch_checkpoint(checkpoint: Path) -> bool:
 def read_torch_checkpoint(checkpoint: Path, layouts: Mapping[str, str]) -> tuple[TrainState, dict[str, Any]]:
     """The state, in Flax's layouts, and what the checkpoint says about the run it belongs to.
 
-    `layouts` are those of the ControlNet's parameters. Parameters that it does not know keep the layout they have: the
+    `layouts` are those of the trained parameters. Parameters that it does not know keep the layout they have: the
     caller compares the state with what it expects.
 
     Raises:
@@ -39,7 +39,7 @@ def read_torch_checkpoint(checkpoint: Path, layouts: Mapping[str, str]) -> tuple
     def in_our_layout(name: str, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(from_torch_layout(array, layouts[name])) if name in layouts else array
 
-    params = {name: in_our_layout(name, array) for name, array in read_controlnet(checkpoint)}
+    params = {name: in_our_layout(name, array) for name, array in read_params(checkpoint)}
     moments: dict[str, dict[str, np.ndarray]] = {"mu": {}, "nu": {}}
     for kind, name, array in read_optimizer_state(checkpoint):
         if kind not in _MOMENTS:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, load_base_models
+from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, load_base_models, save_unet
 from flax_trainer.checkpoints import Checkpoints, check_same_arrays
 from flax_trainer.evaluator import Evaluator, LossEvaluator
 from flax_trainer.image_sampler import ImageSampler
@@ -44,6 +44,7 @@ from shared.preparation import (
     set_up_logging,
 )
 from shared.run_log import RunLog
+from shared.trained_parts import UNET_FOLDER, separated
 from shared.validation import Validation, most_images_at_once
 
 logger = logging.getLogger("flax_trainer")
@@ -88,12 +89,12 @@ def train(config: TrainConfig) -> int:
 
     # --- state: fresh, or continued ----------------------------------------------------------------------------------
     fresh = TrainState.create(
-        initial.controlnet, scales_loss=objective.compute_dtype == jnp.float16, averages=config.use_ema
+        initial.trained, scales_loss=objective.compute_dtype == jnp.float16, averages=config.use_ema
     )
     host_state = (
         fresh
         if prepared.resume_from is None
-        else _resumed_state(prepared.resume_from, fresh, steps.record, models.defs.controlnet.layouts)
+        else _resumed_state(prepared.resume_from, fresh, steps.record, models.defs.trained_layouts)
     )
     set_aside_other_course(prepared, steps)
     frozen = replicate(initial.frozen)
@@ -128,7 +129,7 @@ def train(config: TrainConfig) -> int:
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
         for resource in (checkpoints, tracker, log, loader):
             closing.callback(resource.close)
-        validation.measure_untrained(evaluator.at(replicate(initial.controlnet)), steps.first)
+        validation.measure_untrained(evaluator.at(replicate(initial.trained)), steps.first)
         state = replicate(host_state)
         del initial, fresh, host_state
         log.restart_clock()
@@ -140,9 +141,10 @@ def train(config: TrainConfig) -> int:
         return interruption.exit_code
 
     # --- the finished ControlNet and what belongs to it --------------------------------------------------------------
-    FlaxControlNetModel.save_params(
-        output_dir, models.controlnet_config, fetch(state.result), models.defs.controlnet.layouts
-    )
+    controlnet, decoder = separated(fetch(state.result))
+    FlaxControlNetModel.save_params(output_dir, models.controlnet_config, controlnet, models.defs.controlnet.layouts)
+    if decoder:
+        save_unet(output_dir / UNET_FOLDER, config, decoder)
     backend_facts = BackendFacts("flax", devices, _PACKAGES, loader.skipped, _peak_device_memory_gib())
     complete_run(prepared, step, log, validation, backend_facts, started)
     return 0

@@ -28,6 +28,8 @@ _MUST_MATCH = (
     "controlnet_revision",
     "tokenizer_name",
     "use_ema",
+    "only_mid_control",
+    "sd_unlocked",
 )
 
 

@@ -13,7 +13,7 @@ from accelerate.utils import (
 
 from shared.config import TrainConfig
 
-_ONLY_WITH_WHOLE_WEIGHTS = ("use_ema",)
+_ONLY_WITH_WHOLE_WEIGHTS = ("use_ema", "only_mid_control", "sd_unlocked")
 COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

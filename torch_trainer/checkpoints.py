@@ -15,22 +15,26 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoints_in
+from shared.config import TrainConfig
 from shared.model_files.weight_files import DIFFUSERS, write_atomically, write_weights
 from shared.portable_checkpoint import (
     AVERAGE_FILE,
     CONTROLNET_FOLDER,
+    DECODER_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
     read_average,
-    read_controlnet,
     read_optimizer_state,
+    read_params,
     read_training_state,
 )
+from shared.trained_parts import UNET_FOLDER, prefixed, separated
+from torch_trainer.base_models import load_unet
 from torch_trainer.flax_checkpoint import is_flax_checkpoint, read_flax_checkpoint, read_flax_record
 from torch_trainer.trainable_state import StateTensors, Tensors, TrainableState
 
@@ -90,7 +94,7 @@ class Checkpoints:
         else:
             saved = read_training_state(checkpoint)
             step, loss_scaler = saved["step"], saved["loss_scaler"] or {}
-            params = dict(read_controlnet(checkpoint))
+            params = dict(read_params(checkpoint))
             average = dict(read_average(checkpoint))
             moments = {}
             for kind, name, value in read_optimizer_state(checkpoint):
@@ -112,7 +116,11 @@ class Checkpoints:
 
     def _write(self, folder: Path, tensors: StateTensors, step: int, record: dict[str, Any]) -> None:
         scaler = self._accelerator.scaler
-        save_controlnet(folder / CONTROLNET_FOLDER, self._accelerator.unwrap_model(self._controlnet), tensors.params)
+        controlnet = self._accelerator.unwrap_model(self._controlnet)
+        params, decoder = separated(tensors.params)
+        save_model(folder / CONTROLNET_FOLDER, controlnet, ControlNetModel, params)
+        if decoder:
+            write_atomically(folder / DECODER_FILE, lambda path: save_file(prefixed(decoder), path))
         flat = {f"{kind}.{name}": value for name, kinds in tensors.optimizer.items() for kind, value in kinds.items()}
         write_atomically(folder / OPTIMIZER_FILE, lambda path: save_file(flat, path))
         if tensors.average:
@@ -133,16 +141,29 @@ class Checkpoints:
             ) from error
 
 
-def save_controlnet(folder: Path, controlnet: Any, params: Tensors) -> None:
+def save_result(output_dir: Path, config: TrainConfig, controlnet: Any, params: Tensors) -> None:
+    """Write the ControlNet and, where its decoder was trained, the UNet, in diffusers' layout.
+
+    Raises:
+        ValueError: the base model cannot be read any more.
+    """
+    controlnet_params, decoder = separated(params)
+    save_model(output_dir, controlnet, ControlNetModel, controlnet_params)
+    if decoder:
+        unet = load_unet(config)  # again: in memory the rest of it may be rounded
+        save_model(output_dir / UNET_FOLDER, unet, UNet2DConditionModel, dict(unet.named_parameters()) | decoder)
+
+
+def save_model(folder: Path, model: Any, model_class: Any, params: Mapping[str, torch.Tensor]) -> None:
     """Write whole weights and the model's configuration, in diffusers' layout.
 
     The model's own `save_pretrained` writes what it holds itself: under FSDP a part, under DeepSpeed rounded copies;
     and FSDP has given its class another name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.loads(controlnet.to_json_string()) | {"_class_name": ControlNetModel.__name__}
+    config = json.loads(model.to_json_string()) | {"_class_name": model_class.__name__}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in params.items()}
+    arrays: dict[str, Any] = {name: value.detach().numpy() for name, value in params.items()}
     write_weights(folder, arrays, DIFFUSERS, None, None)
 
 

@@ -1,6 +1,7 @@
 """The models on the device, divided among the processes as accelerate's configuration says, ready for training."""
 
 import math
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch_trainer.base_models import BaseModels
 from torch_trainer.deepspeed_state import DeepSpeedState
 from torch_trainer.fsdp_state import FSDPState
 from torch_trainer.optimizer import make_optimizer
-from torch_trainer.trainable_state import ReplicatedState, TrainableState
+from torch_trainer.trainable_state import ReplicatedState, TrainableState, trained_parameters
 from torch_trainer.weight_average import WeightAverage
 
 
@@ -44,16 +45,21 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
     if config.torch_compile:
         for model in (models.controlnet, models.unet):
             model.compile()
-    optimizer = make_optimizer(config, models.controlnet)
+    optimizer = make_optimizer(config, filter(_is_trained, chain(*(model.parameters() for model in models.trained))))
     if kind == DistributedType.DEEPSPEED:
         return Placed(*_prepare_deepspeed(config, accelerator, models, optimizer), None)
+    if models.sd_unlocked:
+        models.unet = accelerator.prepare_model(models.unet)
     models.controlnet, prepared = accelerator.prepare(models.controlnet, optimizer)
     if kind == DistributedType.FSDP:
         return Placed(prepared, FSDPState(models.controlnet, prepared), None)
-    average = (
-        WeightAverage(dict(accelerator.unwrap_model(models.controlnet).named_parameters())) if config.use_ema else None
-    )
-    return Placed(prepared, ReplicatedState(accelerator, models.controlnet, prepared, average), average)
+    parameters = trained_parameters(*map(accelerator.unwrap_model, models.trained))
+    average = WeightAverage(parameters) if config.use_ema else None
+    return Placed(prepared, ReplicatedState(parameters, prepared, average), average)
+
+
+def _is_trained(param: torch.nn.Parameter) -> bool:
+    return param.requires_grad
 
 
 def _prepare_deepspeed(

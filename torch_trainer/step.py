@@ -156,10 +156,11 @@ class TrainStep:
         total = torch.zeros((), device=accelerator.device)
         for index in range(slices):
             slice_ = to_device({name: array[index] for name, array in batch.items()}, accelerator.device)
-            with accelerator.accumulate(self.models.controlnet):
+            with accelerator.accumulate(*self.models.trained):
                 losses_B = per_sample_losses(self.models, slice_, self.objective)
                 loss = (self.objective.loss_weights[slice_["timesteps"].long()] * losses_B).mean()
                 accelerator.backward(loss)
             total += loss.detach() / slices
-        grad_norm = accelerator.clip_grad_norm_(self.models.controlnet.parameters(), self.config.max_grad_norm)
+        parameters = [param for model in self.models.trained for param in model.parameters()]
+        grad_norm = accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
         return accelerator.reduce(total, reduction="mean").item(), float(grad_norm)

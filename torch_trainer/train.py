@@ -35,7 +35,7 @@ from shared.tracking import Tracker
 from shared.validation import Validation, most_images_at_once
 from torch_trainer.accelerator import COMPUTE_DTYPES, make_accelerator, peak_device_memory_gib
 from torch_trainer.base_models import BaseModels, load_base_models
-from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of, save_controlnet
+from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of, save_result
 from torch_trainer.evaluator import Evaluator
 from torch_trainer.image_sampler import NUM_INFERENCE_STEPS, ImageSampler
 from torch_trainer.loop import Loop
@@ -166,7 +166,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
         params = state.params()
     skipped = accelerator.reduce(torch.tensor(loader.skipped, device=accelerator.device), reduction="sum").item()
     if is_main:
-        save_controlnet(output_dir, accelerator.unwrap_model(models.controlnet), params)
+        save_result(output_dir, config, accelerator.unwrap_model(models.controlnet), params)
         backend_facts = BackendFacts("torch", devices, _PACKAGES, int(skipped), peak_device_memory_gib())
         complete_run(prepared, step, log, validation, backend_facts, started)
     return 0

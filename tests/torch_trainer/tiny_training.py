@@ -61,7 +61,7 @@ def awaken(controlnet: torch.nn.Module, seed: int = 0) -> None:
     """Move every weight a little: as it starts, the zero convolutions keep all other gradients at zero."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for param in controlnet.parameters():
+        for param in filter(lambda param: param.requires_grad, controlnet.parameters()):
             param += 0.02 * torch.randn(param.shape, generator=random)
 
 
