@@ -24,6 +24,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         ValueError: accelerate's configuration and the command line contradict each other, or the device cannot do what
             they ask for.
     """
+    _check_weights_are_whole(config)
     _set_float32_precision(config.allow_tf32)
     on_cpu, is_deepspeed = not torch.accelerator.is_available(), _launched_with("DEEPSPEED")
     if on_cpu and (config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
@@ -69,8 +70,6 @@ def _check(accelerator: Accelerator, config: TrainConfig) -> None:
                 f"accelerate's configuration asks for {kind.value}, which cannot run on {accelerator.device}. Choose "
                 "another configuration, for instance torch_trainer/accelerate_configs/multi_cpu.yaml."
             )
-        if accelerator.distributed_type == kind:
-            _check_flags_under(kind, config)
     if accelerator.mixed_precision not in COMPUTE_DTYPES:
         raise ValueError(
             f"accelerate's configuration asks for mixed precision {accelerator.mixed_precision}; expected one of "
@@ -83,13 +82,15 @@ def _check(accelerator: Accelerator, config: TrainConfig) -> None:
         )
 
 
-def _check_flags_under(kind: DistributedType, config: TrainConfig) -> None:
-    for flag in _ONLY_WITH_WHOLE_WEIGHTS:
-        if getattr(config, flag):
-            raise ValueError(
-                f"--{flag} does not go with {kind.value}, which divides what is trained among the processes. Leave it "
-                "out, or use one process or torch_trainer/accelerate_configs/multi_gpu.yaml, where each has the whole."
-            )
+def _check_weights_are_whole(config: TrainConfig) -> None:
+    for kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        for flag in _ONLY_WITH_WHOLE_WEIGHTS:
+            if _launched_with(kind.value) and getattr(config, flag):
+                raise ValueError(
+                    f"--{flag} does not go with {kind.value}, which divides what is trained among the processes. Leave "
+                    "it out, or let each process have the whole, as torch_trainer/accelerate_configs/multi_gpu.yaml "
+                    "does."
+                )
 
 
 def _launched_with(plugin: str) -> bool:

@@ -13,17 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flax_trainer import loss_scaling
-from flax_trainer.base_models import BaseModels, InitialParams, load_base_models
+from flax_trainer.base_models import COMPUTE_DTYPES, load_base_models
 from flax_trainer.checkpoints import Checkpoints
 from flax_trainer.loss_scaling import INITIAL_SCALE, unscaled_gradients
 from flax_trainer.optimizer import AdamWSettings
 from flax_trainer.state import TrainState
 from flax_trainer.step import Objective, TrainStep, make_train_step
+from shared.diffusion.schedule import NoiseSchedule
 from tests.flax_trainer.models.unet_reference import FAST_COMPILE
-from tests.torch_trainer.tiny_training import batch_of, configuration, relative_difference, schedule_of
+from tests.flax_trainer.stand_in_models import NOTHING_FROZEN, STAND_INS
+from tests.torch_trainer.tiny_training import batch_of, configuration, schedule_of
 
 SETTINGS = AdamWSettings(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.01, max_grad_norm=0.1)
-RATE = np.float32(1e-3)
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -113,156 +114,171 @@ def test_all_devices_take_a_batch_again_when_one_overflows() -> None:
 
 
 # --- the step --------------------------------------------------------------------------------------------------------
+# Of stand-ins, whose float16 overflows as that of any model does, in a thousandth of the time.
+
+BATCH = batch_of(4)
+SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+
+
+def objective_of(schedule: NoiseSchedule, dtype: str = "float16", scaling_factor: float = 1.0) -> Objective:
+    return Objective(schedule, np.ones(1000, np.float32), scaling_factor, jnp.dtype(dtype))
 
 
 @pytest.fixture(scope="module")
-def loaded(base_model: Path) -> tuple[BaseModels, InitialParams]:
-    return load_base_models(configuration(base_model, mixed_precision="fp16"), schedule_of(base_model))
+def step() -> TrainStep:
+    return jax.jit(make_train_step(STAND_INS, objective_of(NoiseSchedule.from_config(SCHEDULER)), SETTINGS))
 
 
-def objective_of(models: BaseModels, dtype: str) -> Objective:
-    return Objective(models.schedule, np.ones(1000, np.float32), models.vae_config.scaling_factor, jnp.dtype(dtype))
+def start(scale: float, growth_tracker: int = 0) -> TrainState:
+    state = TrainState.create({"weight": np.array(0.7, np.float32)}, scales_loss=True)
+    return state._replace(loss_scaler=scaler_at(scale, growth_tracker))
 
 
-@pytest.fixture(scope="module")
-def step(loaded: tuple[BaseModels, InitialParams]) -> TrainStep:
-    models, _ = loaded
-    return jax.jit(
-        make_train_step(models.defs, objective_of(models, "float16"), SETTINGS), compiler_options=FAST_COMPILE
-    )
+def take(step: TrainStep, state: TrainState, batch: Any = BATCH) -> tuple[TrainState, dict[str, float]]:
+    state, metrics = step(state, NOTHING_FROZEN, batch, np.float32(1e-3))
+    return state, {name: float(value) for name, value in metrics.items()}
 
 
-@pytest.fixture(scope="module")
-def start(loaded: tuple[BaseModels, InitialParams]) -> TrainState:
-    """Every weight moved a little: as they start, the zero convolutions keep all other gradients at zero."""
-    rng = np.random.default_rng(0)
-    awake = {
-        name: value + 0.02 * rng.standard_normal(value.shape, np.float32)
-        for name, value in loaded[1].controlnet.items()
-    }
-    return TrainState.create(awake, scales_loss=True)
-
-
-def test_losses_and_steps_are_near_those_of_float32(
-    base_model: Path, loaded: tuple[BaseModels, InitialParams], step: TrainStep, start: TrainState
-) -> None:
-    _, initial = loaded
-    assert {value.dtype.name for params in initial.frozen for value in params.values()} == {"float16"}
-    models32, initial32 = load_base_models(configuration(base_model), schedule_of(base_model))
-    step32 = jax.jit(
-        make_train_step(models32.defs, objective_of(models32, "float32"), SETTINGS), compiler_options=FAST_COMPILE
-    )
-    half, whole = start, start._replace(loss_scaler={})
-    for seed in range(3):
-        batch = batch_of(4, seed)
-        half, given = step(half, initial.frozen, batch, RATE)
-        whole, expected = step32(whole, initial32.frozen, batch, RATE)
-        assert float(given["loss"]) == pytest.approx(float(expected["loss"]), rel=2e-3)
-        assert float(given["loss"]) != float(expected["loss"])
-        assert float(given["grad_norm"]) == pytest.approx(float(expected["grad_norm"]), rel=2e-2)
-        assert given.keys() - expected.keys() == {"loss_scale"}
-    assert {value.dtype.name for value in half.params.values()} == {"float32"}
-    moved = {name: np.asarray(value) - start.params[name] for name, value in whole.params.items()}
-    apart = {name: np.asarray(value) - np.asarray(whole.params[name]) for name, value in half.params.items()}
-    assert _norm(apart) < 0.1 * _norm(moved)
-
-
-def _norm(tree: dict[str, np.ndarray]) -> float:
-    return float(np.sqrt(sum(np.square(value).sum() for value in tree.values())))
-
-
-def test_a_batch_that_overflows_is_taken_again_and_no_step_is_lost(
-    loaded: tuple[BaseModels, InitialParams], step: TrainStep, start: TrainState
-) -> None:
-    _, initial = loaded
-    batch = batch_of(4)
-    fits = start._replace(loss_scaler=scaler_at(2.0**10, growth_tracker=7))
-    expected, expected_metrics = step(fits, initial.frozen, batch, RATE)
-    assert float(expected_metrics["loss_scale"]) == 2.0**10
+def test_a_batch_that_overflows_is_taken_again_and_no_step_is_lost(step: TrainStep) -> None:
+    expected, expected_metrics = take(step, start(2.0**10, growth_tracker=7))
+    assert expected_metrics["loss_scale"] == 2.0**10
     assert int(expected.loss_scaler["growth_tracker"]) == 8
 
-    too_high = start._replace(loss_scaler=scaler_at(2.0**40, growth_tracker=7))
-    given, metrics = step(too_high, initial.frozen, batch, RATE)
-    fallen = float(metrics["loss_scale"])
-    assert 1 < fallen < 2.0**40
-    assert fallen == float(given.loss_scaler["scale"])
-    assert np.log2(fallen) % 1 == 0
+    given, metrics = take(step, start(2.0**60, growth_tracker=7))
+    assert 2.0**10 < metrics["loss_scale"] < 2.0**40
+    assert np.log2(metrics["loss_scale"]) % 1 == 0
+    assert metrics["loss_scale"] == float(given.loss_scaler["scale"])
     assert (int(given.step), bool(given.halted), int(given.loss_scaler["growth_tracker"])) == (1, False, 1)
-    assert float(metrics["loss"]) == float(expected_metrics["loss"])
-    assert float(metrics["grad_norm"]) == pytest.approx(float(expected_metrics["grad_norm"]), rel=1e-2)
-    for name, value in expected.params.items():
-        assert relative_difference(given.params[name], value) < 1e-2, name
+    assert metrics["loss"] == expected_metrics["loss"]
+    assert metrics["grad_norm"] == pytest.approx(expected_metrics["grad_norm"], rel=1e-2)
+    np.testing.assert_allclose(given.params["weight"], expected.params["weight"], rtol=1e-5)
+    # Twice that scale overflows, or it would not have been halved once more.
+    again, metrics_again = take(step, start(metrics["loss_scale"] * 2))
+    assert metrics_again["loss_scale"] == metrics["loss_scale"]
+    assert int(again.loss_scaler["growth_tracker"]) == 1
 
 
-def test_the_scale_grows_after_enough_finite_steps(
-    loaded: tuple[BaseModels, InitialParams], step: TrainStep, start: TrainState
-) -> None:
-    nearly = start._replace(loss_scaler=scaler_at(2.0**8, growth_tracker=1999))
-    state, metrics = step(nearly, loaded[1].frozen, batch_of(4), RATE)
-    assert float(metrics["loss_scale"]) == float(state.loss_scaler["scale"]) == 2.0**9
+def test_the_scale_grows_after_enough_finite_steps(step: TrainStep) -> None:
+    state, metrics = take(step, start(2.0**8, growth_tracker=1999))
+    assert metrics["loss_scale"] == float(state.loss_scaler["scale"]) == 2.0**9
     assert int(state.loss_scaler["growth_tracker"]) == 0
 
 
-def test_what_no_scale_can_mend_freezes_the_state(
-    loaded: tuple[BaseModels, InitialParams], step: TrainStep, start: TrainState
-) -> None:
-    """A loss that is not finite; and a prediction that float16 holds, whose gradient it cannot, even at scale 1."""
-    _, initial = loaded
-    poisoned = batch_of(4) | {"noise": np.full((1, 4, 8, 8, 4), np.nan, np.float32)}
-    huge_targets = batch_of(4) | {"noise": np.full((1, 4, 8, 8, 4), 1e12, np.float32)}
-    for batch in (poisoned, huge_targets):
-        state, metrics = step(start, initial.frozen, batch, RATE)
-        assert not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]))
-        assert bool(state.halted)
-        assert int(state.step) == 0
-        for after, kept in zip(
-            jax.tree.leaves((state.params, state.mu, state.loss_scaler)),
-            jax.tree.leaves((start.params, start.mu, start.loss_scaler)),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(after, kept)
+def assert_frozen(state: TrainState, before: TrainState) -> None:
+    assert bool(state.halted)
+    for now, then in zip(
+        jax.tree.leaves(state._replace(halted=None)), jax.tree.leaves(before._replace(halted=None)), strict=True
+    ):
+        np.testing.assert_array_equal(now, then)
 
 
-def test_a_resumed_run_goes_on_bit_for_bit(
-    tmp_path: Path, loaded: tuple[BaseModels, InitialParams], step: TrainStep, start: TrainState
-) -> None:
-    _, initial = loaded
-    state = start._replace(loss_scaler=scaler_at(2.0**30))
+def test_a_loss_that_is_not_finite_freezes_the_state(step: TrainStep) -> None:
+    before = start(2.0**16)
+    state, metrics = take(step, before, BATCH | {"noise": np.full((1, 4, 8, 8, 4), np.nan, np.float32)})
+    assert np.isnan(metrics["loss"])
+    assert_frozen(state, before)
+    after, _ = take(step, state)
+    assert_frozen(after, before)
+
+
+def test_an_overflow_at_scale_one_freezes_the_state() -> None:
+    """Of a loss that float32 holds: at SNR 0 the input has nothing of a sample that float16 could not hold."""
+    schedule = NoiseSchedule.from_config(SCHEDULER | {"prediction_type": "sample", "rescale_betas_zero_snr": True})
+    step = make_train_step(STAND_INS, objective_of(schedule, scaling_factor=1e9), SETTINGS)
+    before = start(2.0**3)
+    state, metrics = take(step, before, BATCH | {"timesteps": np.full((1, 4), 999, np.int32)})
+    assert np.isfinite(metrics["loss"])
+    assert not np.isfinite(metrics["grad_norm"])
+    assert_frozen(state, before)
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path, step: TrainStep) -> None:
+    state = start(2.0**60)
     for seed in range(2):
-        state, _ = step(state, initial.frozen, batch_of(4, seed), RATE)
+        state, _ = take(step, state, batch_of(4, seed))
     checkpoints = Checkpoints(tmp_path, keep=None)
     checkpoints.save(jax.tree.map(np.asarray, state), {})
     checkpoints.wait()
-    resumed = checkpoints.restore(2, start)
+    resumed = checkpoints.restore(2, start(INITIAL_SCALE))
     checkpoints.close()
-    assert 2.0**30 > float(resumed.loss_scaler["scale"]) != INITIAL_SCALE
+    assert 2.0**60 > float(resumed.loss_scaler["scale"]) != INITIAL_SCALE
+    assert int(resumed.loss_scaler["growth_tracker"]) > 0
     for seed in range(2, 4):
-        state, metrics = step(state, initial.frozen, batch_of(4, seed), RATE)
-        resumed, again = step(resumed, initial.frozen, batch_of(4, seed), RATE)
-        assert jax.tree.map(float, metrics) == jax.tree.map(float, again)
+        state, metrics = take(step, state, batch_of(4, seed))
+        resumed, again = take(step, resumed, batch_of(4, seed))
+        assert metrics == again
     for one, other in zip(jax.tree.leaves(resumed), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_accumulated_slices_are_scaled_as_their_share_of_the_mean(
-    loaded: tuple[BaseModels, InitialParams], step: TrainStep, start: TrainState
-) -> None:
+def test_a_checkpoint_of_another_precision_begins_with_the_first_scale(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=None)
+    checkpoints.save(start(2.0**5)._replace(loss_scaler={}), {})
+    checkpoints.wait()
+    assert float(checkpoints.restore(0, start(INITIAL_SCALE)).loss_scaler["scale"]) == INITIAL_SCALE
+    checkpoints.close()
+
+
+def test_accumulated_slices_are_scaled_as_their_share_of_the_mean(step: TrainStep) -> None:
     """As in PyTorch: so neither the gradients nor the scale at which they overflow depend on the slices."""
-    _, initial = loaded
-    too_high = start._replace(loss_scaler=scaler_at(2.0**40))
-    _, whole = step(too_high, initial.frozen, batch_of(4), RATE)
-    _, sliced = step(too_high, initial.frozen, batch_of(4, slices=2), RATE)
-    assert float(sliced["loss"]) == pytest.approx(float(whole["loss"]), rel=2e-3)
-    assert float(sliced["grad_norm"]) == pytest.approx(float(whole["grad_norm"]), rel=2e-2)
-    assert abs(np.log2(float(sliced["loss_scale"]) / float(whole["loss_scale"]))) <= 1
+    _, whole = take(step, start(2.0**60))
+    for slices in (2, 4):
+        _, sliced = take(step, start(2.0**60), batch_of(4, slices=slices))
+        assert sliced["loss"] == pytest.approx(whole["loss"], rel=2e-3)
+        assert sliced["grad_norm"] == pytest.approx(whole["grad_norm"], rel=2e-2)
+        # Sums over more rows reach float16's largest number a little earlier.
+        assert abs(np.log2(sliced["loss_scale"] / whole["loss_scale"])) <= 1
 
 
-def test_other_precisions_have_no_loop_and_no_scale(base_model: Path) -> None:
-    models, initial = load_base_models(configuration(base_model), schedule_of(base_model))
-    state = TrainState.create(initial.controlnet)
-    assert state.loss_scaler == {}
+def test_all_devices_take_a_step_again_together() -> None:
+    """Each with rows of its own, of which those of one overflow first."""
+    step = make_train_step(STAND_INS, objective_of(NoiseSchedule.from_config(SCHEDULER)), SETTINGS, axis_name="devices")
+    noise = np.random.default_rng(0).standard_normal((8, 1, 2, 8, 8, 4)).astype(np.float32)
+    noise[3] *= 100
+    rows = {name: np.stack([value] * 8) for name, value in batch_of(2).items()} | {"noise": noise}
+    state, metrics = jax.pmap(step, axis_name="devices", in_axes=(None, None, 0, None))(
+        start(2.0**40), NOTHING_FROZEN, rows, np.float32(1e-3)
+    )
+    assert len(set(np.asarray(metrics["loss_scale"]).tolist())) == 1
+    assert np.asarray(metrics["loss_scale"])[0] < 2.0**40
+    assert len(set(np.asarray(state.params["weight"]).tolist())) == 1
+    assert not np.asarray(state.halted).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_precisions_have_no_loop_and_no_scale(dtype: str) -> None:
+    state = start(1)._replace(loss_scaler={})
     assert "loss_scaler" not in state.to_checkpoint()
-    for dtype in ("float32", "bfloat16"):
-        train_step = make_train_step(models.defs, objective_of(models, dtype), SETTINGS)
-        jaxpr = jax.make_jaxpr(train_step)(state, initial.frozen, batch_of(2), RATE)
-        assert "while" not in {equation.primitive.name for equation in jaxpr.eqns}
+    step = make_train_step(STAND_INS, objective_of(NoiseSchedule.from_config(SCHEDULER), dtype), SETTINGS)
+    jaxpr = jax.make_jaxpr(step)(state, NOTHING_FROZEN, BATCH, np.float32(1e-3))
+    assert "while" not in {equation.primitive.name for equation in jaxpr.eqns}
+    assert take(step, state)[1].keys() == {"loss", "grad_norm"}
+
+
+# --- real models -----------------------------------------------------------------------------------------------------
+
+
+def test_losses_and_gradients_are_near_those_of_float32(base_model: Path) -> None:
+    given, expected = (_step_of_real_models(base_model, precision) for precision in ("fp16", "no"))
+    assert given["loss"] == pytest.approx(expected["loss"], rel=2e-3)
+    assert given["loss"] != expected["loss"]
+    assert given["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2)
+
+
+def _step_of_real_models(base_model: Path, precision: str) -> dict[str, float]:
+    """The figures of a first step. What is trained is in float32, what is frozen in float16."""
+    config = configuration(base_model, mixed_precision=precision)
+    models, initial = load_base_models(config, schedule_of(base_model))
+    dtype = np.dtype(COMPUTE_DTYPES[precision])
+    assert {value.dtype for params in initial.frozen for value in params.values()} == {dtype}
+    rng = np.random.default_rng(0)
+    # Every weight moved a little: as they start, the zero convolutions keep all other gradients at zero.
+    awake = {
+        name: value + 0.02 * rng.standard_normal(value.shape, np.float32) for name, value in initial.controlnet.items()
+    }
+    objective = objective_of(models.schedule, dtype.name, models.vae_config.scaling_factor)
+    step = jax.jit(make_train_step(models.defs, objective, SETTINGS), compiler_options=FAST_COMPILE)
+    state = TrainState.create(awake, scales_loss=precision == "fp16")
+    state, metrics = step(state, initial.frozen, batch_of(1), np.float32(1e-3))
+    assert {value.dtype.name for value in state.params.values()} == {"float32"}
+    return {name: float(value) for name, value in metrics.items()}

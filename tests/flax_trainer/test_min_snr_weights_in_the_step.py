@@ -4,12 +4,9 @@ The models are stand-ins of a line each, so that nothing but the objective is me
 with diffusers' scheduler and `compute_snr`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import diffusers
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,43 +15,16 @@ from diffusers.training_utils import compute_snr
 
 from flax_trainer.optimizer import AdamWSettings
 from flax_trainer.state import TrainState
-from flax_trainer.step import FrozenParams, ModelDefs, Objective, make_train_step
+from flax_trainer.step import Objective, make_train_step
 from shared.diffusion.loss_weighting import min_snr_weights
 from shared.diffusion.schedule import NoiseSchedule
+from tests.flax_trainer.stand_in_models import NOTHING_FROZEN, STAND_INS
 from tests.torch_trainer.tiny_training import batch_of
 
 GAMMA = 5.0
 WEIGHT = 0.7
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 SETTINGS = AdamWSettings(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, max_grad_norm=float("inf"))
-
-
-@dataclass(frozen=True)
-class StandIn:
-    """Where a `ModelDef` is expected."""
-
-    make: Callable[[Any], Any]
-
-    def bind(self, params: Any) -> Any:
-        return self.make(params)
-
-
-class Autoencoder:
-    def encode(self, pixels_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        mean_BHWC = jnp.pad(pixels_BHWC[:, ::8, ::8], ((0, 0), (0, 0), (0, 0), (0, 1)))
-        return mean_BHWC, jnp.full_like(mean_BHWC, 0.1)
-
-
-def unet(noisy_BHWC: jax.Array, *_: jax.Array, mid_block_additional_residual: jax.Array, **__: Any) -> jax.Array:
-    return 0.3 * noisy_BHWC + mid_block_additional_residual
-
-
-STAND_INS: Any = ModelDefs(
-    controlnet=StandIn(lambda params: lambda *inputs: ((), params["weight"] * inputs[3][:, ::8, ::8, :1])),
-    unet=StandIn(lambda params: unet),
-    vae=StandIn(lambda params: Autoencoder()),
-    text_encoder=StandIn(lambda params: lambda ids_BL: (jnp.zeros((*ids_BL.shape, 1)), None)),
-)
 
 
 def reference(batch: dict[str, np.ndarray], scheduler: dict[str, Any], weight: torch.Tensor) -> torch.Tensor:
@@ -90,7 +60,7 @@ def test_loss_and_gradient_are_those_of_diffusers(count: int, prediction_type: s
 
     state = TrainState.create({"weight": np.array(WEIGHT, np.float32)})
     step = make_train_step(STAND_INS, objective, SETTINGS)
-    after, metrics = step(state, FrozenParams({}, {}, {}), rows, np.float32(0))
+    after, metrics = step(state, NOTHING_FROZEN, rows, np.float32(0))
 
     weight = torch.tensor(WEIGHT, requires_grad=True)
     loss = reference({name: array[0] for name, array in rows.items()}, scheduler, weight)

@@ -48,9 +48,8 @@ from torch_trainer.evaluator import Evaluator
 STEPS = 6
 RATE = 1e-3
 VARIANTS: dict[str, Changes] = {
-    "use_ema": {"use_ema": True},
-    "sd_unlocked": {"sd_unlocked": True},
     "only_mid_control": {"only_mid_control": True},
+    "sd_unlocked and use_ema": {"sd_unlocked": True, "use_ema": True},
     "all": {"use_ema": True, "sd_unlocked": True, "only_mid_control": True, "gradient_checkpointing": True},
 }
 Arrays = dict[str, np.ndarray]
