@@ -41,7 +41,7 @@ class TrainableState(Protocol):
         """Continue from these, after `step` steps.
 
         Raises:
-            ValueError: the state is that of another kind of optimizer.
+            ValueError: the state is that of another kind of optimizer, or lacks the average that this run keeps.
         """
         ...
 
@@ -94,6 +94,11 @@ class ReplicatedState:
             raise ValueError(
                 f"The checkpoint was saved {'with' if is_adamw else 'without'} --use_8bit_adam, and the optimizer's "
                 f"state cannot be converted. {'Add' if is_adamw else 'Leave out'} that flag to resume."
+            )
+        if self._average is not None and tensors.average.keys() != self._parameters.keys():
+            raise ValueError(
+                f"The checkpoint holds the moving average of {len(tensors.average)} parameters, and this run averages "
+                f"{len(self._parameters)}. Resume from another checkpoint."
             )
         entries: dict[int, dict[str, Any]] = {}
         for name, param in self._parameters.items():

@@ -28,6 +28,7 @@ from flax_trainer.step import FrozenParams, TrainStep, make_evaluation_step, mak
 from flax_trainer.step import Objective as FlaxObjective
 from flax_trainer.torch_checkpoint import read_torch_checkpoint
 from shared.checkpoint_policy import check_resumable, checkpoint_record
+from shared.portable_checkpoint import AVERAGE_FILE
 from shared.trained_parts import DOWN_RESIDUALS, UNET_PREFIX, separated
 from tests.flax_trainer.models.unet_reference import FAST_COMPILE
 from tests.torch_trainer.tiny_training import (
@@ -268,6 +269,16 @@ def test_the_trained_weights_come_back_after_the_average_was_in_their_place(base
     except KeyboardInterrupt:
         assert fails
     assert_same(numpy_of(training.state.params()), numpy_of(params))
+
+
+def test_a_checkpoint_that_has_lost_its_average_is_refused(base_model: Path, tmp_path: Path) -> None:
+    training = training_of(base_model, use_ema=True)
+    training.step(batch_of(2), RATE)
+    checkpoints = checkpoints_of(training, tmp_path)
+    checkpoints.save(1, {})
+    (tmp_path / "checkpoint-1" / AVERAGE_FILE).unlink()
+    with pytest.raises(ValueError, match=r"moving average of 0 parameters.*Resume from another checkpoint"):
+        checkpoints.restore(tmp_path / "checkpoint-1")
 
 
 def test_a_step_that_is_not_taken_does_not_move_the_average(base_model: Path) -> None:
