@@ -12,9 +12,10 @@ import torch
 
 from flax_trainer.base_models import load_base_models as load_flax_models
 from flax_trainer.models.adapter import from_torch_layout, to_torch_layout
+from flax_trainer.optimizer import AdamWSettings
 from flax_trainer.state import TrainState
-from flax_trainer.step import AdamWSettings, make_train_step
 from flax_trainer.step import Objective as FlaxObjective
+from flax_trainer.step import make_train_step
 from shared.diffusion.loss_weighting import min_snr_weights
 from tests.flax_trainer.models.unet_reference import FAST_COMPILE
 from tests.torch_trainer.tiny_training import (
