@@ -54,7 +54,7 @@ def saved(base_model: Path, tmp_path: Path) -> tuple[Path, StateTensors]:
 
 
 def test_weights_moments_and_step_arrive_exactly(saved: tuple[Path, StateTensors], expected: Expected) -> None:
-    checkpoint, (params, moments) = saved
+    checkpoint, (params, moments, _) = saved
     assert is_torch_checkpoint(checkpoint)
     state, record = read_torch_checkpoint(checkpoint, expected.layouts)
     check_same_arrays(checkpoint, state, expected.fresh)

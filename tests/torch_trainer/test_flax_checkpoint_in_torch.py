@@ -77,7 +77,7 @@ def test_weights_moments_and_step_arrive_exactly(base_model: Path, tmp_path: Pat
     training = training_of(base_model)
     checkpoints = Checkpoints(training.accelerator, training.models.controlnet, training.state, tmp_path, None)
     checkpoints.restore(saved.checkpoint)
-    params, moments = training.state.tensors()
+    params, moments, _ = training.state.tensors()
     assert_same({name: value.numpy() for name, value in params.items()}, saved.params)
     for kind, expected in (("exp_avg", saved.exp_avg), ("exp_avg_sq", saved.exp_avg_sq)):
         assert_same({name: kinds[kind].numpy() for name, kinds in moments.items()}, expected)
