@@ -28,9 +28,10 @@ from flax_trainer.models import (
 from flax_trainer.models.attention_kernels import AttentionKernel
 from flax_trainer.models.functional import Params, split
 from flax_trainer.models.gradient_checkpointing import CheckpointingPolicy
+from flax_trainer.optimizer import AdamWSettings
 from flax_trainer.random_model import ARCHITECTURES, Architecture
 from flax_trainer.state import TrainState
-from flax_trainer.step import AdamWSettings, FrozenParams, ModelDefs, Objective, make_train_step
+from flax_trainer.step import FrozenParams, ModelDefs, Objective, make_train_step
 from shared.diffusion.schedule import NoiseSchedule
 
 NONE = "none"

@@ -1,6 +1,8 @@
 """Everything that a run reads from its base model: parameters on the host, structures, noise schedule."""
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +26,11 @@ from flax_trainer.step import FrozenParams, ModelDefs
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 from shared.model_fit import check_models_fit
+from shared.trained_parts import DOWN_RESIDUALS, is_decoder, only_mid_control_notice, prefixed
 
-COMPUTE_DTYPES = {"no": jnp.float32, "bf16": jnp.bfloat16}
+logger = logging.getLogger(__name__)
+
+COMPUTE_DTYPES = {"no": jnp.float32, "fp16": jnp.float16, "bf16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,16 @@ class BaseModels:
 
 
 class InitialParams(NamedTuple):
-    """Host arrays of a run's models: the ControlNet to start from in float32, the others in the compute dtype."""
+    """Host arrays of a run's models: what training starts from in float32, the others in the compute dtype."""
 
     controlnet: HostParams
     frozen: FrozenParams
+    decoder: HostParams  # of the UNet, with --sd_unlocked, else empty
+
+    @property
+    def trained(self) -> HostParams:
+        """By the names that `TrainState` has for them."""
+        return self.controlnet | prefixed(self.decoder)
 
 
 def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[BaseModels, InitialParams]:
@@ -63,15 +74,13 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
     """
     base = str(config.pretrained_model_name_or_path)
     dtype = COMPUTE_DTYPES[config.mixed_precision or "no"]
-    options: dict[str, Any] = {
-        "revision": config.revision,
-        "variant": config.variant,
-        "cache_dir": config.cache_dir,
-    }
+    options = _options(config)
     unet_config, unet = FlaxUNet2DConditionModel.load_params(base, subfolder="unet", **options)
     text_config, text_encoder = FlaxCLIPTextModel.load_params(base, subfolder="text_encoder", dtype=dtype, **options)
     vae_config, vae = _load_vae(config, base, dtype, options)
     controlnet_config, controlnet = _load_controlnet(config, unet_config, unet)
+    if config.only_mid_control:
+        controlnet = _without_down_residuals(config, controlnet)
     check_models_fit(base, unet_config, text_config, vae_config, controlnet_config)
 
     controlnet_model = FlaxControlNetModel.abstract(controlnet_config)
@@ -81,15 +90,36 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
             model.enable_gradient_checkpointing(config.gradient_checkpointing_policy)
         if config.enable_xformers_memory_efficient_attention:
             model.enable_memory_efficient_attention(memory_efficient_kernel(jax.devices()[0]))
+    if config.only_mid_control:
+        controlnet_model.enable_only_mid_control()
     defs = ModelDefs(
         controlnet=split(controlnet_model)[0],
         unet=split(unet_model)[0],
         vae=split(FlaxAutoencoderKL.abstract(vae_config))[0],
         text_encoder=split(FlaxCLIPTextModel.abstract(text_config))[0],
     )
-    unet = {name: value.astype(dtype, copy=False) for name, value in unet.items()}
+    decoder = {name: value for name, value in unet.items() if config.sd_unlocked and is_decoder(name)}
+    frozen = {name: value.astype(dtype, copy=False) for name, value in unet.items() if name not in decoder}
     models = BaseModels(defs, controlnet_config, vae_config, schedule)
-    return models, InitialParams(controlnet, FrozenParams(unet, vae, text_encoder))
+    return models, InitialParams(controlnet, FrozenParams(frozen, vae, text_encoder), decoder)
+
+
+def save_unet(folder: Path, config: TrainConfig, decoder: HostParams) -> None:
+    """Write the base model's UNet with another decoder, whole and in float32, in diffusers' layout.
+
+    Raises:
+        ValueError: the base model cannot be read any more.
+    """
+    # Read again: in memory the rest of it may be rounded.
+    unet_config, unet = FlaxUNet2DConditionModel.load_params(
+        str(config.pretrained_model_name_or_path), subfolder="unet", **_options(config)
+    )
+    layouts = split(FlaxUNet2DConditionModel.abstract(unet_config))[0].layouts
+    FlaxUNet2DConditionModel.save_params(folder, unet_config, unet | decoder, layouts)
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "variant": config.variant, "cache_dir": config.cache_dir}
 
 
 def _load_vae(
@@ -113,3 +143,11 @@ def _load_controlnet(
     definition, abstract = split(FlaxControlNetModel.abstract(controlnet_config))
     params = controlnet_params_from_unet(unet, abstract, definition.layouts, config.seed)
     return controlnet_config, {name: np.asarray(value) for name, value in params.items()}
+
+
+def _without_down_residuals(config: TrainConfig, controlnet: HostParams) -> HostParams:
+    """With zeros that stay zeros, for diffusers adds the residuals of all blocks."""
+    silenced = {name: value for name, value in controlnet.items() if name.startswith(DOWN_RESIDUALS)}
+    if any(value.any() for value in silenced.values()):
+        logger.info(only_mid_control_notice(str(config.controlnet_model_name_or_path)))
+    return controlnet | {name: np.zeros_like(value) for name, value in silenced.items()}

@@ -91,7 +91,8 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is damaged, or holds other parameters than `like`.
         """
-        state = TrainState.from_checkpoint(self._read(step, "state", ocp.args.StandardRestore()))
+        saved = TrainState.from_checkpoint(self._read(step, "state", ocp.args.StandardRestore()))
+        state = saved.with_loss_scaler_of(like)
         check_same_arrays(self._path(step), state, like)
         return state
 

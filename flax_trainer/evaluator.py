@@ -20,10 +20,10 @@ class LossEvaluator:
     def __init__(self, defs: ModelDefs, objective: Objective):
         self._losses = jax.pmap(make_evaluation_step(defs, objective))
 
-    def __call__(self, controlnet_params: Params, frozen: FrozenParams, batch: Batch) -> np.ndarray:
+    def __call__(self, params: Params, frozen: FrozenParams, batch: Batch) -> np.ndarray:
         """float32 [B] for a batch whose arrays begin with the axis B, a multiple of the number of local devices."""
         sharded = {name: shard_rows(array) for name, array in batch.items()}
-        return np.asarray(self._losses(controlnet_params, frozen, sharded)).reshape(-1)
+        return np.asarray(self._losses(params, frozen, sharded)).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,10 @@ class Evaluator:
     sampler: ImageSampler | None
     frozen: FrozenParams
 
-    def at(self, controlnet_params: Params) -> ModelsInTraining:
-        """With these replicated parameters of the ControlNet."""
-        return ModelsInTraining(
-            partial(self.losses, controlnet_params, self.frozen), partial(self._images, controlnet_params)
-        )
+    def at(self, params: Params) -> ModelsInTraining:
+        """With these replicated parameters in place of those in training."""
+        return ModelsInTraining(partial(self.losses, params, self.frozen), partial(self._images, params))
 
-    def _images(self, controlnet_params: Params, prompts: list[str], conditions_RHWC: np.ndarray) -> np.ndarray:
+    def _images(self, params: Params, prompts: list[str], conditions_RHWC: np.ndarray) -> np.ndarray:
         assert self.sampler is not None, "a run that asks for images has a sampler"
-        return self.sampler(controlnet_params, self.frozen, prompts, conditions_RHWC)
+        return self.sampler(params, self.frozen, prompts, conditions_RHWC)

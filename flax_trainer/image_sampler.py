@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_trainer.base_models import BaseModels
-from flax_trainer.models.functional import Params, cast
+from flax_trainer.models.functional import Params
 from flax_trainer.pmap_engine import shard_rows
 from flax_trainer.sampling import Prompt, SamplingDefs, SamplingParams, sample_images
-from flax_trainer.step import FrozenParams, ModelDefs, normalise_condition
+from flax_trainer.step import FrozenParams, ModelDefs, computing_params, normalise_condition
 from shared.config import TrainConfig
 from shared.data.tokenization import Tokenize
 from shared.diffusion.samplers import SamplerPlan, initial_latents, unipc_plan
@@ -35,7 +35,7 @@ class ImageSampler:
         )
 
     def __call__(
-        self, controlnet_params: Params, frozen: FrozenParams, prompts: list[str], conditions_RHWC: np.ndarray
+        self, params: Params, frozen: FrozenParams, prompts: list[str], conditions_RHWC: np.ndarray
     ) -> np.ndarray:
         """uint8 [R,H,W,C], one image for each prompt with its condition (uint8).
 
@@ -50,7 +50,7 @@ class ImageSampler:
         for start in range(0, len(rows), self._rows):
             chosen = rows[start : start + self._rows]
             images_NBHWC = self._sample(
-                controlnet_params,
+                params,
                 frozen,
                 shard_rows(empty_ids_RL),
                 shard_rows(prompt_ids_RL[chosen]),
@@ -66,7 +66,7 @@ def _sample(
     plan: SamplerPlan,
     scaling_factor: float,
     guidance_scale: float,
-    controlnet_params: Params,
+    params: Params,
     frozen: FrozenParams,
     negative_ids_BL: jax.Array,
     prompt_ids_BL: jax.Array,
@@ -76,10 +76,11 @@ def _sample(
     """uint8 images [B,H,W,C] of one device."""
     encode = defs.text_encoder.bind(frozen.text_encoder)
     dtype = next(iter(frozen.unet.values())).dtype
+    controlnet_params, unet_params = computing_params(params, frozen.unet, dtype)
     images_BHWC = sample_images(
         SamplingDefs(defs.unet, defs.controlnet, defs.vae, scaling_factor),
         plan,
-        SamplingParams(frozen.unet, cast(controlnet_params, dtype), frozen.vae),
+        SamplingParams(unet_params, controlnet_params, frozen.vae),
         Prompt(encode(prompt_ids_BL)[0]),
         Prompt(encode(negative_ids_BL)[0]),
         normalise_condition(condition_BHWC),

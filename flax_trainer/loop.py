@@ -38,6 +38,7 @@ class _Dispatched:
             learning_rate=self.learning_rate,
             data_wait=self.data_wait,
             finished_at=time.perf_counter(),
+            loss_scale=float(metrics["loss_scale"]) if "loss_scale" in metrics else None,
         )
 
 
@@ -64,7 +65,7 @@ class Loop:
             ValueError: from the data, after saving the state that it stopped at.
         """
         if first_step == last_step:  # interrupted after the last step, before its validation
-            models = self.evaluator.at(state.params)
+            models = self.evaluator.at(state.result)
             self.validation.measure_again(models, last_step)
             self.validation.draw(models, last_step)
         dispatched: _Dispatched | None = None
@@ -84,7 +85,7 @@ class Loop:
             validate = last or (finished % self.config.validation_steps == 0 and not interrupted)
             if save or validate:
                 figures, dispatched = self._finished(dispatched, state), None
-                models = self.evaluator.at(state.params)
+                models = self.evaluator.at(state.result)
                 # Before saving: a step that a killed run's checkpoint contains is then also in its log.
                 self.log.add(figures, self.validation.measure(models, finished) if validate else None)
                 if save:

@@ -13,19 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from flax_trainer.loss_scaling import unscaled_gradients
 from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxControlNetModel, FlaxUNet2DConditionModel
 from flax_trainer.models.functional import ModelDef, Params, cast
+from flax_trainer.optimizer import AdamWSettings, Scalar, adamw_update, kept_if
 from flax_trainer.state import TrainState
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
+from shared.trained_parts import is_decoder, prefixed, separated
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-Scalar = jax.Array | np.generic
 TrainStep = Callable[[TrainState, "FrozenParams", Batch, Scalar], tuple[TrainState, Metrics]]
 
 
 class FrozenParams(NamedTuple):
-    """Parameters of the models that are used and not trained, in the compute dtype; numpy until they are placed."""
+    """Parameters that are used and not trained, in the compute dtype; numpy until they are placed.
+
+    With `--sd_unlocked`, `unet` lacks the decoder, which is trained.
+    """
 
     unet: dict[str, Any]
     vae: dict[str, Any]
@@ -41,16 +46,11 @@ class ModelDefs:
     vae: ModelDef[FlaxAutoencoderKL]
     text_encoder: ModelDef[FlaxCLIPTextModel]
 
-
-@dataclass(frozen=True)
-class AdamWSettings:
-    """AdamW (Loshchilov & Hutter 2019) after clipping of the global gradient norm. Steps bring the learning rate."""
-
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-    max_grad_norm: float
+    @property
+    def trained_layouts(self) -> dict[str, str]:
+        """The layout (see `adapter.py`) of whatever may be trained, by its name in `TrainState`."""
+        decoder = {name: layout for name, layout in self.unet.layouts.items() if is_decoder(name)}
+        return self.controlnet.layouts | prefixed(decoder)
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,15 @@ def encode_batch(
     return sample_BHWC * objective.scaling_factor, hidden_states_BLD.astype(dtype)
 
 
+def computing_params(trained: Params, frozen_unet: Params, dtype: jax.typing.DTypeLike) -> tuple[Params, Params]:
+    """The parameters that the ControlNet and the UNet compute with: (the former's, the latter's), in this dtype."""
+    controlnet, decoder = separated(cast(trained, dtype))
+    return controlnet, frozen_unet | decoder
+
+
 def per_sample_losses(
     params: Params,
-    unet_params: Params,
+    frozen_unet: Params,
     latents_BHWC: jax.Array,
     encoder_hidden_states_BLD: jax.Array,
     batch: Batch,
@@ -102,8 +108,9 @@ def per_sample_losses(
     noisy_BHWC = add_noise(latents_BHWC, batch["noise"], signal_B111, sigma_B111).astype(dtype)
     target_BHWC = training_target(schedule.prediction_type, latents_BHWC, batch["noise"], signal_B111, sigma_B111)
 
+    controlnet_params, unet_params = computing_params(params, frozen_unet, dtype)
     with jax.named_scope("controlnet"):
-        down_residuals, mid_residual = defs.controlnet.bind(cast(params, dtype))(
+        down_residuals, mid_residual = defs.controlnet.bind(controlnet_params)(
             noisy_BHWC,
             timesteps_B,
             encoder_hidden_states_BLD,
@@ -120,35 +127,6 @@ def per_sample_losses(
     return jnp.square(prediction_BHWC.astype(jnp.float32) - target_BHWC).mean(axis=(1, 2, 3))
 
 
-def adamw_update(
-    state: TrainState, grads: Params, learning_rate: Scalar, settings: AdamWSettings, halted: jax.Array | np.ndarray
-) -> TrainState:
-    """One AdamW step on clipped gradients, as `torch.nn.utils.clip_grad_norm_` and `torch.optim.AdamW` take it.
-
-    Where `halted` (bool []), the state stays as it was and only its `halted` is set.
-    """
-
-    def unless_halted(old: Any, new: Any) -> Any:
-        return jax.tree.map(lambda old, new: jnp.where(halted, old, new), old, new)
-
-    clipped, _ = optax.clip_by_global_norm(settings.max_grad_norm).update(grads, optax.EmptyState())
-    step = unless_halted(state.step, optax.safe_increment(state.step))
-    mu = unless_halted(state.mu, optax.tree.update_moment(clipped, state.mu, settings.beta1, 1))
-    nu = unless_halted(state.nu, optax.tree.update_moment_per_elem_norm(clipped, state.nu, settings.beta2, 2))
-    # The directions come from the moments that are kept, so that new ones may take the place of the old in memory.
-    directions = jax.tree.map(
-        lambda mean, square: mean / (jnp.sqrt(square) + settings.epsilon),
-        optax.tree.bias_correction(mu, settings.beta1, step),
-        optax.tree.bias_correction(nu, settings.beta2, step),
-    )
-    params = jax.tree.map(
-        lambda param, direction: param - learning_rate * (direction + settings.weight_decay * param),
-        state.params,
-        directions,
-    )
-    return TrainState(step, unless_halted(state.params, params), mu, nu, halted)
-
-
 def make_train_step(
     defs: ModelDefs, objective: Objective, settings: AdamWSettings, *, axis_name: str | None = None
 ) -> TrainStep:
@@ -157,23 +135,41 @@ def make_train_step(
     Every array of `batch` has leading axes [A, B]; gradients are the mean over both and, where `axis_name` names a
     mapped axis, over devices. Metrics: `loss`, and `grad_norm` before clipping. Where one is not finite, the state
     stays as it was and only `halted` is set.
-    """
 
-    def loss_and_grads(params: Params, frozen: FrozenParams, slice_: Batch) -> tuple[jax.Array, Params]:
+    In float16 the state has a loss scaler, a batch whose gradients overflow is taken again with a smaller scale, and
+    `loss_scale` after the step is among the metrics.
+    """
+    scales_loss = objective.compute_dtype == jnp.float16
+
+    def loss_and_grads(
+        params: Params, frozen: FrozenParams, slice_: Batch, scale: jax.Array | None
+    ) -> tuple[jax.Array, Params]:
         latents_BHWC, text_BLD = encode_batch(defs, frozen, slice_, objective)
 
         def loss(params: Params) -> jax.Array:
             losses_B = per_sample_losses(params, frozen.unet, latents_BHWC, text_BLD, slice_, defs, objective)
             return jnp.mean(jnp.asarray(objective.loss_weights)[slice_["timesteps"]] * losses_B)
 
-        return jax.value_and_grad(loss)(params)
+        if scale is None:
+            return jax.value_and_grad(loss)(params)
 
-    def mean_over_slices(params: Params, frozen: FrozenParams, batch: Batch) -> tuple[jax.Array, Params]:
+        def scaled_loss(params: Params) -> tuple[jax.Array, jax.Array]:
+            value = loss(params)
+            return value * scale, value
+
+        scaled_grads, value = jax.grad(scaled_loss, has_aux=True)(params)
+        return value, jax.tree.map(lambda grad: grad / scale, scaled_grads)
+
+    def mean_over_slices(
+        params: Params, frozen: FrozenParams, batch: Batch, scale: jax.Array | None
+    ) -> tuple[jax.Array, Params]:
         slices = len(batch["timesteps"])
         if slices == 1:
-            return loss_and_grads(params, frozen, {name: array[0] for name, array in batch.items()})
+            return loss_and_grads(params, frozen, {name: array[0] for name, array in batch.items()}, scale)
+        if scale is not None:
+            scale = scale / slices  # a slice's gradients are scaled as its share in the mean, as in PyTorch
         total, _ = jax.lax.scan(
-            lambda total, slice_: (jax.tree.map(jnp.add, total, loss_and_grads(params, frozen, slice_)), None),
+            lambda total, slice_: (jax.tree.map(jnp.add, total, loss_and_grads(params, frozen, slice_, scale)), None),
             (jnp.float32(0), jax.tree.map(jnp.zeros_like, params)),
             batch,
         )
@@ -182,20 +178,29 @@ def make_train_step(
     def train_step(
         state: TrainState, frozen: FrozenParams, batch: Batch, learning_rate: Scalar
     ) -> tuple[TrainState, Metrics]:
-        loss, grads = mean_over_slices(state.params, frozen, batch)
-        if axis_name is not None:
-            loss, grads = jax.lax.pmean((loss, grads), axis_name)
+        def mean_of_all(scale: jax.Array | None) -> tuple[jax.Array, Params]:
+            local = mean_over_slices(state.params, frozen, batch, scale)
+            return local if axis_name is None else jax.lax.pmean(local, axis_name)
+
+        if scales_loss:
+            loss, grads, loss_scaler = unscaled_gradients(mean_of_all, state.loss_scaler, state.halted)
+        else:
+            (loss, grads), loss_scaler = mean_of_all(None), state.loss_scaler
         with jax.named_scope("optimizer"):
             grad_norm = optax.tree.norm(grads)
             halted = state.halted | ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
             updated = adamw_update(state, grads, learning_rate, settings, halted)
-        return updated, {"loss": loss, "grad_norm": grad_norm}
+            updated = updated._replace(loss_scaler=kept_if(halted, state.loss_scaler, loss_scaler))
+        metrics = {"loss": loss, "grad_norm": grad_norm}
+        if scales_loss:
+            metrics["loss_scale"] = updated.loss_scaler["scale"]
+        return updated, metrics
 
     return train_step
 
 
 def make_evaluation_step(defs: ModelDefs, objective: Objective) -> Callable[[Params, FrozenParams, Batch], jax.Array]:
-    """`(controlnet_params, frozen, batch) → losses [B]`: the training loss of each sample, not weighted by timestep."""
+    """`(params, frozen, batch) → losses [B]`: the training loss of each sample, not weighted by timestep."""
 
     def evaluation_step(params: Params, frozen: FrozenParams, batch: Batch) -> jax.Array:
         latents_BHWC, text_BLD = encode_batch(defs, frozen, batch, objective)

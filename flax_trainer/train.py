@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, load_base_models
+from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, load_base_models, save_unet
 from flax_trainer.checkpoints import Checkpoints, check_same_arrays
 from flax_trainer.evaluator import Evaluator, LossEvaluator
 from flax_trainer.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
 from flax_trainer.models import FlaxControlNetModel
+from flax_trainer.optimizer import AdamWSettings
 from flax_trainer.pmap_engine import AXIS, fetch, replicate
 from flax_trainer.state import TrainState
-from flax_trainer.step import AdamWSettings, Objective, make_train_step
+from flax_trainer.step import Objective, make_train_step
 from flax_trainer.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint
 from shared.checkpoint_policy import check_resumable, checkpoint_step
 from shared.completion import BackendFacts, complete_run
@@ -43,6 +44,7 @@ from shared.preparation import (
     set_up_logging,
 )
 from shared.run_log import RunLog
+from shared.trained_parts import UNET_FOLDER, separated
 from shared.validation import Validation, most_images_at_once
 
 logger = logging.getLogger("flax_trainer")
@@ -86,11 +88,13 @@ def train(config: TrainConfig) -> int:
     jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.allow_tf32 else "highest")
 
     # --- state: fresh, or continued ----------------------------------------------------------------------------------
-    fresh = TrainState.create(initial.controlnet)
+    fresh = TrainState.create(
+        initial.trained, scales_loss=objective.compute_dtype == jnp.float16, averages=config.use_ema
+    )
     host_state = (
         fresh
         if prepared.resume_from is None
-        else _resumed_state(prepared.resume_from, fresh, steps.record, models.defs.controlnet.layouts)
+        else _resumed_state(prepared.resume_from, fresh, steps.record, models.defs.trained_layouts)
     )
     set_aside_other_course(prepared, steps)
     frozen = replicate(initial.frozen)
@@ -125,7 +129,7 @@ def train(config: TrainConfig) -> int:
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
         for resource in (checkpoints, tracker, log, loader):
             closing.callback(resource.close)
-        validation.measure_untrained(evaluator.at(replicate(initial.controlnet)), steps.first)
+        validation.measure_untrained(evaluator.at(replicate(initial.trained)), steps.first)
         state = replicate(host_state)
         del initial, fresh, host_state
         log.restart_clock()
@@ -137,9 +141,10 @@ def train(config: TrainConfig) -> int:
         return interruption.exit_code
 
     # --- the finished ControlNet and what belongs to it --------------------------------------------------------------
-    FlaxControlNetModel.save_params(
-        output_dir, models.controlnet_config, fetch(state.params), models.defs.controlnet.layouts
-    )
+    controlnet, decoder = separated(fetch(state.result))
+    FlaxControlNetModel.save_params(output_dir, models.controlnet_config, controlnet, models.defs.controlnet.layouts)
+    if decoder:
+        save_unet(output_dir / UNET_FOLDER, config, decoder)
     backend_facts = BackendFacts("flax", devices, _PACKAGES, loader.skipped, _peak_device_memory_gib())
     complete_run(prepared, step, log, validation, backend_facts, started)
     return 0
@@ -160,6 +165,7 @@ def _resumed_state(
     if is_torch_checkpoint(checkpoint):
         state, saved_record = read_torch_checkpoint(checkpoint, layouts)
         check_resumable(checkpoint, saved_record, record)
+        state = state.with_loss_scaler_of(fresh)
         check_same_arrays(checkpoint, state, fresh)
         return state
     checkpoints = Checkpoints(checkpoint.parent, keep=None, read_only=True)

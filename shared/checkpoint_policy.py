@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.config import TrainConfig
+from shared.config.options import FLAGS
 
 CHECKPOINT_PREFIX = "checkpoint-"
 
@@ -26,7 +27,14 @@ _MUST_MATCH = (
     "controlnet_model_name_or_path",
     "controlnet_revision",
     "tokenizer_name",
+    "use_ema",
+    "only_mid_control",
+    "sd_unlocked",
 )
+
+
+# For checkpoints that are older than one of these flags.
+_DEFAULTS = {name: FLAGS[name].default for name in _MUST_MATCH}
 
 
 def checkpoint_step(path: Path) -> int:
@@ -95,7 +103,7 @@ def check_resumable(checkpoint: Path, saved: dict[str, Any], current: dict[str, 
     differences = [
         f"{where}{name}: {before.get(name)!r} in the checkpoint, {now.get(name)!r} now"
         for where, before, now, ignored in (
-            ("--", saved["configuration"], current["configuration"], set()),
+            ("--", _DEFAULTS | saved["configuration"], current["configuration"], set()),
             ("data ", saved["data"], current["data"], moved),
         )
         for name in sorted({*before, *now} - ignored)

@@ -47,6 +47,7 @@ def complete_run(
         "images_seen": step * log.global_batch_size,
         "loss": log.last_loss,
         "images_per_second": log.images_per_second,
+        **({"weights": "moving average"} if prepared.config.use_ema else {}),
         "samples_skipped": facts.samples_skipped,
         **({} if held_out is None else held_out.report()),
         "seconds_total": round(time.perf_counter() - started, 1),
@@ -78,6 +79,7 @@ def _card_facts(report: dict[str, Any]) -> dict[str, Any]:
     return {
         "Optimizer steps": report["steps"],
         "Images seen": report["images_seen"],
+        **({"Weights": "their moving average over the training (--use_ema)"} if "weights" in report else {}),
         **{name: report[name] for name in _ON_THE_CARD if name in report},
         "Hardware": report["devices"],
         "Software": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),

@@ -7,11 +7,13 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HTTPError  # httpx's or httpx2's, whichever huggingface_hub is built on
 
 from shared.config import TrainConfig
+from shared.trained_parts import UNET_FOLDER
 
 _PUBLISHED = [
     "README.md",
     "config.json",
     "diffusion_pytorch_model*.safetensors*",
+    f"{UNET_FOLDER}/*",
     "report.json",
     "contact_sheet.png",
     "validation/*",

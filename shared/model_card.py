@@ -7,6 +7,7 @@ import yaml
 
 from shared.config import TrainConfig, to_yaml
 from shared.redaction import public_config
+from shared.trained_parts import UNET_FOLDER
 
 _TAGS = [
     "stable-diffusion",
@@ -24,6 +25,20 @@ from diffusers.utils import load_image
 
 controlnet = ControlNetModel.from_pretrained("{name}")
 pipeline = StableDiffusionControlNetPipeline.from_pretrained("{base_model}", controlnet=controlnet)
+image = pipeline("your prompt", image=load_image("your_condition.png")).images[0]
+```"""
+
+_USE_WITH_ITS_UNET = """The decoder of the base model's UNet was trained too: the ControlNet belongs to the UNet in the
+folder `{unet_folder}`.
+
+```python
+import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+from diffusers.utils import load_image
+
+controlnet = ControlNetModel.from_pretrained("{name}")
+unet = UNet2DConditionModel.from_pretrained("{name}", subfolder="{unet_folder}")
+pipeline = StableDiffusionControlNetPipeline.from_pretrained("{base_model}", unet=unet, controlnet=controlnet)
 image = pipeline("your prompt", image=load_image("your_condition.png")).images[0]
 ```"""
 
@@ -59,7 +74,9 @@ def write_model_card(
         f"# {name}",
         f"ControlNet weights for `{base_model}`, trained on {data_description(config)} at {config.resolution} px.",
         "## Use",
-        _USE.format(name=name, base_model=base_model),
+        (_USE_WITH_ITS_UNET if config.sd_unlocked else _USE).format(
+            name=name, base_model=base_model, unet_folder=UNET_FOLDER
+        ),
         "## Training",
         "\n".join(f"- {key}: {value}" for key, value in facts.items()),
     ]

@@ -18,6 +18,7 @@ from shared.model_card import data_description
 from shared.run_folder import is_finished, make_run_folder
 from shared.run_log import BatchArithmetic, banner, total_steps
 from shared.tracking import Tracker, check_trackers, open_trackers
+from shared.trained_parts import sd_unlocked_warning
 from shared.validation_images import ValidationImages
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
     """
     for notice in notices(config, backend):
         logger.info(notice)
+    if config.sd_unlocked:
+        logger.warning(sd_unlocked_warning(config.learning_rate))
     output_dir = make_run_folder(config)
     resume_from = checkpoint_to_resume(output_dir, config.resume_from_checkpoint)
     check_trackers(config)

@@ -94,7 +94,7 @@ class NonFiniteError(ValueError):
 class StepFigures:
     """One optimizer step as the host saw it. `step` counts from 1; times in seconds.
 
-    `finished_at` is a reading of `time.perf_counter`.
+    `finished_at` is a reading of `time.perf_counter`, `loss_scale` float16's after this step, None where none is used.
     """
 
     step: int
@@ -103,6 +103,7 @@ class StepFigures:
     learning_rate: float
     data_wait: float
     finished_at: float
+    loss_scale: float | None = None
 
     def check(self) -> None:
         """Raises NonFiniteError where the loss or the gradient is not finite."""
@@ -174,6 +175,8 @@ class RunLog:
             "images_per_second": self.images_per_second,
             "data_wait": math.fsum(figures.data_wait for figures in self._window) / count,
         }
+        if self._window[-1].loss_scale is not None:
+            entry["loss_scale"] = self._window[-1].loss_scale
         if self.epoch_size is not None:
             entry["epoch"] = step * self.global_batch_size / self.epoch_size
         self.tracker.log({**entry, **evaluation}, step)

@@ -13,6 +13,7 @@ from accelerate.utils import (
 
 from shared.config import TrainConfig
 
+_ONLY_WITH_WHOLE_WEIGHTS = ("use_ema", "only_mid_control", "sd_unlocked")
 COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -23,6 +24,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         ValueError: accelerate's configuration and the command line contradict each other, or the device cannot do what
             they ask for.
     """
+    _check_weights_are_whole(config)
     _set_float32_precision(config.allow_tf32)
     on_cpu, is_deepspeed = not torch.accelerator.is_available(), _launched_with("DEEPSPEED")
     if on_cpu and (config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
@@ -78,6 +80,17 @@ def _check(accelerator: Accelerator, config: TrainConfig) -> None:
             f"accelerate's configuration accumulates {accelerator.gradient_accumulation_steps} batches and "
             f"--gradient_accumulation_steps is {config.gradient_accumulation_steps}. Give both the same number."
         )
+
+
+def _check_weights_are_whole(config: TrainConfig) -> None:
+    for kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        for flag in _ONLY_WITH_WHOLE_WEIGHTS:
+            if _launched_with(kind.value) and getattr(config, flag):
+                raise ValueError(
+                    f"--{flag} does not go with {kind.value}, which divides what is trained among the processes. Leave "
+                    "it out, or let each process have the whole, as torch_trainer/accelerate_configs/multi_gpu.yaml "
+                    "does."
+                )
 
 
 def _launched_with(plugin: str) -> bool:

@@ -1,5 +1,6 @@
 """Everything that a run reads from its base model, as diffusers' and transformers' PyTorch modules."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +14,29 @@ from shared.initialisation import ModuleKind, initial_values
 from shared.model_files.hub_files import locate_folder
 from shared.model_files.weight_files import DIFFUSERS, TRANSFORMERS, WeightNames
 from shared.model_fit import check_models_fit
+from shared.trained_parts import UNET_FOLDER, is_decoder, only_mid_control_notice
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class BaseModels:
-    """The models of a run. Only `controlnet` is trained; it is in float32, the others in the compute dtype."""
+    """The models of a run. Parameters that require gradients are trained and in float32, others in the compute dtype.
+
+    Trained are the ControlNet's and, with `--sd_unlocked`, those of the UNet's decoder.
+    """
 
     controlnet: Any
     unet: Any
     vae: Any
     text_encoder: Any
     dtype: torch.dtype
+    sd_unlocked: bool
+
+    @property
+    def trained(self) -> list[Any]:
+        """The models of which something is trained, as they are prepared for it."""
+        return [self.controlnet, self.unet] if self.sd_unlocked else [self.controlnet]
 
     @property
     def vae_scale_factor(self) -> int:
@@ -43,8 +56,8 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype) -> BaseModels:
         ValueError: something is missing, does not fit its configuration or the others, or is not supported.
     """
     base = str(config.pretrained_model_name_or_path)
-    options = {"revision": config.revision, "variant": config.variant, "cache_dir": config.cache_dir}
-    unet = _load(UNet2DConditionModel, DIFFUSERS, base, subfolder="unet", **options)
+    options = _options(config)
+    unet = load_unet(config)
     text_encoder = _load(CLIPTextModel, TRANSFORMERS, base, subfolder="text_encoder", **options)
     if config.pretrained_vae_model_name_or_path is None:
         vae = _load(AutoencoderKL, DIFFUSERS, base, subfolder="vae", **options)
@@ -53,8 +66,50 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype) -> BaseModels:
     controlnet = _load_controlnet(config, unet)
     check_models_fit(base, unet.config, text_encoder.config, vae.config, controlnet.config)
     for model in (unet, vae, text_encoder):
-        model.requires_grad_(False).eval().to(dtype)
-    return BaseModels(controlnet.train(), unet, vae, text_encoder, dtype)
+        model.requires_grad_(False).eval()
+        for name, param in model.named_parameters():
+            is_trained = model is unet and config.sd_unlocked and is_decoder(name)
+            param.requires_grad_(is_trained)
+            param.data = param.data.to(torch.float32 if is_trained else dtype)
+    if config.only_mid_control:
+        _silence_down_residuals(config, controlnet)
+    return BaseModels(controlnet.train(), unet, vae, text_encoder, dtype, config.sd_unlocked)
+
+
+def load_unet(config: TrainConfig) -> Any:
+    """The base model's UNet, in float32.
+
+    Raises:
+        ValueError: it is not there, or does not fit its configuration.
+    """
+    base = str(config.pretrained_model_name_or_path)
+    return _load(UNet2DConditionModel, DIFFUSERS, base, subfolder=UNET_FOLDER, **_options(config))
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "variant": config.variant, "cache_dir": config.cache_dir}
+
+
+class _SilentConvolution(torch.nn.Conv2d):
+    """Has the zeros of an untrained zero convolution, which are not trained, and saves the work of computing zeros."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, kernel_size=1)
+        for param in self.parameters():
+            torch.nn.init.zeros_(param.requires_grad_(False))
+
+    def forward(self, states_BCHW: torch.Tensor) -> torch.Tensor:
+        return states_BCHW.new_zeros((1, 1, 1, 1))
+
+
+def _silence_down_residuals(config: TrainConfig, controlnet: Any) -> None:
+    """The zeros are in the saved ControlNet too, for diffusers adds the residuals of all blocks."""
+    zero_convolutions = controlnet.controlnet_down_blocks
+    if any(param.any() for param in zero_convolutions.parameters()):
+        logger.info(only_mid_control_notice(str(config.controlnet_model_name_or_path)))
+    controlnet.controlnet_down_blocks = torch.nn.ModuleList(
+        _SilentConvolution(convolution.in_channels) for convolution in zero_convolutions
+    )
 
 
 def _load_controlnet(config: TrainConfig, unet: Any) -> Any:

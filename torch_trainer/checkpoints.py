@@ -15,20 +15,26 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoints_in
+from shared.config import TrainConfig
 from shared.model_files.weight_files import DIFFUSERS, write_atomically, write_weights
 from shared.portable_checkpoint import (
+    AVERAGE_FILE,
     CONTROLNET_FOLDER,
+    DECODER_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
-    read_controlnet,
+    read_average,
     read_optimizer_state,
+    read_params,
     read_training_state,
 )
+from shared.trained_parts import UNET_FOLDER, prefixed, separated
+from torch_trainer.base_models import load_unet
 from torch_trainer.flax_checkpoint import is_flax_checkpoint, read_flax_checkpoint, read_flax_record
 from torch_trainer.trainable_state import StateTensors, Tensors, TrainableState
 
@@ -83,30 +89,42 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is damaged or of another kind of run.
         """
-        scaler, loss_scaler = self._accelerator.scaler, None
         if is_flax_checkpoint(checkpoint):
-            step, params, moments = read_flax_checkpoint(checkpoint)
+            step, params, moments, loss_scaler, average = read_flax_checkpoint(checkpoint)
         else:
             saved = read_training_state(checkpoint)
-            step, loss_scaler = saved["step"], saved["loss_scaler"]
-            params = dict(read_controlnet(checkpoint))
+            step, loss_scaler = saved["step"], saved["loss_scaler"] or {}
+            params = dict(read_params(checkpoint))
+            average = dict(read_average(checkpoint))
             moments = {}
             for kind, name, value in read_optimizer_state(checkpoint):
                 moments.setdefault(name, {})[kind] = value
         _check_same_shapes(checkpoint, {name: array.shape for name, array in params.items()}, self._state.shapes())
         self._state.load(
-            StateTensors(_as_tensors(params), {name: _as_tensors(kinds) for name, kinds in moments.items()}), step
+            StateTensors(
+                _as_tensors(params),
+                {name: _as_tensors(kinds) for name, kinds in moments.items()},
+                _as_tensors(average),
+            ),
+            step,
         )
-        if scaler is not None and loss_scaler is not None:
-            scaler.load_state_dict(loss_scaler)
+        scaler = self._accelerator.scaler
+        if scaler is not None and loss_scaler:
+            scaler.load_state_dict(scaler.state_dict() | loss_scaler)
         if checkpoint.parent.resolve() == self._directory.resolve():
             self._saved_step = step
 
     def _write(self, folder: Path, tensors: StateTensors, step: int, record: dict[str, Any]) -> None:
         scaler = self._accelerator.scaler
-        save_controlnet(folder / CONTROLNET_FOLDER, self._accelerator.unwrap_model(self._controlnet), tensors.params)
+        controlnet = self._accelerator.unwrap_model(self._controlnet)
+        params, decoder = separated(tensors.params)
+        save_model(folder / CONTROLNET_FOLDER, controlnet, ControlNetModel, params)
+        if decoder:
+            write_atomically(folder / DECODER_FILE, lambda path: save_file(prefixed(decoder), path))
         flat = {f"{kind}.{name}": value for name, kinds in tensors.optimizer.items() for kind, value in kinds.items()}
         write_atomically(folder / OPTIMIZER_FILE, lambda path: save_file(flat, path))
+        if tensors.average:
+            write_atomically(folder / AVERAGE_FILE, lambda path: save_file(tensors.average, path))
         state = {"step": step, "loss_scaler": None if scaler is None else scaler.state_dict(), "record": record}
         (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
@@ -123,16 +141,29 @@ class Checkpoints:
             ) from error
 
 
-def save_controlnet(folder: Path, controlnet: Any, params: Tensors) -> None:
+def save_result(output_dir: Path, config: TrainConfig, controlnet: Any, params: Tensors) -> None:
+    """Write the ControlNet and, where its decoder was trained, the UNet, in diffusers' layout.
+
+    Raises:
+        ValueError: the base model cannot be read any more.
+    """
+    controlnet_params, decoder = separated(params)
+    save_model(output_dir, controlnet, ControlNetModel, controlnet_params)
+    if decoder:
+        unet = load_unet(config)  # again: in memory the rest of it may be rounded
+        save_model(output_dir / UNET_FOLDER, unet, UNet2DConditionModel, dict(unet.named_parameters()) | decoder)
+
+
+def save_model(folder: Path, model: Any, model_class: Any, params: Mapping[str, torch.Tensor]) -> None:
     """Write whole weights and the model's configuration, in diffusers' layout.
 
     The model's own `save_pretrained` writes what it holds itself: under FSDP a part, under DeepSpeed rounded copies;
     and FSDP has given its class another name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.loads(controlnet.to_json_string()) | {"_class_name": ControlNetModel.__name__}
+    config = json.loads(model.to_json_string()) | {"_class_name": model_class.__name__}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in params.items()}
+    arrays: dict[str, Any] = {name: value.detach().numpy() for name, value in params.items()}
     write_weights(folder, arrays, DIFFUSERS, None, None)
 
 

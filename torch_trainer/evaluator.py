@@ -3,6 +3,7 @@
 Axes: R rows asked for, P processes, B rows of a process.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from shared.validation import ModelsInTraining
 from torch_trainer.base_models import BaseModels
 from torch_trainer.image_sampler import ImageSampler
 from torch_trainer.step import Objective, per_sample_losses, to_device
+from torch_trainer.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,14 @@ class Evaluator:
     models: BaseModels
     objective: Objective
     sampler: ImageSampler
+    average: WeightAverage | None = None
 
     def models_in_training(self) -> ModelsInTraining:
+        """With their averaged weights, where there are any."""
         return ModelsInTraining(self._losses, self._images)
+
+    def _result(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.in_place()
 
     @torch.no_grad()
     def _losses(self, batch: Batch) -> np.ndarray:
@@ -34,7 +41,8 @@ class Evaluator:
         rows = len(batch["timesteps"]) // self.accelerator.num_processes
         first = rows * self.accelerator.process_index
         share = to_device({name: array[first : first + rows] for name, array in batch.items()}, self.accelerator.device)
-        losses_B = per_sample_losses(self.models, share, self.objective)
+        with self._result():
+            losses_B = per_sample_losses(self.models, share, self.objective)
         return self.accelerator.gather(losses_B).cpu().numpy()
 
     @torch.no_grad()
@@ -45,6 +53,7 @@ class Evaluator:
         first = share * self.accelerator.process_index
         # Every process makes as many as the others, for with shared parameters each forward pass is a common one.
         rows = [min(row, count - 1) for row in range(first, first + share)]
-        images_BHWC = self.sampler([prompts[row] for row in rows], conditions_RHWC[rows], rows)
+        with self._result():
+            images_BHWC = self.sampler([prompts[row] for row in rows], conditions_RHWC[rows], rows)
         gathered = self.accelerator.gather(images_BHWC.to(self.accelerator.device))
         return gathered.cpu().numpy()[:count]

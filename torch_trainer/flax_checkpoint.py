@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore
 
 _MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
+_LOSS_SCALER = {"scale": "scale", "growth_tracker": "_growth_tracker"}
 
 
 def is_flax_checkpoint(checkpoint: Path) -> bool:
@@ -28,8 +29,22 @@ def read_flax_record(checkpoint: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({error}). Resume from another checkpoint.") from error
 
 
-def read_flax_checkpoint(checkpoint: Path) -> tuple[int, dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
-    """(step, parameters, optimizer state by parameter and torch's name of it), in PyTorch's layouts.
+class FlaxCheckpoint(NamedTuple):
+    """What is in one, in PyTorch's layouts. `optimizer` is by parameter and torch's name of its state.
+
+    `loss_scaler` has what of a `torch.amp.GradScaler`'s state changes; it is empty for a run that scaled no loss, as is
+    `average`, the moving average of the parameters, for one that keeps none.
+    """
+
+    step: int
+    params: dict[str, np.ndarray]
+    optimizer: dict[str, dict[str, np.ndarray]]
+    loss_scaler: dict[str, float]
+    average: dict[str, np.ndarray]
+
+
+def read_flax_checkpoint(checkpoint: Path) -> FlaxCheckpoint:
+    """Read everything that training goes on from.
 
     Raises:
         ValueError: it is damaged.
@@ -41,13 +56,19 @@ def read_flax_checkpoint(checkpoint: Path) -> tuple[int, dict[str, np.ndarray], 
         raise ValueError(f"{checkpoint} cannot be read ({reason}). Resume from another checkpoint.") from error
     params: dict[str, np.ndarray] = {}
     state: dict[str, dict[str, np.ndarray]] = {}
+    loss_scaler: dict[str, float] = {}
+    average: dict[str, np.ndarray] = {}
     for path, array in arrays.items():
         tree, _, name = path.partition(".")
         if tree == "params":
             params[name] = _torch_layout(array)
+        elif tree == "ema":
+            average[name] = _torch_layout(array)
         elif tree in _MOMENTS:
             state.setdefault(name, {})[_MOMENTS[tree]] = _torch_layout(array)
-    return int(arrays["step"]), params, state
+        elif tree == "loss_scaler":
+            loss_scaler[_LOSS_SCALER[name]] = array.item()
+    return FlaxCheckpoint(int(arrays["step"]), params, state, loss_scaler, average)
 
 
 def _read_arrays(folder: Path) -> dict[str, np.ndarray]:

@@ -70,7 +70,15 @@ class Loop:
         data_wait = time.perf_counter() - waiting_since
         learning_rate = self.learning_rate(finished - 1)
         loss, grad_norm = self.train_step(batch, learning_rate)
-        figures = StepFigures(finished, loss, grad_norm, learning_rate, data_wait, finished_at=time.perf_counter())
+        figures = StepFigures(
+            finished,
+            loss,
+            grad_norm,
+            learning_rate,
+            data_wait,
+            finished_at=time.perf_counter(),
+            loss_scale=self.train_step.loss_scale,
+        )
         try:
             figures.check()
         except NonFiniteError:

@@ -1,6 +1,7 @@
-"""AdamW on the ControlNet, in 32 or 8 bits."""
+"""AdamW on the trained parameters, in 32 or 8 bits."""
 
 import importlib.util
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from shared.config import TrainConfig
 
 
-def make_optimizer(config: TrainConfig, controlnet: torch.nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(config: TrainConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019). Every step sets the learning rate anew.
 
     Under a DeepSpeed configuration that offloads the optimizer, accelerate replaces it with DeepSpeedCPUAdam of the
@@ -33,4 +34,4 @@ def make_optimizer(config: TrainConfig, controlnet: torch.nn.Module) -> torch.op
         "eps": config.adam_epsilon,
         "weight_decay": config.adam_weight_decay,
     }
-    return optimizer_class(controlnet.parameters(), **settings)
+    return optimizer_class(parameters, **settings)

@@ -1,7 +1,8 @@
 """The models on the device, divided among the processes as accelerate's configuration says, ready for training."""
 
 import math
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -13,11 +14,20 @@ from torch_trainer.base_models import BaseModels
 from torch_trainer.deepspeed_state import DeepSpeedState
 from torch_trainer.fsdp_state import FSDPState
 from torch_trainer.optimizer import make_optimizer
-from torch_trainer.trainable_state import ReplicatedState, TrainableState
+from torch_trainer.trainable_state import ReplicatedState, TrainableState, trained_parameters
+from torch_trainer.weight_average import WeightAverage
 
 
-def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> tuple[Any, TrainableState]:
-    """Prepare `models` in place; returns the prepared optimizer, and the state that it and the ControlNet make up.
+class Placed(NamedTuple):
+    """The prepared optimizer, the state that it and the trained models make up, and with --use_ema their average."""
+
+    optimizer: Any
+    state: TrainableState
+    average: WeightAverage | None
+
+
+def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> Placed:
+    """Prepare `models` in place.
 
     Raises:
         ValueError: an attention or optimizer that is asked for is not there or cannot run.
@@ -35,13 +45,21 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
     if config.torch_compile:
         for model in (models.controlnet, models.unet):
             model.compile()
-    optimizer = make_optimizer(config, models.controlnet)
+    optimizer = make_optimizer(config, filter(_is_trained, chain(*(model.parameters() for model in models.trained))))
     if kind == DistributedType.DEEPSPEED:
-        return _prepare_deepspeed(config, accelerator, models, optimizer)
+        return Placed(*_prepare_deepspeed(config, accelerator, models, optimizer), None)
+    if models.sd_unlocked:
+        models.unet = accelerator.prepare_model(models.unet)
     models.controlnet, prepared = accelerator.prepare(models.controlnet, optimizer)
     if kind == DistributedType.FSDP:
-        return prepared, FSDPState(models.controlnet, prepared)
-    return prepared, ReplicatedState(accelerator, models.controlnet, prepared)
+        return Placed(prepared, FSDPState(models.controlnet, prepared), None)
+    parameters = trained_parameters(*map(accelerator.unwrap_model, models.trained))
+    average = WeightAverage(parameters) if config.use_ema else None
+    return Placed(prepared, ReplicatedState(parameters, prepared, average), average)
+
+
+def _is_trained(param: torch.nn.Parameter) -> bool:
+    return param.requires_grad
 
 
 def _prepare_deepspeed(

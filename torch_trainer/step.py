@@ -18,6 +18,7 @@ from shared.data.batches import Batch
 from shared.diffusion.loss_weighting import min_snr_weights
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
 from torch_trainer.base_models import BaseModels
+from torch_trainer.weight_average import WeightAverage
 
 Tensors = dict[str, torch.Tensor]
 
@@ -120,6 +121,17 @@ class TrainStep:
     objective: Objective
     optimizer: Any
     config: TrainConfig
+    average: WeightAverage | None = None
+
+    @property
+    def loss_scale(self) -> float | None:
+        """Of the next step; None without fp16's loss scaling."""
+        if self.accelerator.mixed_precision != "fp16":
+            return None
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return float(self.optimizer.optimizer.loss_scale)
+        assert self.accelerator.scaler is not None
+        return float(self.accelerator.scaler.get_scale())
 
     def __call__(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
@@ -127,10 +139,12 @@ class TrainStep:
         while True:
             loss, grad_norm = self._gradients(batch)
             finite = math.isfinite(loss) and math.isfinite(grad_norm)
-            scale_too_high = math.isfinite(loss) and not finite and self._loss_scale() > 1.0
+            scale_too_high = math.isfinite(loss) and not finite and (self.loss_scale or 1.0) > 1.0
             if finite or scale_too_high:
                 self.optimizer.step()  # with gradients that overflowed, it only lowers the loss scale
             self.optimizer.zero_grad(set_to_none=self.config.set_grads_to_none)
+            if finite and self.average is not None:
+                self.average.update()
             if not scale_too_high:
                 return loss, grad_norm
             # The batch belongs to this step: it is taken again with the lower scale, so that no sample is lost and
@@ -142,16 +156,11 @@ class TrainStep:
         total = torch.zeros((), device=accelerator.device)
         for index in range(slices):
             slice_ = to_device({name: array[index] for name, array in batch.items()}, accelerator.device)
-            with accelerator.accumulate(self.models.controlnet):
+            with accelerator.accumulate(*self.models.trained):
                 losses_B = per_sample_losses(self.models, slice_, self.objective)
                 loss = (self.objective.loss_weights[slice_["timesteps"].long()] * losses_B).mean()
                 accelerator.backward(loss)
             total += loss.detach() / slices
-        grad_norm = accelerator.clip_grad_norm_(self.models.controlnet.parameters(), self.config.max_grad_norm)
+        parameters = [param for model in self.models.trained for param in model.parameters()]
+        grad_norm = accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
         return accelerator.reduce(total, reduction="mean").item(), float(grad_norm)
-
-    def _loss_scale(self) -> float:
-        """1 without fp16's loss scaling."""
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            return float(self.optimizer.optimizer.loss_scale)
-        return 1.0 if self.accelerator.scaler is None else float(self.accelerator.scaler.get_scale())

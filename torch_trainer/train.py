@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -35,7 +35,7 @@ from shared.tracking import Tracker
 from shared.validation import Validation, most_images_at_once
 from torch_trainer.accelerator import COMPUTE_DTYPES, make_accelerator, peak_device_memory_gib
 from torch_trainer.base_models import BaseModels, load_base_models
-from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of, save_controlnet
+from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of, save_result
 from torch_trainer.evaluator import Evaluator
 from torch_trainer.image_sampler import NUM_INFERENCE_STEPS, ImageSampler
 from torch_trainer.loop import Loop
@@ -93,7 +93,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
 
     # --- models, optimizer and batches on the device -----------------------------------------------------------------
     parameters = sum(param.numel() for param in models.controlnet.parameters())
-    optimizer, state = place(config, accelerator, models)
+    optimizer, state, average = place(config, accelerator, models)
     objective = Objective.create(prepared.schedule, config.snr_gamma, accelerator.device)
     loader = BatchLoader(
         prepared.source,
@@ -107,7 +107,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
     )
     held_out = open_held_out_evaluation(prepared, config.train_batch_size * accelerator.num_processes, latent_shape)
     sampler = _sampler(prepared, accelerator, models, most_images_at_once(prepared.images, held_out))
-    evaluator = Evaluator(accelerator, models, objective, sampler)
+    evaluator = Evaluator(accelerator, models, objective, sampler, average)
 
     # --- the run -----------------------------------------------------------------------------------------------------
     devices = f"{accelerator.num_processes} × {_device_name(accelerator.device)}"
@@ -134,7 +134,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
         config.logging_steps,
         shows_progress=is_main,
     )
-    train_step = TrainStep(accelerator, models, objective, optimizer, config)
+    train_step = TrainStep(accelerator, models, objective, optimizer, config, average)
     models_in_training = evaluator.models_in_training()
     loop = Loop(
         config,
@@ -162,10 +162,11 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
         return interruption.exit_code
 
     # --- the finished ControlNet and what belongs to it --------------------------------------------------------------
-    params = state.params()
+    with nullcontext() if average is None else average.in_place():
+        params = state.params()
     skipped = accelerator.reduce(torch.tensor(loader.skipped, device=accelerator.device), reduction="sum").item()
     if is_main:
-        save_controlnet(output_dir, accelerator.unwrap_model(models.controlnet), params)
+        save_result(output_dir, config, accelerator.unwrap_model(models.controlnet), params)
         backend_facts = BackendFacts("torch", devices, _PACKAGES, int(skipped), peak_device_memory_gib())
         complete_run(prepared, step, log, validation, backend_facts, started)
     return 0

@@ -1,18 +1,25 @@
-"""The ControlNet's weights and its optimizer's moments as whole float32 tensors, however the processes hold them."""
+"""The trained weights and their optimizer's moments as whole float32 tensors, however the processes hold them."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from accelerate import Accelerator
+
+from shared.trained_parts import prefixed
+from torch_trainer.weight_average import WeightAverage
 
 Tensors = dict[str, torch.Tensor]
 
 
 class StateTensors(NamedTuple):
-    """Parameters by name, and by name the optimizer's state: `exp_avg` and `exp_avg_sq`, or what 8-bit AdamW keeps."""
+    """Parameters by name, and by name the optimizer's state: `exp_avg` and `exp_avg_sq`, or what 8-bit AdamW keeps.
+
+    `average` is the moving average of the parameters, empty where none is kept.
+    """
 
     params: Tensors
     optimizer: dict[str, Tensors]
+    average: Tensors = {}  # noqa: RUF012 (nothing writes to it)
 
 
 class TrainableState(Protocol):
@@ -34,55 +41,79 @@ class TrainableState(Protocol):
         """Continue from these, after `step` steps.
 
         Raises:
-            ValueError: the state is that of another kind of optimizer.
+            ValueError: the state is that of another kind of optimizer, or lacks the average that this run keeps.
         """
         ...
 
 
-class ReplicatedState:
-    """Every process holds everything: a single process, or data parallelism."""
+def trained_parameters(
+    controlnet: torch.nn.Module, unet: torch.nn.Module | None = None
+) -> dict[str, torch.nn.Parameter]:
+    """By their names in checkpoints: all of the ControlNet's, and of a UNet those that are trained."""
+    of_unet = {} if unet is None else {name: param for name, param in unet.named_parameters() if param.requires_grad}
+    return dict(controlnet.named_parameters()) | prefixed(of_unet)
 
-    def __init__(self, accelerator: Accelerator, controlnet: Any, optimizer: Any):
-        self._controlnet = accelerator.unwrap_model(controlnet)
-        self._optimizer = optimizer.optimizer
+
+class ReplicatedState:
+    """Every process holds everything: a single process, or data parallelism.
+
+    `parameters` are `trained_parameters`, `average` is None where none is kept.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], optimizer: Any, average: WeightAverage | None):
+        self._parameters, self._optimizer, self._average = parameters, optimizer.optimizer, average
+        self._is_adamw = isinstance(self._optimizer, torch.optim.AdamW)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(param.shape) for name, param in self._controlnet.named_parameters()}
+        return {name: tuple(param.shape) for name, param in self._parameters.items()}
 
     def params(self) -> Tensors:
-        return {name: _on_cpu(param) for name, param in self._controlnet.named_parameters()}
+        return {name: _on_cpu(param) for name, param in self._parameters.items()}
 
     def tensors(self) -> StateTensors:
         return StateTensors(
             self.params(),
-            {
-                name: {
-                    kind: _on_cpu(value)
-                    for kind, value in self._optimizer.state[param].items()
-                    if isinstance(value, torch.Tensor) and kind != "step"  # all parameters count the same steps
-                }
-                for name, param in self._controlnet.named_parameters()
-            },
+            {name: self._optimizer_state(param) for name, param in self._parameters.items()},
+            {} if self._average is None else {name: _on_cpu(mean) for name, mean in self._average.means.items()},
         )
 
+    def _optimizer_state(self, param: torch.nn.Parameter) -> Tensors:
+        if (
+            not param.requires_grad and self._is_adamw
+        ):  # the moments of a gradient of zero, as the Flax backend has them
+            return {kind: torch.zeros(param.shape) for kind in ("exp_avg", "exp_avg_sq")}
+        return {
+            kind: _on_cpu(value)
+            for kind, value in self._optimizer.state.get(param, {}).items()
+            if isinstance(value, torch.Tensor) and kind != "step"  # all parameters count the same steps
+        }
+
     def load(self, tensors: StateTensors, step: int) -> None:
-        is_adamw = isinstance(self._optimizer, torch.optim.AdamW)
+        is_adamw = self._is_adamw
         if is_adamw != all("exp_avg" in kinds for kinds in tensors.optimizer.values()):
             raise ValueError(
                 f"The checkpoint was saved {'with' if is_adamw else 'without'} --use_8bit_adam, and the optimizer's "
                 f"state cannot be converted. {'Add' if is_adamw else 'Leave out'} that flag to resume."
             )
+        if self._average is not None and tensors.average.keys() != self._parameters.keys():
+            raise ValueError(
+                f"The checkpoint holds the moving average of {len(tensors.average)} parameters, and this run averages "
+                f"{len(self._parameters)}. Resume from another checkpoint."
+            )
         entries: dict[int, dict[str, Any]] = {}
-        # named_parameters' order is that in which the optimizer was given the parameters and numbers them.
-        for index, (name, param) in enumerate(self._controlnet.named_parameters()):
+        for name, param in self._parameters.items():
             param.data.copy_(tensors.params[name])
-            entries[index] = {
-                kind: _in_memory_order_of(param, value) for kind, value in tensors.optimizer[name].items()
-            }
-            entries[index]["step"] = torch.tensor(float(step)) if is_adamw else step
+            if param.requires_grad:
+                entry: dict[str, Any] = {
+                    kind: _in_memory_order_of(param, value) for kind, value in tensors.optimizer[name].items()
+                }
+                # The optimizer was given the parameters in this order, and numbers them.
+                entries[len(entries)] = entry | {"step": torch.tensor(float(step)) if is_adamw else step}
         self._optimizer.load_state_dict(
             {"state": entries, "param_groups": self._optimizer.state_dict()["param_groups"]}
         )
+        if self._average is not None:
+            self._average.load(tensors.average, step)
 
 
 def _on_cpu(value: torch.Tensor) -> torch.Tensor:

@@ -53,12 +53,24 @@ def dot_product_attention(
         [B, Q, N, D] in that dtype.
     """
     if kernel == "plain":
-        return _plain_attention(query_BQND, key_BKND, value_BKND)
+        return plain_attention(query_BQND, key_BKND, value_BKND)
     if kernel == "splash" and _fits_splash(query_BQND, key_BKND):
         return flash_attention_tpu(query_BQND, key_BKND, value_BKND)
     if kernel == "cudnn" and _fits_cudnn(query_BQND):
         return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="cudnn")
     return blockwise_attention(query_BQND, key_BKND, value_BKND)
+
+
+def plain_attention(
+    query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, *, is_causal: bool = False
+) -> jax.Array:
+    """Attention with all scores at once; with `is_causal`, of each position to itself and those before it."""
+    dtype = query_BQND.dtype
+    if dtype == jnp.float16 and jax.default_backend() != "gpu":
+        # JAX asks for products of float16 numbers, summed in float32, in a way that XLA compiles for GPUs alone.
+        query_BQND, key_BKND, value_BKND = (x.astype(jnp.float32) for x in (query_BQND, key_BKND, value_BKND))
+    y_BQND = jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, is_causal=is_causal, implementation="xla")
+    return y_BQND.astype(dtype)
 
 
 def blockwise_attention(
@@ -77,14 +89,14 @@ def blockwise_attention(
     keys = key_BKND.shape[1]
     blocks = math.ceil(queries / max(1, scores_per_block // (batch * heads * keys)))
     if blocks == 1:
-        return jax.checkpoint(_plain_attention)(query_BQND, key_BKND, value_BKND)
+        return jax.checkpoint(plain_attention)(query_BQND, key_BKND, value_BKND)
 
     rows = math.ceil(queries / blocks)
     blocks = math.ceil(queries / rows)
     padded_BQND = jnp.pad(query_BQND, ((0, 0), (0, blocks * rows - queries), (0, 0), (0, 0)))
     query_SBPND = padded_BQND.reshape(batch, blocks, rows, heads, features).swapaxes(0, 1)
     # The forward and the backward pass are two loops, between which no compiler finds common subexpressions.
-    attend = jax.checkpoint(lambda query_BPND: _plain_attention(query_BPND, key_BKND, value_BKND), prevent_cse=False)
+    attend = jax.checkpoint(lambda query_BPND: plain_attention(query_BPND, key_BKND, value_BKND), prevent_cse=False)
     y_SBPND = jax.lax.map(attend, query_SBPND)
     return y_SBPND.swapaxes(0, 1).reshape(padded_BQND.shape)[:, :queries]
 
@@ -146,10 +158,6 @@ def _splash(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, i
 
 def _splash_precision(dtype: jnp.dtype) -> AbstractContextManager[Any]:
     return jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default")
-
-
-def _plain_attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array) -> jax.Array:
-    return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="xla")
 
 
 def _fits_splash(query_BQND: jax.Array, key_BKND: jax.Array) -> bool:

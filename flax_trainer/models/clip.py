@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from flax_trainer.models.attention_kernels import plain_attention
 from flax_trainer.models.layers import Embedding, LayerNorm, Linear
 from flax_trainer.models.pretrained import PretrainedModel
 from shared.model_files.weight_files import TRANSFORMERS
@@ -226,7 +227,7 @@ class CLIPAttention(nnx.Module):
             project(x_BLD).reshape(batch, length, self.heads, features // self.heads)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        y_BLND = jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="xla")
+        y_BLND = plain_attention(query, key, value, is_causal=True)
         return self.out_proj(y_BLND.reshape(x_BLD.shape))
 
 

@@ -69,6 +69,11 @@ class FlaxControlNetModel(UNetEncoder):
         )
         self.controlnet_down_blocks = nnx.List([Conv(width, width, 1) for width in state_channels(config)])
         self.controlnet_mid_block = Conv(widths[-1], widths[-1], 1)
+        self.only_mid_control = False
+
+    def enable_only_mid_control(self) -> None:
+        """Compute the mid block's residual alone, as if those of the down blocks were zero."""
+        self.only_mid_control = True
 
     def __call__(
         self,
@@ -90,7 +95,8 @@ class FlaxControlNetModel(UNetEncoder):
             conditioning_scale: a scalar that multiplies every residual.
         Returns:
             One residual for each skip connection of the UNet, and the mid block's, in the sample's dtype. With
-            `global_pool_conditions` they are means over H and W, [B, 1, 1, C].
+            `global_pool_conditions` they are means over H and W, [B, 1, 1, C]; after `enable_only_mid_control` the
+            former are missing, an empty tuple.
         Raises:
             ValueError: a condition of the wrong size or channel count, or missing SDXL conditions.
         """
@@ -107,7 +113,7 @@ class FlaxControlNetModel(UNetEncoder):
 
         scale = jnp.asarray(conditioning_scale, dtype)
         with jax.named_scope("controlnet_zero_convolutions"):
-            pairs = zip(self.controlnet_down_blocks, states, strict=True)
+            pairs = () if self.only_mid_control else zip(self.controlnet_down_blocks, states, strict=True)
             down = tuple(self._pooled(zero_conv(state) * scale) for zero_conv, state in pairs)
             return down, self._pooled(self.controlnet_mid_block(mid_BHWC) * scale)
 

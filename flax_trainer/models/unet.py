@@ -52,6 +52,7 @@ class FlaxUNet2DConditionModel(UNetEncoder):
             timesteps_B: diffusion steps in [0, 1000).
             encoder_hidden_states_BLD: the prompt's hidden states.
             down_block_additional_residuals, mid_block_additional_residual: what a ControlNet returns; both or neither.
+                One of `enable_only_mid_control` has an empty sequence of the former.
             added_cond_kwargs: SDXL only: `text_embeds` [B, P] and `time_ids` [B, 6] in pixels.
         Returns:
             [B, H, W, out_channels] in the sample's dtype.
@@ -67,9 +68,7 @@ class FlaxUNet2DConditionModel(UNetEncoder):
         skips = self.run_down_blocks(self.conv_in(sample_BHWC), time_embedding_BT, text_BLD)
         x_BHWC = self.run_mid_block(skips[-1], time_embedding_BT, text_BLD)
         if down_block_additional_residuals is not None and mid_block_additional_residual is not None:
-            _check_residual_count(len(down_block_additional_residuals), len(skips))
-            residuals = down_block_additional_residuals
-            skips = tuple(skip + residual.astype(dtype) for skip, residual in zip(skips, residuals, strict=True))
+            skips = _add_residuals(skips, down_block_additional_residuals)
             x_BHWC = x_BHWC + mid_block_additional_residual.astype(dtype)
         elif down_block_additional_residuals is not None or mid_block_additional_residual is not None:
             raise ValueError(
@@ -117,9 +116,13 @@ def _up_blocks(config: UNet2DConditionConfig) -> list[UpBlock2D]:
     return blocks
 
 
-def _check_residual_count(given: int, expected: int) -> None:
-    if given != expected:
+def _add_residuals(skips_BHWC: tuple[jax.Array, ...], residuals: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    if not residuals:
+        return skips_BHWC
+    if len(residuals) != len(skips_BHWC):
         raise ValueError(
-            f"down_block_additional_residuals has {given} arrays and this UNet has {expected} skip connections; "
-            "use a ControlNet made from the same architecture."
+            f"down_block_additional_residuals has {len(residuals)} arrays and this UNet has {len(skips_BHWC)} skip "
+            "connections; use a ControlNet made from the same architecture."
         )
+    pairs = zip(skips_BHWC, residuals, strict=True)
+    return tuple(skip_BHWC + residual.astype(skip_BHWC.dtype) for skip_BHWC, residual in pairs)

@@ -1,4 +1,7 @@
-"""How far two ControlNets lie apart, tensor by tensor; never more than one tensor of each is in memory."""
+"""How far two ControlNets lie apart, tensor by tensor; never more than one tensor of each is in memory.
+
+Where a UNet's decoder was trained with them, it counts as part of them.
+"""
 
 import json
 import math
@@ -7,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoint_step, checkpoints_in
 from shared.model_files.weight_files import DIFFUSERS, candidates, is_index
 from shared.portable_checkpoint import CONTROLNET_FOLDER
+from shared.trained_parts import UNET_FOLDER, UNET_PREFIX, is_decoder, prefixed
 
 _NAMES_SHOWN = 3
 
@@ -93,13 +97,17 @@ class Drift:
 
 
 def block_of(name: str) -> str:
-    """`down_blocks.1` for what is in it, else the first part of the name: `mid_block`, `controlnet_down_blocks`."""
-    parts = name.split(".")
-    return ".".join(parts[:2]) if parts[0] == "down_blocks" else parts[0]
+    """`down_blocks.1` for what is in it, else the first part of the name: `mid_block`, `controlnet_down_blocks`.
+
+    Of the UNet's decoder likewise `unet.up_blocks.1` and `unet.conv_out`.
+    """
+    prefix = UNET_PREFIX if name.startswith(UNET_PREFIX) else ""
+    parts = name.removeprefix(prefix).split(".")
+    return prefix + (".".join(parts[:2]) if parts[0] in ("down_blocks", "up_blocks") else parts[0])
 
 
 def measure_drift(folder_a: Path, folder_b: Path) -> Drift:
-    """The distance of the models in two folders of diffusers' layout.
+    """The distance of the models in two folders of diffusers' layout, each with its trained decoder if it has one.
 
     Raises:
         ValueError: there is no safetensors file, it is damaged, or the models have other parameters.
@@ -123,31 +131,37 @@ def checkpoint_folders(folder_a: Path, folder_b: Path, step: int) -> tuple[Path,
 
 
 class _Weights:
-    """The safetensors of a folder, whole or in shards, read tensor by tensor."""
+    """What was trained, from the safetensors of a folder, whole or in shards, read tensor by tensor."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._closing = ExitStack()
         try:
-            self._file_of = {
-                name: file
-                for file in (self._closing.enter_context(safe_open(path, framework="np")) for path in _files(folder))
-                for name in file.keys()  # noqa: SIM118 (not a dict)
-            }
+            self._found = self._open(folder)
+            if (folder / UNET_FOLDER).is_dir():  # of a run with --sd_unlocked
+                unet = self._open(folder / UNET_FOLDER)
+                self._found |= prefixed({name: found for name, found in unet.items() if is_decoder(name)})
         except (SafetensorError, FileNotFoundError) as error:
             raise ValueError(
                 f"The ControlNet in {folder} is not whole ({error}). Copy the folder again, or run the training again."
             ) from error
 
+    def _open(self, folder: Path) -> dict[str, tuple[Any, str]]:
+        """By name: the file, and the name in it."""
+        files = [self._closing.enter_context(safe_open(path, framework="np")) for path in _files(folder)]
+        return {name: (file, name) for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
+
     @property
     def names(self) -> list[str]:
-        return sorted(self._file_of)
+        return sorted(self._found)
 
     def shape(self, name: str) -> list[int]:
-        return list(self._file_of[name].get_slice(name).get_shape())
+        file, name_there = self._found[name]
+        return list(file.get_slice(name_there).get_shape())
 
     def read(self, name: str) -> npt.NDArray[np.float64]:
-        return np.asarray(self._file_of[name].get_tensor(name), np.float64)
+        file, name_there = self._found[name]
+        return np.asarray(file.get_tensor(name_there), np.float64)
 
     def __enter__(self) -> Self:
         return self
@@ -220,6 +234,7 @@ _COMPUTING_ORDER = (
     "mid_block",
     "controlnet_down_blocks",
     "controlnet_mid_block",
+    "unet",
 )
 
 

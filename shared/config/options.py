@@ -119,6 +119,16 @@ class TrainConfig:
     )
     train_batch_size: int = _training(4, "The number of images per device in one forward and backward pass.")
     gradient_accumulation_steps: int = _training(1, "The number of passes whose gradients make up one optimizer step.")
+    only_mid_control: bool = _training(
+        False,
+        "Control the UNet's middle block alone: less to compute, and more attention to the picture as a whole. The "
+        "residuals of the ControlNet's down blocks are and stay zero.",
+    )
+    sd_unlocked: bool = _training(
+        False,
+        "Train the base model's decoder (up_blocks, conv_norm_out, conv_out) too, and save that UNet in the folder "
+        "unet. It can harm the model: use a --learning_rate of 2e-6 or lower.",
+    )
     snr_gamma: float | None = _training(
         None, "The gamma of Min-SNR loss weights; its paper recommends 5.0. Without it, all timesteps weigh the same."
     )
@@ -145,6 +155,9 @@ class TrainConfig:
     use_8bit_adam: bool = _optimizer(False, "Hold the optimizer's moments in 8 bits (bitsandbytes, NVIDIA GPUs).")
     set_grads_to_none: bool = _optimizer(
         False, "Free the gradients after each optimizer step rather than zeroing them."
+    )
+    use_ema: bool = _optimizer(
+        False, "Keep a moving average of the trained weights, which validation and the final ControlNet use instead."
     )
 
     validation_prompt: tuple[str, ...] | None = _validation(

@@ -34,7 +34,6 @@ _SEE_METRICS = "Leave it out; images_per_second and data_wait in metrics.jsonl t
 
 NOT_SUPPORTED: dict[Backend, tuple[Missing, ...]] = {
     "flax": (
-        Missing("mixed_precision", "Use --mixed_precision bf16, which needs no loss scaling.", value="fp16"),
         Missing("use_8bit_adam", _GPU_FEATURE),
         Missing("enable_npu_flash_attention", "Leave it out; XLA's attention is used."),
         Missing("ccache", "Set the environment variable JAX_COMPILATION_CACHE_DIR instead."),

@@ -101,7 +101,7 @@ def assert_checkpoints_are_whole(run: Path) -> None:
     """What bears the name of a checkpoint can be resumed from."""
     for checkpoint in checkpoints_in(run):
         if is_flax_checkpoint(checkpoint):
-            step, params, moments = read_flax_checkpoint(checkpoint)
+            step, params, moments, *_ = read_flax_checkpoint(checkpoint)
         else:
             step, params = read_training_state(checkpoint)["step"], trained_weights(checkpoint / CONTROLNET_FOLDER)
             moments = {name for _, name, _ in read_optimizer_state(checkpoint)}

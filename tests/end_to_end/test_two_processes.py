@@ -82,6 +82,21 @@ def test_figures_and_weights_are_those_of_one_process(name: str, one: Path, requ
         np.testing.assert_allclose(picture(run / file), picture(one / file), atol=2)
 
 
+def test_a_decoder_and_an_average_are_those_of_one_process(base_model: Path, tmp_path: Path) -> None:
+    flags = ["--sd_unlocked", "--only_mid_control", "--use_ema", "--num_evaluation_samples", 2, "--learning_rate", 1e-3]
+    train_torch_here(arguments(base_model, tmp_path / "one", *flags))
+    launcher = ["--multi_gpu", "--num_processes", 2, "--main_process_port", free_port()]
+    launch_torch(launcher, arguments(base_model, tmp_path / "two", *flags, *SHARE))
+    one, two = (metrics(tmp_path / run) for run in ("one", "two"))
+    names = ("loss", "grad_norm", "validation_loss")
+    for given, expected in zip(two, one, strict=True):
+        there = [name for name in names if name in expected]
+        assert max(relative([given[name] for name in there], [expected[name] for name in there])) < 1e-5
+    for part in ("", "unet"):
+        weights = [trained_weights(tmp_path / run / part) for run in ("one", "two")]
+        assert distance(*weights) < 1e-5
+
+
 def test_only_one_process_writes(one: Path, two: Path) -> None:
     written = (two / "output.txt").read_text()
     assert "2 × cpu (MULTI_CPU)" in written

@@ -54,7 +54,7 @@ def saved(base_model: Path, tmp_path: Path) -> tuple[Path, StateTensors]:
 
 
 def test_weights_moments_and_step_arrive_exactly(saved: tuple[Path, StateTensors], expected: Expected) -> None:
-    checkpoint, (params, moments) = saved
+    checkpoint, (params, moments, _) = saved
     assert is_torch_checkpoint(checkpoint)
     state, record = read_torch_checkpoint(checkpoint, expected.layouts)
     check_same_arrays(checkpoint, state, expected.fresh)
@@ -83,6 +83,37 @@ def test_the_state_is_ready_for_the_devices(saved: tuple[Path, StateTensors], ex
         assert isinstance(given, np.ndarray)
         assert given.flags.c_contiguous
         assert (given.dtype, given.shape) == (fresh.dtype, fresh.shape)
+
+
+@pytest.mark.parametrize("precision_now", ["fp16", "no"])
+def test_the_loss_scale_arrives_where_it_is_used(
+    base_model: Path, tmp_path: Path, expected: Expected, precision_now: str
+) -> None:
+    training = training_of(base_model)
+    training.step(batch_of(2), 1e-3)
+    training.accelerator.scaler = torch.amp.GradScaler("cpu")
+    training.accelerator.scaler.load_state_dict(
+        training.accelerator.scaler.state_dict() | {"scale": 512.0, "_growth_tracker": 77}
+    )
+    checkpoints = Checkpoints(training.accelerator, training.models.controlnet, training.state, tmp_path, None)
+    checkpoints.save(1, RECORD)
+    fresh = TrainState.create(expected.fresh.params, scales_loss=precision_now == "fp16")
+    state, _ = read_torch_checkpoint(tmp_path / "checkpoint-1", expected.layouts)
+    state = state.with_loss_scaler_of(fresh)
+    check_same_arrays(tmp_path / "checkpoint-1", state, fresh)
+    if precision_now == "fp16":
+        assert (float(state.loss_scaler["scale"]), int(state.loss_scaler["growth_tracker"])) == (512.0, 77)
+    else:
+        assert state.loss_scaler == {}
+
+
+def test_without_a_saved_loss_scale_it_is_the_one_that_runs_begin_with(
+    saved: tuple[Path, StateTensors], expected: Expected
+) -> None:
+    state, _ = read_torch_checkpoint(saved[0], expected.layouts)
+    assert state.loss_scaler == {}
+    state = state.with_loss_scaler_of(TrainState.create(expected.fresh.params, scales_loss=True))
+    assert (float(state.loss_scaler["scale"]), int(state.loss_scaler["growth_tracker"])) == (65536.0, 0)
 
 
 def test_a_controlnet_of_another_architecture_is_refused(saved: tuple[Path, StateTensors], expected: Expected) -> None:

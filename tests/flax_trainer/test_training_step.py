@@ -12,8 +12,9 @@ from transformers import CLIPTextModel
 
 from flax_trainer.base_models import BaseModels, InitialParams, load_base_models
 from flax_trainer.models.adapter import from_torch_layout
+from flax_trainer.optimizer import AdamWSettings
 from flax_trainer.state import TrainState
-from flax_trainer.step import AdamWSettings, FrozenParams, Objective, TrainStep, make_train_step
+from flax_trainer.step import FrozenParams, Objective, TrainStep, make_train_step
 from shared.config import TrainConfig
 from shared.diffusion.loss_weighting import min_snr_weights
 from shared.diffusion.schedule import NoiseSchedule

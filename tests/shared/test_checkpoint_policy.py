@@ -196,6 +196,17 @@ def test_the_same_place_with_other_content_is_other_data() -> None:
     assert "location" not in message
 
 
+@pytest.mark.parametrize("flag", ["use_ema", "only_mid_control", "sd_unlocked"])
+def test_a_checkpoint_older_than_a_flag_is_of_a_run_without_it(flag: str) -> None:
+    older = record()
+    del older["configuration"][flag]
+    check_resumable(Path("checkpoint-1"), older, record())
+    with pytest.raises(ValueError, match=rf"--{flag}: False in the checkpoint, True now"):
+        check_resumable(Path("checkpoint-1"), older, record(**{flag: True}))
+    with pytest.raises(ValueError, match=rf"--{flag}: True in the checkpoint, False now"):
+        check_resumable(Path("checkpoint-1"), record(**{flag: True}), record())
+
+
 def test_a_record_keeps_no_secret() -> None:
     assert "hf_secret" not in json.dumps(record(hub_token="hf_secret"))
 

@@ -224,6 +224,8 @@ KEPT = {
     "diffusion_pytorch_model.safetensors",
     "report.json",
     "contact_sheet.png",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
     "validation/step-4/0.png",
     "validation/step-8/0.png",
 }

@@ -1,5 +1,6 @@
 """The model card, read by huggingface_hub."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def test_the_example_is_python_with_the_names_of_the_run(tmp_path: Path) -> None
     code = card(tmp_path).text.partition("```python\n")[2].partition("```")[0]
     compile(code, "README.md", "exec")
     assert '"stable-diffusion-v1-5/stable-diffusion-v1-5"' in code
+
+
+def test_a_trained_decoder_is_mentioned_and_loaded(tmp_path: Path) -> None:
+    text = card(tmp_path, dataclasses.replace(CONFIG, sd_unlocked=True)).text
+    assert "decoder of the base model's UNet was trained too" in text
+    code = text.partition("```python\n")[2].partition("```")[0]
+    compile(code, "README.md", "exec")
+    assert 'UNet2DConditionModel.from_pretrained("me/circles", subfolder="unet")' in code
+    assert "unet=unet" in code
 
 
 def test_pictures_are_linked_from_where_the_card_lies(tmp_path: Path) -> None:

@@ -94,6 +94,19 @@ def test_a_checkpoint_is_found_and_others_are_in_the_way(tmp_path: Path) -> None
         prepared_at(tmp_path)
 
 
+@pytest.mark.parametrize("sd_unlocked", [False, True])
+def test_unlocking_the_decoder_is_warned_of_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sd_unlocked: bool
+) -> None:
+    prepared_at(tmp_path, sd_unlocked=sd_unlocked, learning_rate=1e-5)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == sd_unlocked
+    for warning in warnings:
+        assert "may harm" in warning
+        assert "2e-06 or lower; it is 1e-05" in warning
+        assert "\n" not in warning
+
+
 @pytest.mark.parametrize(("devices", "accumulation", "last"), [(1, 1, 30), (2, 1, 15), (4, 1, 8), (2, 4, 4)])
 def test_epochs_become_steps(tmp_path: Path, devices: int, accumulation: int, last: int) -> None:
     """3 × 20 samples, 2 per device; the last step reaches past the end."""
@@ -301,6 +314,14 @@ def test_the_report_says_what_the_run_was(tmp_path: Path, condition: Path) -> No
     card = (prepared.output_dir / "README.md").read_text(encoding="utf-8")
     for part in ("2 × lamp", "16", "numpy", "validation/step-4/0.png"):
         assert part in card
+
+
+def test_averaged_weights_are_said_to_be(tmp_path: Path) -> None:
+    for use_ema in (False, True):
+        prepared = prepared_at(tmp_path / str(use_ema), max_train_steps=1, use_ema=use_ema)
+        report = finish(prepared, plan_steps(prepared, 1), validation_of(prepared))
+        assert (report.get("weights") == "moving average") is use_ema
+        assert ("- Weights: their moving average" in (prepared.output_dir / "README.md").read_text()) is use_ema
 
 
 def test_without_held_out_samples_there_is_no_contact_sheet(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The figures of a run: counts, windows, speeds."""
 
+import dataclasses
 import json
 import math
 import shlex
@@ -204,6 +205,15 @@ def test_epochs_are_counted_where_their_length_is_known() -> None:
     log.add(figures(1))
     log.close()
     assert "epoch" not in recorded.entries[0][1]
+
+
+def test_the_loss_scale_is_logged_where_there_is_one() -> None:
+    log, recorded = run_log(last_step=4, logging_steps=2)
+    for step, scale in ((1, 8.0), (2, 4.0), (3, None), (4, None)):
+        log.add(dataclasses.replace(figures(step), loss_scale=scale))
+    log.close()
+    assert [entry.get("loss_scale") for _, entry in recorded.entries] == [4.0, None]
+    assert "loss_scale" not in recorded.entries[1][1]
 
 
 @given(finite, finite)

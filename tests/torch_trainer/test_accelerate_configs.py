@@ -19,6 +19,9 @@ from diffusers import ControlNetModel
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.run import determine_local_world_size
 
+from shared.config import TrainConfig
+from torch_trainer.accelerator import make_accelerator
+
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "torch_trainer" / "accelerate_configs"
 NAMES = sorted(path.name for path in CONFIGS.glob("*"))
@@ -189,6 +192,16 @@ def test_deepspeed_takes_another_precision_from_the_command_line(
 
     assert plugin.deepspeed_config["fp16"]["enabled"] is False
     assert plugin.deepspeed_config["bf16"]["enabled"] is (precision == "bf16")
+
+
+@pytest.mark.parametrize("flag", ["use_ema", "only_mid_control", "sd_unlocked"])
+@pytest.mark.parametrize("name", ["deepspeed_zero2_cpu_offload.yaml", "fsdp.yaml"])
+def test_what_needs_whole_weights_is_refused_where_they_are_divided(
+    name: str, flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched_environment(name, monkeypatch)
+    with pytest.raises(ValueError, match=rf"--{flag} does not go with (DEEPSPEED|FSDP).*multi_gpu.yaml"):
+        make_accelerator(TrainConfig(**{flag: True}))
 
 
 def test_two_processes_on_the_cpu_find_each_other(tmp_path: Path) -> None:

@@ -77,11 +77,35 @@ def test_weights_moments_and_step_arrive_exactly(base_model: Path, tmp_path: Pat
     training = training_of(base_model)
     checkpoints = Checkpoints(training.accelerator, training.models.controlnet, training.state, tmp_path, None)
     checkpoints.restore(saved.checkpoint)
-    params, moments = training.state.tensors()
+    params, moments, _ = training.state.tensors()
     assert_same({name: value.numpy() for name, value in params.items()}, saved.params)
     for kind, expected in (("exp_avg", saved.exp_avg), ("exp_avg_sq", saved.exp_avg_sq)):
         assert_same({name: kinds[kind].numpy() for name, kinds in moments.items()}, expected)
     assert {float(kinds["step"]) for kinds in training.optimizer.state.values()} == {float(STEP)}
+
+
+@pytest.mark.parametrize(
+    ("loss_scaler", "expected"),
+    [
+        pytest.param({"scale": np.float32(512), "growth_tracker": np.int32(77)}, (512.0, 77), id="float16"),
+        pytest.param({}, (65536.0, 0), id="another precision"),
+    ],
+)
+def test_the_loss_scale_arrives(
+    base_model: Path, tmp_path: Path, loss_scaler: Arrays, expected: tuple[float, int]
+) -> None:
+    _, initial = load_flax_models(configuration(base_model), schedule_of(base_model))
+    flax_checkpoints = FlaxCheckpoints(tmp_path / "flax", keep=None)
+    scaler_arrays = {name: np.asarray(value) for name, value in loss_scaler.items()}
+    flax_checkpoints.save(TrainState.create(initial.controlnet)._replace(loss_scaler=scaler_arrays), RECORD)
+    flax_checkpoints.close()
+    training = training_of(base_model)
+    training.accelerator.scaler = torch.amp.GradScaler("cpu")
+    checkpoints = Checkpoints(training.accelerator, training.models.controlnet, training.state, tmp_path, None)
+    checkpoints.restore(tmp_path / "flax" / "checkpoint-0")
+    state = training.accelerator.scaler.state_dict()
+    assert (state["scale"], state["_growth_tracker"]) == expected
+    assert state["growth_interval"] == 2000
 
 
 def test_adamw_goes_on_from_there(base_model: Path, tmp_path: Path, saved: Saved) -> None:
@@ -150,7 +174,7 @@ def test_damaged_files_are_found_and_the_folder_is_named(saved: Saved, tmp_path:
             os.truncate(path, path.stat().st_size // 2 if kind == "truncated" else 0)
         try:
             assert checkpoint_record_of(copy) == RECORD
-            step, params, moments = read_flax_checkpoint(copy)
+            step, params, moments, *_ = read_flax_checkpoint(copy)
         except ValueError as error:
             refused[str(file)] = str(error)
             continue

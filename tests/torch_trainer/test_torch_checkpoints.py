@@ -18,7 +18,7 @@ from shared.checkpoint_policy import check_resumable, checkpoint_record, checkpo
 from shared.config import TrainConfig
 from tests.torch_trainer.tiny_training import ROOT, Training, batch_of, training_of
 from torch_trainer import checkpoints as module_under_test
-from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of, save_controlnet
+from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of, save_model
 from torch_trainer.trainable_state import StateTensors
 
 RECORD = checkpoint_record(
@@ -246,7 +246,7 @@ def test_a_model_that_holds_something_else_is_saved_whole(tmp_path: Path) -> Non
 
     model, whole = small_controlnet(), small_controlnet()
     model.__class__ = FSDPControlNetModel
-    save_controlnet(tmp_path, model, {name: param.detach() for name, param in whole.named_parameters()})
+    save_model(tmp_path, model, ControlNetModel, {name: param.detach() for name, param in whole.named_parameters()})
     loaded = ControlNetModel.from_pretrained(tmp_path)
     assert tuple(loaded.config.block_out_channels) == whole.config.block_out_channels
     assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == "ControlNetModel"

@@ -28,7 +28,7 @@ def small_model() -> torch.nn.Module:
 
 @pytest.mark.parametrize("use_8bit_adam", [False, True])
 def test_the_settings_arrive(use_8bit_adam: bool) -> None:
-    optimizer = make_optimizer(TrainConfig(use_8bit_adam=use_8bit_adam, **SETTINGS), small_model())
+    optimizer = make_optimizer(TrainConfig(use_8bit_adam=use_8bit_adam, **SETTINGS), small_model().parameters())
     (group,) = optimizer.param_groups
     assert group["lr"] == 3e-4
     assert tuple(group["betas"]) == (0.8, 0.95)
@@ -41,7 +41,7 @@ def test_the_settings_arrive(use_8bit_adam: bool) -> None:
 def test_steps_are_adamws(use_8bit_adam: bool) -> None:
     """Loshchilov & Hutter 2019, algorithm 2, in float64. Tensors this small have 32-bit moments in either."""
     model = small_model()
-    optimizer = make_optimizer(TrainConfig(use_8bit_adam=use_8bit_adam, **SETTINGS), model)
+    optimizer = make_optimizer(TrainConfig(use_8bit_adam=use_8bit_adam, **SETTINGS), model.parameters())
     expected = model.weight.detach().double()
     mean, square = torch.zeros_like(expected), torch.zeros_like(expected)
     for step in range(1, 4):
@@ -93,4 +93,4 @@ def test_8_bit_adam_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None
         importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else found(name, *rest)
     )
     with pytest.raises(ValueError, match=r"--use_8bit_adam needs the bitsandbytes package.*pip install bitsandbytes"):
-        make_optimizer(TrainConfig(use_8bit_adam=True), small_model())
+        make_optimizer(TrainConfig(use_8bit_adam=True), small_model().parameters())

@@ -12,9 +12,10 @@ import torch
 
 from flax_trainer.base_models import load_base_models as load_flax_models
 from flax_trainer.models.adapter import from_torch_layout, to_torch_layout
+from flax_trainer.optimizer import AdamWSettings
 from flax_trainer.state import TrainState
-from flax_trainer.step import AdamWSettings, make_train_step
 from flax_trainer.step import Objective as FlaxObjective
+from flax_trainer.step import make_train_step
 from shared.diffusion.loss_weighting import min_snr_weights
 from tests.flax_trainer.models.unet_reference import FAST_COMPILE
 from tests.torch_trainer.tiny_training import (
@@ -36,7 +37,7 @@ FLOAT16_MAX = torch.finfo(torch.float16).max
 
 def snapshot(training: Training) -> dict[str, torch.Tensor]:
     """Copies of every weight and moment."""
-    params, optimizer = training.state.tensors()
+    params, optimizer, _ = training.state.tensors()
     named = {f"{kind} {name}": value for name, kinds in optimizer.items() for kind, value in kinds.items()}
     return {name: value.clone() for name, value in (params | named).items()}
 
@@ -168,7 +169,7 @@ def test_gradients_and_the_step_are_those_of_flax(base_model: Path) -> None:
     loss, norm = training.step(batch, 1e-3)
     assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
-    params, moments = training.state.tensors()
+    params, moments, _ = training.state.tensors()
     assert params.keys() == state.params.keys()
     for name in params:
         for kind, flax_moment in (("exp_avg", state.mu), ("exp_avg_sq", state.nu)):

@@ -61,7 +61,7 @@ def awaken(controlnet: torch.nn.Module, seed: int = 0) -> None:
     """Move every weight a little: as it starts, the zero convolutions keep all other gradients at zero."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for param in controlnet.parameters():
+        for param in filter(lambda param: param.requires_grad, controlnet.parameters()):
             param += 0.02 * torch.randn(param.shape, generator=random)
 
 
@@ -101,9 +101,9 @@ def training_of(
     models = load_base_models(config, COMPUTE_DTYPES[accelerator.mixed_precision])
     if awake:
         awaken(models.controlnet)
-    optimizer, state = place(config, accelerator, models)
+    optimizer, state, average = place(config, accelerator, models)
     objective = Objective.create(schedule_of(base_model, scheduler), config.snr_gamma, accelerator.device)
-    step = TrainStep(accelerator, models, objective, optimizer, config)
+    step = TrainStep(accelerator, models, objective, optimizer, config, average)
     return Training(config, accelerator, models, optimizer, state, step)
 
 

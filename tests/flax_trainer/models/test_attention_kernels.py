@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from flax_trainer.models.attention_kernels import (
+    AttentionKernel,
     blockwise_attention,
     dot_product_attention,
     flash_attention_tpu,
@@ -135,6 +136,15 @@ def test_blocks_of_any_size_give_the_attention_of_the_whole(
         assert max(relative_difference(*pair) for pair in zip(output, reference, strict=True)) < 1e-5
     else:
         assert_agree(output, reference, 1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["plain", "blockwise"])
+def test_float16_runs_here_too_and_sums_in_float32(kernel: AttentionKernel) -> None:
+    """Its products have a name of their own, which XLA does not know on CPUs."""
+    arrays = inputs(1, 30, 77, 2, 40)
+    ours = flax_attention(partial(dot_product_attention, kernel=kernel), arrays, "float16")
+    assert {array.dtype.name for array in ours} == {"float16"}
+    assert_agree(ours, torch_attention(arrays), 5e-3)
 
 
 def test_bfloat16_is_as_good_in_blocks_as_in_one() -> None:

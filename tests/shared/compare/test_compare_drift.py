@@ -61,10 +61,27 @@ def test_overall_by_block_and_by_tensor(tmp_path: Path) -> None:
         ("mid_block.resnets.0.conv1.weight", "mid_block"),
         ("controlnet_down_blocks.3.weight", "controlnet_down_blocks"),
         ("controlnet_mid_block.bias", "controlnet_mid_block"),
+        ("unet.up_blocks.1.resnets.0.norm1.weight", "unet.up_blocks.1"),
+        ("unet.conv_norm_out.bias", "unet.conv_norm_out"),
     ],
 )
 def test_blocks_are_those_of_the_network(name: str, block: str) -> None:
     assert block_of(name) == block
+
+
+def test_a_trained_decoder_counts_and_the_frozen_rest_of_its_unet_does_not(tmp_path: Path) -> None:
+    unet = {name: np.full(3, 2.0, np.float32) for name in ("conv_in.bias", "up_blocks.0.bias", "conv_out.bias")}
+    for run, decoder in (("a", 2.0), ("b", 3.0)):
+        write(tmp_path / run, WEIGHTS)
+        write(tmp_path / run / "unet", unet | {"conv_out.bias": np.full(3, decoder, np.float32)})
+    drift = measure_drift(tmp_path / "a", tmp_path / "b")
+    assert {tensor.name for tensor in drift.tensors} - WEIGHTS.keys() == {"unet.conv_out.bias", "unet.up_blocks.0.bias"}
+    (worst,) = drift.worst(5)
+    assert (worst.name, worst.distance.relative) == ("unet.conv_out.bias", pytest.approx(1 / 3))
+    assert [block.name for block in drift.blocks()][-2:] == ["unet.conv_out", "unet.up_blocks.0"]
+    write(tmp_path / "alone", WEIGHTS)
+    with pytest.raises(ValueError, match="different architectures"):
+        measure_drift(tmp_path / "a", tmp_path / "alone")
 
 
 def test_equal_models_are_nowhere_apart(tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ def test_an_entry_tells_the_type_the_meaning_and_the_default(
     monkeypatch.setenv("COLUMNS", "120")
     text = re.sub(r"\n {6}", " ", _help(capsys, "flax"))
     assert "  --validation_prompt TEXT [TEXT ...] The prompts" in text
-    assert "One of no, fp16, bf16. (Default: not set.) fp16 is not supported yet by the Flax backend." in text
+    assert "One of no, fp16, bf16. (Default: not set.)" in text
+    text = re.sub(r"\n {6}", " ", _help(capsys, "torch"))
+    assert "(Default: everything.) all_but_products is not supported yet by the PyTorch backend." in text
     assert "  --train_batch_size INT The number of images per device" in text
     assert "in pixels: images are resized to it, then cropped at the centre. (Default: 512.)" in text
 

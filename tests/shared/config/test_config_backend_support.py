@@ -34,8 +34,16 @@ def test_a_flag_that_a_backend_lacks_is_refused_there_alone(backend: Backend, ro
 
 
 def test_only_the_unsupported_value_is_refused() -> None:
-    for mixed_precision in ("no", "bf16"):
-        validate(dataclasses.replace(_CONFIG, mixed_precision=mixed_precision), "flax")
+    policy = FLAGS["gradient_checkpointing_policy"]
+    refused = {row.value for row in NOT_SUPPORTED["torch"] if row.flag == policy.name}
+    for value in set(policy.choices) - refused:
+        validate(dataclasses.replace(_CONFIG, gradient_checkpointing_policy=value), "torch")
+
+
+@pytest.mark.parametrize("mixed_precision", FLAGS["mixed_precision"].choices)
+def test_both_backends_take_every_precision(mixed_precision: Any) -> None:
+    for backend in get_args(Backend):
+        validate(dataclasses.replace(_CONFIG, mixed_precision=mixed_precision), backend)
 
 
 def test_every_other_flag_of_diffusers_scripts_passes_in_flax() -> None:
