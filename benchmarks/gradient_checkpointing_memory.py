@@ -1,22 +1,26 @@
 """The temporary memory that XLA reserves for one training step, with and without gradient checkpointing.
 
-    JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false \\
-        python3 -m benchmarks.gradient_checkpointing_memory --architecture sd15 [--resolution 512]
-        [--mixed_precision bf16] [--attention plain blockwise]
+    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost ALLOW_MULTIPLE_LIBTPU_LOAD=1 \\
+        python3 -m benchmarks.gradient_checkpointing_memory --architecture sd15 --tpu v5e --mixed_precision bf16
+        [--resolution 512] [--train_batch_size 1] [--attention plain blockwise] [--policy none everything]
 
-Compiles the whole step for this machine's first device from shapes alone: no weights, nothing is run. XLA's CPU
-compiler spends memory on running things at once unless the flag above tells it to save memory, as accelerators do.
+Compiles the whole step from shapes alone: no weights, nothing is run, and with `pip install 'jax[tpu]'` no TPU is
+needed. Without --tpu it compiles for this machine's first device. XLA's compiler for CPUs takes out the barriers that
+keep what is computed again from being computed early, so there checkpointing saves little.
 """
 
 import argparse
 import itertools
 import resource
 import time
-from typing import get_args
+from functools import partial
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 
 from flax_trainer.models import (
     ControlNetConfig,
@@ -36,6 +40,11 @@ from shared.diffusion.schedule import NoiseSchedule
 
 NONE = "none"
 DTYPES = {"no": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16)}
+# The smallest ones of each kind, and what else the compiler asks for.
+TOPOLOGIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "v4": ("v4:2x2x1", {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1), "num_slices": 1}),
+    "v5e": ("v5e:2x2x1", {}),
+}
 SETTINGS = AdamWSettings(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.01, max_grad_norm=1.0)
 
 
@@ -48,7 +57,9 @@ def main() -> None:
     parser.add_argument("--attention", nargs="+", choices=get_args(AttentionKernel), default=["plain", "blockwise"])
     policies = [NONE, *get_args(CheckpointingPolicy)]
     parser.add_argument("--policy", nargs="+", choices=policies, default=policies)
+    parser.add_argument("--tpu", choices=TOPOLOGIES, help="compile for a chip of this kind")
     arguments = parser.parse_args()
+    device = jax.devices()[0] if arguments.tpu is None else tpu_chip(arguments.tpu)
 
     print(f"{'attention':<12}{'recomputed':<20}{'temporary':>12}{'of the first':>14}{'compiled in':>13}", flush=True)
     first = None
@@ -61,6 +72,7 @@ def main() -> None:
             DTYPES[arguments.mixed_precision],
             attention,
             None if policy == NONE else policy,
+            device,
         )
         seconds = time.perf_counter() - started
         first = first or temporary
@@ -77,6 +89,7 @@ def temporary_bytes(
     dtype: jnp.dtype,
     attention: AttentionKernel,
     policy: CheckpointingPolicy | None,
+    device: jax.Device,
 ) -> int:
     """What XLA reserves beside a step's arguments and results: activations, gradients, parameters in `dtype`."""
     unet = FlaxUNet2DConditionModel.abstract(architecture.unet)
@@ -95,19 +108,23 @@ def temporary_bytes(
     schedule = NoiseSchedule.from_config(architecture.scheduler)
     weights = np.ones(schedule.num_train_timesteps, np.float32)
     step = make_train_step(defs, Objective(schedule, weights, vae.config.scaling_factor, dtype), SETTINGS)
-    compiled = (
-        jax.jit(step, donate_argnums=0)
-        .lower(
-            TrainState.create({})._replace(params=controlnet_params, mu=controlnet_params, nu=controlnet_params),
-            FrozenParams(*(_in_dtype(params, dtype) for params in (unet_params, vae_params, text_params))),
-            _abstract_batch(batch_size, resolution, resolution // vae.scale_factor),
-            _shape((), jnp.float32),
-        )
-        .compile()
+    arguments = (
+        TrainState.create({})._replace(params=controlnet_params, mu=controlnet_params, nu=controlnet_params),
+        FrozenParams(*(_in_dtype(params, dtype) for params in (unet_params, vae_params, text_params))),
+        _abstract_batch(batch_size, resolution, resolution // vae.scale_factor),
+        _shape((), jnp.float32),
     )
+    on_device = partial(_on, SingleDeviceSharding(device))
+    compiled = jax.jit(step, donate_argnums=0).lower(*jax.tree.map(on_device, arguments)).compile()
     memory = compiled.memory_analysis()
     assert memory is not None, "XLA's compilers for CPU, GPU and TPU all analyse memory"
     return memory.temp_size_in_bytes
+
+
+def tpu_chip(kind: str) -> jax.Device:
+    """A chip to compile for, which need not be there."""
+    name, options = TOPOLOGIES[kind]
+    return topologies.get_topology_desc(name, platform="tpu", **options).devices[0]
 
 
 def _abstract_batch(rows: int, pixels: int, latents: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -124,6 +141,10 @@ def _abstract_batch(rows: int, pixels: int, latents: int) -> dict[str, jax.Shape
 
 def _in_dtype(params: Params, dtype: jnp.dtype) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: _shape(value.shape, dtype) for name, value in params.items()}
+
+
+def _on(sharding: SingleDeviceSharding, array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(array), array.dtype, sharding=sharding)
 
 
 def _shape(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
