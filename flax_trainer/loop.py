@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from flax_trainer.checkpoints import Checkpoints
 from flax_trainer.evaluator import Evaluator
 from flax_trainer.pmap_engine import fetch, shard_batch
+from flax_trainer.profiling import Profiler
 from flax_trainer.state import TrainState
 from flax_trainer.step import FrozenParams, Metrics, TrainStep
 from shared.config import TrainConfig
@@ -28,9 +30,11 @@ class _Dispatched:
     metrics: Metrics
     learning_rate: float
     data_wait: float
+    host_to_device: float
 
     def figures(self) -> StepFigures:
-        metrics = fetch(self.metrics)
+        with jax.profiler.TraceAnnotation("wait_for_step"):
+            metrics = fetch(self.metrics)
         return StepFigures(
             step=self.step,
             loss=float(metrics["loss"]),
@@ -39,6 +43,7 @@ class _Dispatched:
             data_wait=self.data_wait,
             finished_at=time.perf_counter(),
             loss_scale=float(metrics["loss_scale"]) if "loss_scale" in metrics else None,
+            host_to_device=self.host_to_device,
         )
 
 
@@ -56,6 +61,7 @@ class Loop:
     validation: Validation
     evaluator: Evaluator
     log: RunLog
+    profiler: Profiler
 
     def run(self, state: TrainState, first_step: int, last_step: int, interruption: Interruption) -> TrainState:
         """Steps `first_step` … `last_step - 1`; ends early, with a checkpoint, when interrupted.
@@ -66,17 +72,17 @@ class Loop:
         """
         if first_step == last_step:  # interrupted after the last step, before its validation
             models = self.evaluator.at(state.result)
+            self.profiler.before_validation(last_step)
             self.validation.measure_again(models, last_step)
             self.validation.draw(models, last_step)
+            self.profiler.after_validation(last_step)
         dispatched: _Dispatched | None = None
         batches = self.loader.iterate(first_step)
         for finished in range(first_step + 1, last_step + 1):
-            waiting_since = time.perf_counter()
-            batch = self._next_batch(batches, state)
-            data_wait = time.perf_counter() - waiting_since
-            learning_rate = self.learning_rate(finished - 1)
-            state, metrics = self.train_step(state, self.frozen, shard_batch(batch), np.float32(learning_rate))
-            previous, dispatched = dispatched, _Dispatched(finished, metrics, learning_rate, data_wait)
+            self.profiler.before_step(finished, state)
+            previous = dispatched
+            state, dispatched = self._dispatch(finished, state, batches)
+            self.profiler.after_step(finished, state)
             if previous is not None:
                 self.log.add(self._finished(previous, state))
 
@@ -86,21 +92,41 @@ class Loop:
             if save or validate:
                 figures, dispatched = self._finished(dispatched, state), None
                 models = self.evaluator.at(state.result)
+                if validate:
+                    self.profiler.before_validation(finished)
                 # Before saving: a step that a killed run's checkpoint contains is then also in its log.
                 self.log.add(figures, self.validation.measure(models, finished) if validate else None)
                 if save:
                     self.checkpoints.save(fetch(state), self.record)
                 if validate:
                     self.validation.draw(models, finished)
+                    self.profiler.after_validation(finished)
                 self.log.restart_clock()
             if interrupted and not last:
                 break
         self.checkpoints.wait()
         return state
 
+    def _dispatch(
+        self, step: int, state: TrainState, batches: Iterator[tuple[int, Batch]]
+    ) -> tuple[TrainState, _Dispatched]:
+        """Set a step going, named in a profile as what it does on the host."""
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            waiting_since = time.perf_counter()
+            batch = self._next_batch(batches, state)
+            copying_since = time.perf_counter()
+            with jax.profiler.TraceAnnotation("host_to_device"):
+                placed = shard_batch(batch)
+            copied_at = time.perf_counter()
+            learning_rate = self.learning_rate(step - 1)
+            state, metrics = self.train_step(state, self.frozen, placed, np.float32(learning_rate))
+        data_wait, host_to_device = copying_since - waiting_since, copied_at - copying_since
+        return state, _Dispatched(step, metrics, learning_rate, data_wait, host_to_device)
+
     def _next_batch(self, batches: Iterator[tuple[int, Batch]], state: TrainState) -> Batch:
         try:
-            return next(batches)[1]
+            with jax.profiler.TraceAnnotation("data_wait"):
+                return next(batches)[1]
         except ValueError:
             self._save(state)
             raise

@@ -13,17 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from flax_trainer.ahead_of_time import CompiledAhead, in_background, without_values
 from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, load_base_models, save_unet
 from flax_trainer.checkpoints import Checkpoints, check_same_arrays
+from flax_trainer.compilation_cache import use_compilation_cache
+from flax_trainer.device_peaks import peak_tflops
 from flax_trainer.evaluator import Evaluator, LossEvaluator
 from flax_trainer.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
+from flax_trainer.model_flops import model_flops_per_image
 from flax_trainer.models import FlaxControlNetModel
 from flax_trainer.optimizer import AdamWSettings
-from flax_trainer.pmap_engine import AXIS, fetch, replicate
+from flax_trainer.pmap_engine import AXIS, fetch, replicate, shard_batch
+from flax_trainer.profiling import Profiler, profiled_steps
 from flax_trainer.state import TrainState
 from flax_trainer.step import Objective, make_train_step
 from flax_trainer.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint
+from flax_trainer.utilisation import Utilisation
 from shared.checkpoint_policy import check_resumable, checkpoint_step
 from shared.completion import BackendFacts, complete_run
 from shared.config import TrainConfig, to_yaml
@@ -70,9 +76,11 @@ def train(config: TrainConfig) -> int:
 
     # --- devices, batches, steps -------------------------------------------------------------------------------------
     _check_processes()
+    use_compilation_cache(config.ccache)
     steps = plan_steps(prepared, jax.device_count())
     if nothing_left_to_do(prepared, steps):
         return 0
+    profiled = profiled_steps(config, steps.first, steps.last)
     loader = BatchLoader(
         prepared.source,
         config,
@@ -114,26 +122,60 @@ def train(config: TrainConfig) -> int:
     checkpoints = Checkpoints(output_dir, keep=config.checkpoints_total_limit)
     validation = Validation(prepared.images, held_out, tracker, output_dir)
     evaluator = Evaluator(LossEvaluator(models.defs, objective), _sampler(prepared, models, held_out), frozen)
-    train_step = jax.pmap(
-        make_train_step(models.defs, objective, _adamw_settings(config), axis_name=AXIS),
-        axis_name=AXIS,
-        in_axes=(0, 0, 0, None),
-        donate_argnums=(0,),
+    train_step = CompiledAhead(
+        jax.pmap(
+            make_train_step(models.defs, objective, _adamw_settings(config), axis_name=AXIS),
+            axis_name=AXIS,
+            in_axes=(0, 0, 0, None),
+            donate_argnums=(0,),
+        )
+    )
+    profiler = Profiler(config, profiled, steps.last, train_step.text)
+    flops_per_image = in_background(
+        model_flops_per_image,
+        models.defs,
+        objective,
+        *without_values((initial.trained, initial.frozen, loader.blank())),
     )
     log = RunLog(
-        tracker, steps.first, steps.last, steps.arithmetic.global_batch_size, steps.epoch_size, config.logging_steps
+        tracker,
+        steps.first,
+        steps.last,
+        steps.arithmetic.global_batch_size,
+        steps.epoch_size,
+        config.logging_steps,
+        started=started,
+        speed_figures=Utilisation(
+            flops_per_image,
+            jax.device_count(),
+            peak_tflops(jax.devices()[0].device_kind, objective.compute_dtype),
+        ),
     )
     loop = Loop(
-        config, train_step, frozen, loader, steps.learning_rate, checkpoints, steps.record, validation, evaluator, log
+        config,
+        train_step,
+        frozen,
+        loader,
+        steps.learning_rate,
+        checkpoints,
+        steps.record,
+        validation,
+        evaluator,
+        log,
+        profiler,
     )
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
-        for resource in (checkpoints, tracker, log, loader):
+        for resource in (checkpoints, tracker, log, loader, profiler, train_step):
             closing.callback(resource.close)
         validation.measure_untrained(evaluator.at(replicate(initial.trained)), steps.first)
         state = replicate(host_state)
+        if steps.first < steps.last:
+            train_step.compile_for(state, frozen, shard_batch(loader.blank()), np.float32(0))
         del initial, fresh, host_state
         log.restart_clock()
+        profiler.profile_memory("initial")
         state = loop.run(state, steps.first, steps.last, interruption)
+        profiler.profile_memory("final")
         step = int(fetch(state.step))
     if step < steps.last:
         assert interruption.requested is not None, (step, steps.last)

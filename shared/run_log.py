@@ -1,11 +1,12 @@
 """What a run tells people while it goes on: the banner at its start, the progress bar, the figures of its steps."""
 
+import logging
 import math
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,6 +15,8 @@ from tqdm import tqdm
 
 from shared.redaction import redacted
 from shared.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class NonFiniteError(ValueError):
 class StepFigures:
     """One optimizer step as the host saw it. `step` counts from 1; times in seconds.
 
-    `finished_at` is a reading of `time.perf_counter`, `loss_scale` float16's after this step, None where none is used.
+    `finished_at` is a reading of `time.perf_counter`, `loss_scale` float16's after this step, None where none is used;
+    `host_to_device` is what the host spent on handing the batch to the devices, None where that is part of the step.
     """
 
     step: int
@@ -104,6 +108,7 @@ class StepFigures:
     data_wait: float
     finished_at: float
     loss_scale: float | None = None
+    host_to_device: float | None = None
 
     def check(self) -> None:
         """Raises NonFiniteError where the loss or the gradient is not finite."""
@@ -116,13 +121,48 @@ class StepFigures:
 
 
 @dataclass
+class StepBreakdown:
+    """Where the time of some steps went. The very first step of a run, which compiles, is not for here."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    data_wait: float = 0.0
+    host_to_device: float | None = None
+
+    def add(self, figures: StepFigures, seconds: float) -> None:
+        """A step that took so long altogether."""
+        self.steps += 1
+        self.seconds += seconds
+        self.data_wait += figures.data_wait
+        if figures.host_to_device is not None:
+            self.host_to_device = (self.host_to_device or 0.0) + figures.host_to_device
+
+    def __str__(self) -> str:
+        rest = self.seconds - self.data_wait - (self.host_to_device or 0.0)
+        parts = {"waiting for data": self.data_wait, "host to device": self.host_to_device, "step": rest}
+        shares = [
+            f"{name} {_duration(seconds / self.steps)} ({seconds / self.seconds:.0%})"
+            for name, seconds in parts.items()
+            if seconds is not None
+        ]
+        return f"{self.steps} steps of {_duration(self.seconds / self.steps)}: {', '.join(shares)}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+@dataclass
 class RunLog:
     """Turns finished steps into a progress bar and one tracker entry every `logging_steps`.
 
     Attributes:
         epoch_size: samples in an epoch, None for a stream of unknown length.
         shows_progress: whether to draw the bar; of several processes one does.
+        started: the reading of `time.perf_counter` when the program began.
+        speed_figures: what to log beside images per second, made from it.
         last_loss, images_per_second: of the last step and the last entry.
+        seconds_to_first_step: from the start to the end of the first step, None before that.
     """
 
     tracker: Tracker
@@ -132,8 +172,12 @@ class RunLog:
     epoch_size: int | None
     logging_steps: int
     shows_progress: bool = True
+    started: float = field(default_factory=time.perf_counter)
+    speed_figures: Callable[[float], Mapping[str, float]] = lambda images_per_second: {}
     last_loss: float = math.nan
     images_per_second: float = math.nan
+    seconds_to_first_step: float | None = None
+    _breakdown: StepBreakdown = field(default_factory=StepBreakdown)
     _window: list[StepFigures] = field(default_factory=list)
     _window_start: float = field(default_factory=time.perf_counter)
     _last_finished: float = field(default_factory=time.perf_counter)
@@ -149,7 +193,11 @@ class RunLog:
         )
 
     def restart_clock(self) -> None:
-        """Leave what happened since the last step (validation, saving) out of the next images-per-second figure."""
+        """Leave what happened since the last step (validation, saving) out of the next images-per-second figure.
+
+        Such a break is also the time to say where the time of the steps since the one before went.
+        """
+        self._log_breakdown()
         now = time.perf_counter()
         self._window_start += now - self._last_finished
         self._last_finished = now
@@ -157,6 +205,11 @@ class RunLog:
     def add(self, figures: StepFigures, evaluation: Mapping[str, float] | None = None) -> None:
         """Record a finished step, with what was measured after it, if anything was."""
         self._window.append(figures)
+        if self.seconds_to_first_step is None:
+            self.seconds_to_first_step = figures.finished_at - self.started
+            logger.info("The first step is done, %.1f s after the start", self.seconds_to_first_step)
+        else:
+            self._breakdown.add(figures, figures.finished_at - self._last_finished)
         self._last_finished = figures.finished_at
         self.last_loss = figures.loss
         self._bar.update(figures.step - self._bar.n)
@@ -174,9 +227,13 @@ class RunLog:
             "learning_rate": self._window[-1].learning_rate,
             "images_per_second": self.images_per_second,
             "data_wait": math.fsum(figures.data_wait for figures in self._window) / count,
+            **self.speed_figures(self.images_per_second),
         }
         if self._window[-1].loss_scale is not None:
             entry["loss_scale"] = self._window[-1].loss_scale
+        copying = [figures.host_to_device for figures in self._window if figures.host_to_device is not None]
+        if copying:
+            entry["host_to_device"] = math.fsum(copying) / count
         if self.epoch_size is not None:
             entry["epoch"] = step * self.global_batch_size / self.epoch_size
         self.tracker.log({**entry, **evaluation}, step)
@@ -188,3 +245,9 @@ class RunLog:
         if self._window:
             self._write({})
         self._bar.close()
+        self._log_breakdown()
+
+    def _log_breakdown(self) -> None:
+        if self._breakdown.steps:
+            logger.info("%s", self._breakdown)
+        self._breakdown = StepBreakdown()

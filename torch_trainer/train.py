@@ -133,6 +133,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
         steps.epoch_size,
         config.logging_steps,
         shows_progress=is_main,
+        started=started,
     )
     train_step = TrainStep(accelerator, models, objective, optimizer, config, average)
     models_in_training = evaluator.models_in_training()

@@ -240,11 +240,22 @@ class TrainConfig:
         False, "Compile the UNet and the ControlNet with torch.compile: minutes at the start, faster steps after."
     )
     local_rank: int = _performance(-1, "The number of this process on its machine, -1 for a single process.")
-    ccache: str | None = _performance(None, "The folder of JAX's compilation cache. Without it, nothing is cached.")
+    ccache: str | None = _performance(
+        None,
+        "The folder that keeps JAX's compiled programs for the next run, or none to keep nothing. Without it, "
+        "JAX_COMPILATION_CACHE_DIR names the folder, or, but on CPUs, it is controlnet-trainer/compiled in the user's "
+        "cache folder.",
+    )
 
-    profile_steps: int = _profiling(0, "The number of optimizer steps to profile near the start, 0 for none.")
-    profile_validation: bool = _profiling(False, "Profile the last validation.")
-    profile_memory: bool = _profiling(False, "Write a memory profile before the first step and one at the end.")
+    profile_steps: int = _profiling(
+        0, "The number of optimizer steps to profile, from the third on, for TensorBoard's Profile tab; 0 for none."
+    )
+    profile_validation: bool = _profiling(False, "Profile the last validation, for TensorBoard's Profile tab.")
+    profile_memory: bool = _profiling(
+        False,
+        "Write what is in device memory before the first step and at the end to memory_initial.prof and "
+        "memory_final.prof in --output_dir, for pprof.",
+    )
 
 
 FLAGS: dict[str, Flag] = flags_of(TrainConfig)

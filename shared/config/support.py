@@ -36,10 +36,6 @@ NOT_SUPPORTED: dict[Backend, tuple[Missing, ...]] = {
     "flax": (
         Missing("use_8bit_adam", _GPU_FEATURE),
         Missing("enable_npu_flash_attention", "Leave it out; XLA's attention is used."),
-        Missing("ccache", "Set the environment variable JAX_COMPILATION_CACHE_DIR instead."),
-        Missing("profile_steps", _SEE_METRICS),
-        Missing("profile_validation", _SEE_METRICS),
-        Missing("profile_memory", "Leave it out; lower --train_batch_size where memory runs out."),
         Missing("crops_coords_top_left_h", "Leave it out; it concerns Stable Diffusion XL only."),
         Missing("crops_coords_top_left_w", "Leave it out; it concerns Stable Diffusion XL only."),
     ),

@@ -68,6 +68,7 @@ def validate(config: TrainConfig, backend: Backend) -> None:
     _check_validation_pairs(config)
     _check_evaluation(config)
     _check_checkpointing(config)
+    _check_profiling(config)
     _check_secrets(config)
     check_support(config, backend)
 
@@ -162,6 +163,14 @@ def _check_checkpointing(config: TrainConfig) -> None:
     default = FLAGS["gradient_checkpointing_policy"].default
     if config.gradient_checkpointing_policy != default and not config.gradient_checkpointing:
         raise ValueError("--gradient_checkpointing_policy needs --gradient_checkpointing: give that too, or neither.")
+
+
+def _check_profiling(config: TrainConfig) -> None:
+    if config.profile_validation and config.validation_image is None and config.num_evaluation_samples == 0:
+        raise ValueError(
+            "--profile_validation finds no validation to profile: give --validation_image and --validation_prompt, or "
+            "--num_evaluation_samples."
+        )
 
 
 def _check_secrets(config: TrainConfig) -> None:

@@ -136,6 +136,10 @@ class BatchLoader:
             self._fill(unfinished, row)
         return self._finish(unfinished)
 
+    def blank(self) -> Batch:
+        """A batch of the right names, shapes and dtypes, without any data in it."""
+        return self._finish(self._begin(0))
+
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         return self.iterate()
 

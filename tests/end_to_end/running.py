@@ -17,6 +17,7 @@ CONFIGS = PROJECT / "torch_trainer" / "accelerate_configs"
 
 Arguments = Sequence[str | Path | int | float]
 
+_TIMED = {"images_per_second", "data_wait", "host_to_device", "model_tflops_per_second", "mfu"}
 _ACCELERATE_LAUNCH = "accelerate.commands.launch"
 # A thread per process: more of them on a busy machine wait for each other, and sums keep their order.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -141,10 +142,7 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 def untimed_metrics(run: Path) -> list[dict[str, float]]:
     """The same without what depends on the machine's speed."""
-    return [
-        {name: value for name, value in entry.items() if name not in ("images_per_second", "data_wait")}
-        for entry in metrics(run)
-    ]
+    return [{name: value for name, value in entry.items() if name not in _TIMED} for entry in metrics(run)]
 
 
 def losses(run: Path) -> list[float]:

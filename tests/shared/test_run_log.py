@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import shlex
 import subprocess
@@ -20,6 +21,7 @@ from shared.run_log import (
     BatchArithmetic,
     NonFiniteError,
     RunLog,
+    StepBreakdown,
     StepFigures,
     banner,
     command_line,
@@ -307,3 +309,46 @@ def test_a_pause_before_the_first_step_does_not_count() -> None:
     working = time.perf_counter() - before - paused
     log.close()
     assert 8 / recorded.entries[0][1]["images_per_second"] <= working
+
+
+# --- where the time went ---------------------------------------------------------------------------------------------
+
+
+def test_the_first_step_is_timed_from_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    started = time.perf_counter()
+    log = RunLog(Tracker([Recorded()]), 0, 2, 8, None, 1, started=started)
+    assert log.seconds_to_first_step is None
+    with caplog.at_level(logging.INFO, "shared"):
+        for step in (1, 2):
+            log.add(StepFigures(step, 0.5, 2.0, 0.1, 0.25, finished_at=started + 10 * step))
+    assert log.seconds_to_first_step == pytest.approx(10)
+    assert [record.message for record in caplog.records] == ["The first step is done, 10.0 s after the start"]
+
+
+def test_a_breakdown_is_logged_at_every_break_and_leaves_the_first_step_out(caplog: pytest.LogCaptureFixture) -> None:
+    log, recorded = run_log(last_step=5)
+    begin = time.perf_counter()
+    with caplog.at_level(logging.INFO, "shared"):
+        for step, finished in ((1, 100), (2, 102), (3, 104)):
+            log.add(StepFigures(step, 0.5, 2.0, 0.1, 0.5, begin + finished, host_to_device=0.02))
+        log.restart_clock()
+        log.restart_clock()  # no steps since the last one, nothing to say
+        log.close()
+    messages = [record.message for record in caplog.records if "steps of" in record.message]
+    assert messages == ["2 steps of 2 s: waiting for data 500 ms (25%), host to device 20 ms (1%), step 1.48 s (74%)"]
+    assert [entry["host_to_device"] for _, entry in recorded.entries] == pytest.approx([0.02] * 3)
+
+
+def test_what_a_backend_does_not_measure_is_left_out() -> None:
+    breakdown = StepBreakdown()
+    breakdown.add(figures(2, data_wait=0.125), seconds=0.5)
+    assert str(breakdown) == "1 steps of 500 ms: waiting for data 125 ms (25%), step 375 ms (75%)"
+
+
+def test_figures_made_from_the_speed_are_logged_with_it() -> None:
+    recorded = Recorded()
+    log = RunLog(Tracker([recorded]), 0, 1, 8, None, 1, speed_figures=lambda speed: {"doubled": 2 * speed})
+    log.add(figures(1))
+    log.close()
+    (entry,) = (entry for _, entry in recorded.entries)
+    assert entry["doubled"] == 2 * entry["images_per_second"]

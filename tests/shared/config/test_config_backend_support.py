@@ -9,7 +9,9 @@ from shared.config import Backend, TrainConfig, notices, validate
 from shared.config.options import FLAGS
 from shared.config.support import BACKEND_NAMES, NOT_SUPPORTED, Missing
 
-_CONFIG = TrainConfig(pretrained_model_name_or_path="model", dataset_name="data", gradient_checkpointing=True)
+_CONFIG = TrainConfig(
+    pretrained_model_name_or_path="model", dataset_name="data", gradient_checkpointing=True, num_evaluation_samples=1
+)
 _ANOTHER_VALUE: dict[type, Any] = {bool: True, int: 1, str: "text"}
 
 

@@ -1,0 +1,95 @@
+"""Names the parts of the model in a trace of a CPU.
+
+On TPUs and GPUs, xprof reads from the trace which `jax.named_scope` an operation belongs to and draws the scopes above
+the operations. A CPU's trace has the names of the operations alone, so here the scopes are looked up in the compiled
+program and added to the trace as a device of its own.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.profiler import ProfileData
+
+PLANE = "/device:CUSTOM:parts of the model"  # xprof shows planes of this prefix as they are
+
+_PARTS = ("vae", "text_encoder", "controlnet", "unet", "optimizer")
+_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*\bop_name="([^"]*)"', re.MULTILINE)
+_SCOPE = re.compile(rf"^((?:\w+\()*)({'|'.join(_PARTS)})\)*$")
+_MODULE = re.compile(r"^HloModule ([\w.-]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Operations of one part that follow each other in a thread; times in nanoseconds from the trace's start."""
+
+    thread: str
+    part: str
+    start: int
+    end: int
+
+
+def part_of(op_name: str) -> str | None:
+    """The part of the model that an operation belongs to, with its direction where that is backward.
+
+    `op_name` is what JAX gives an operation: the path of its scopes, each in the transformations that it went through,
+    as `jit(train_step)/transpose(jvp(unet))/dot_general`. None outside of all parts.
+    """
+    for scope in op_name.split("/"):
+        if match := _SCOPE.match(scope):
+            transformations, part = match.groups()
+            return f"{part} backward" if "transpose(" in transformations else part
+    return None
+
+
+def name_parts(trace: Path, program: str) -> None:
+    """Add the plane of the parts to a trace (an `xplane.pb` of a CPU), from the program's text in XLA's notation."""
+    serialized = trace.read_bytes()
+    parts = {name: part for name, op_name in _INSTRUCTION.findall(program) if (part := part_of(op_name))}
+    module = _MODULE.search(program)
+    assert module is not None, program[:200]
+    spans = list(_spans(ProfileData.from_serialized_xspace(serialized), module.group(1), parts))
+    # A trace is a list of planes, and lists in protocol buffers are joined by putting one after the other.
+    trace.write_bytes(serialized + ProfileData.text_proto_to_serialized_xspace(_plane(spans)))
+
+
+def _spans(profile: ProfileData, module: str, parts: Mapping[str, str]) -> Iterator[Span]:
+    """Operations in sequence, joined while they are of one part of one execution."""
+    for plane in profile.planes:
+        for line in plane.lines:
+            span: Span | None = None
+            execution: Any = None
+            for event in sorted(line.events, key=lambda event: event.start_ns):
+                stats = dict(event.stats)
+                if stats.get("hlo_module") != module or (part := parts.get(str(stats.get("hlo_op")))) is None:
+                    continue
+                start, end = int(event.start_ns), int(event.end_ns)
+                if span is not None and (part, stats["run_id"]) == (span.part, execution):
+                    span = Span(span.thread, part, span.start, max(span.end, end))
+                    continue
+                if span is not None:
+                    yield span
+                span, execution = Span(line.name, part, start, end), stats["run_id"]
+            if span is not None:
+                yield span
+
+
+def _plane(spans: list[Span]) -> str:
+    """An XSpace with one plane, in protocol buffers' text format (tsl/profiler/protobuf/xplane.proto)."""
+    names = {part: number for number, part in enumerate(sorted({span.part for span in spans}), start=1)}
+    threads = {thread: number for number, thread in enumerate(sorted({span.thread for span in spans}), start=1)}
+    lines = []
+    for thread, number in threads.items():
+        events = [
+            f"events {{ metadata_id: {names[span.part]} offset_ps: {span.start * 1000} "
+            f"duration_ps: {(span.end - span.start) * 1000} }}"
+            for span in spans
+            if span.thread == thread
+        ]
+        lines.append(f'lines {{ id: {number} name: "thread {number}" {" ".join(events)} }}')
+    metadata = [
+        f'event_metadata {{ key: {number} value {{ id: {number} name: "{part}" }} }}' for part, number in names.items()
+    ]
+    return f'planes {{ name: "{PLANE}" {" ".join(lines)} {" ".join(metadata)} }}'

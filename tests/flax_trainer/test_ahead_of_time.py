@@ -1,0 +1,104 @@
+"""A step compiled in the background: as right as one compiled on its first call, once, and with its errors."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flax_trainer.ahead_of_time import CompiledAhead, in_background
+
+PROJECT = Path(__file__).resolve().parents[2]
+DEVICES = 8  # tests/conftest.py
+SHARDING = NamedSharding(Mesh(np.array(jax.local_devices()), ("batch",)), PartitionSpec("batch"))
+
+
+class Traced:
+    """A step that counts how often it is traced, and in which thread."""
+
+    def __init__(self) -> None:
+        self.threads: list[threading.Thread] = []
+
+    def __call__(self, state: jax.Array, rows: jax.Array, rate: jax.Array) -> tuple[jax.Array, jax.Array]:
+        self.threads.append(threading.current_thread())
+        return state - rate * rows.mean(0), rows.sum()
+
+
+def placed(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, jax.Array]:
+    values = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return values, jax.device_put(values, SHARDING)
+
+
+@pytest.mark.parametrize("engine", ["pmap", "jit"])
+def test_a_step_with_donated_divided_arguments(engine: str) -> None:
+    traced = Traced()
+    compile_ = {
+        "pmap": lambda: jax.pmap(traced, axis_name="batch", in_axes=(0, 0, None), donate_argnums=(0,)),
+        "jit": lambda: jax.jit(jax.vmap(traced, in_axes=(0, 0, None)), donate_argnums=(0,)),
+    }[engine]
+    step: Any = CompiledAhead(compile_())
+    host_state, state = placed((DEVICES, 4), seed=0)
+    host_rows, rows = placed((DEVICES, 3, 4), seed=1)
+    step.compile_for(state, rows, np.float32(0))
+
+    for rate in (0.5, 0.25):
+        donated = state
+        state, sums = step(state, rows, np.float32(rate))
+        host_state = host_state - np.float32(rate) * host_rows.mean(1)
+        np.testing.assert_allclose(state, host_state, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(sums, host_rows.sum((1, 2)), rtol=1e-5, atol=1e-5)
+        assert donated.is_deleted(), "the memory of the state before was not reused"
+    assert len(set(traced.threads)) == 1
+    assert traced.threads[0] is not threading.main_thread()
+    assert len(traced.threads) == 1, "compiled more than once"
+    assert "HloModule" in step.text()
+
+
+def test_the_example_need_not_live_on() -> None:
+    step: Any = CompiledAhead(jax.jit(lambda x: x + 1, donate_argnums=(0,)))
+    example = jnp.zeros(3)
+    step.compile_for(example)
+    example.delete()
+    np.testing.assert_array_equal(step(jnp.zeros(3)), np.ones(3))
+
+
+def test_what_compiling_raises_the_first_step_raises() -> None:
+    def wrong(x: jax.Array) -> jax.Array:
+        raise ValueError("this model has no such layer")
+
+    step: Any = CompiledAhead(jax.jit(wrong))
+    step.compile_for(jnp.zeros(3))
+    with pytest.raises(ValueError, match="no such layer"):
+        step(jnp.zeros(3))
+
+
+def test_other_shapes_are_an_error_and_no_second_compilation() -> None:
+    step: Any = CompiledAhead(jax.jit(lambda x: x + 1))
+    step.compile_for(jnp.zeros(3))
+    with pytest.raises(TypeError):
+        step(jnp.zeros(4))
+
+
+def test_background_work_gives_its_result_or_its_error() -> None:
+    assert in_background(divmod, 7, 2).result() == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        in_background(divmod, 7, 0).result()
+
+
+def test_a_process_ends_after_its_background_work_with_its_own_exit_code() -> None:
+    """A thread that is taken out of a compiler when the interpreter ends takes the whole process down."""
+    code = (
+        "import sys, time\n"
+        "from flax_trainer.ahead_of_time import in_background\n"
+        "in_background(lambda: (time.sleep(0.3), print('compiled')))\n"
+        "print('mistake', flush=True)\n"
+        "sys.exit(2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "mistake\ncompiled\n", "")
