@@ -14,15 +14,16 @@ def main(arguments: list[str]) -> int:
         arguments = demo_arguments()
     config = parse_command_line(arguments, "flax")
 
+    from flax_trainer.processes import end_after_error
     from flax_trainer.train import train  # here, so that --help and mistakes in flags need not wait for JAX
 
     try:
         return train(config)
     except ValueError as error:
-        return explain(error)
+        return end_after_error(explain(error))
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
-        return 130
+        return end_after_error(130)
 
 
 if __name__ == "__main__":

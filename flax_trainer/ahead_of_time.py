@@ -17,11 +17,15 @@ Result = TypeVar("Result")
 class Compilable(Protocol):
     """What `jax.jit` and `jax.pmap` return."""
 
+    def __call__(self, *args: Any) -> Any: ...
+
     def lower(self, *args: Any) -> jax.stages.Lowered: ...
 
 
 class CompiledAhead:
     """A jitted or pmapped function that is compiled once, in a thread of its own, for arguments of known shapes.
+
+    Without `compile_for` it is compiled when it is first called, by itself.
 
     A compiler works for minutes without Python's lock: the data threads and whoever calls this go on meanwhile, and
     signals are heard.
@@ -37,13 +41,11 @@ class CompiledAhead:
 
     def __call__(self, *args: Any) -> Any:
         """Raises whatever compiling raised."""
-        assert self._compiled is not None, "compile_for comes first"
-        return self._compiled.result()(*args)
+        return self._function(*args) if self._compiled is None else self._compiled.result()(*args)
 
     def text(self) -> str:
-        """The compiled program in XLA's notation."""
-        assert self._compiled is not None, "compile_for comes first"
-        return self._compiled.result().as_text() or ""
+        """The compiled program in XLA's notation; empty without `compile_for`."""
+        return "" if self._compiled is None else self._compiled.result().as_text() or ""
 
     def close(self) -> None:
         """Say so where an error will not end the process at once."""

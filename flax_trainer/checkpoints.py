@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.path import step as step_lib
@@ -44,7 +45,10 @@ class _DashedNames(step_lib.NameFormat[step_lib.Metadata]):
 
 
 class Checkpoints:
-    """Saves, in the background, and restores the checkpoints of one run folder."""
+    """Saves, in the background, and restores the checkpoints of one run folder.
+
+    Of several processes, all make the same calls; they share the folder, and each writes what only it has.
+    """
 
     def __init__(self, directory: Path, *, keep: int | None, read_only: bool = False):
         """`keep` is how many to leave on disk, the newest ones; None leaves all.
@@ -67,8 +71,10 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "record"))
 
     def save(self, state: TrainState, record: dict[str, Any]) -> None:
-        """Start saving a state of numpy arrays as `checkpoint-{state.step}`; the writing goes on in the background.
+        """Start saving a state as `checkpoint-{state.step}`; the writing goes on in the background.
 
+        numpy arrays, of which all processes have equal ones, are written by the first. Of arrays that are divided
+        between devices, every process writes its part; they are copied before this returns, and may then be donated.
         It replaces a checkpoint of that step, which a run that was resumed from an older one comes across.
 
         Raises:
@@ -91,7 +97,7 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is damaged, or holds other parameters than `like`.
         """
-        saved = TrainState.from_checkpoint(self._read(step, "state", ocp.args.StandardRestore()))
+        saved = TrainState.from_checkpoint(self._read_state(step))
         state = saved.with_loss_scaler_of(like)
         check_same_arrays(self._path(step), state, like)
         return state
@@ -136,8 +142,20 @@ class Checkpoints:
         return [path.name for path in checkpoints_in(self._directory)]
 
     def _read(self, step: int, item: str, how: ocp.args.CheckpointArgs) -> Any:
-        try:
+        with self._explained_failure_to_read(step):
             return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+
+    def _read_state(self, step: int) -> Any:
+        """Every array whole, as numpy, however many devices it was divided between when it was saved."""
+        with self._explained_failure_to_read(step):
+            saved = self._manager.item_metadata(step)["state"].tree
+            as_numpy = jax.tree.map(lambda array: np.broadcast_to(np.zeros((), array.dtype), array.shape), saved)
+        return self._read(step, "state", ocp.args.StandardRestore(as_numpy))
+
+    @contextmanager
+    def _explained_failure_to_read(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except (ValueError, KeyError, OSError) as error:
             others = ", ".join(name for name in self._names() if name != self._path(step).name) or "none"
             raise ValueError(

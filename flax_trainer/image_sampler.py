@@ -1,17 +1,18 @@
 """Images from the weights in training, sampled on all devices as users will sample them.
 
-Axes: R images asked for, N local devices, B images per device, H W pixels, C channels, L tokens.
+Axes: R images asked for, B images at once, H W pixels, C channels, L tokens.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flax_trainer.base_models import BaseModels
+from flax_trainer.engine import Engine
 from flax_trainer.models.functional import Params
-from flax_trainer.pmap_engine import shard_rows
 from flax_trainer.sampling import Prompt, SamplingDefs, SamplingParams, sample_images
 from flax_trainer.step import FrozenParams, ModelDefs, computing_params, normalise_condition
 from shared.config import TrainConfig
@@ -21,17 +22,28 @@ from shared.diffusion.samplers import SamplerPlan, initial_latents, unipc_plan
 NUM_INFERENCE_STEPS = 20  # of UniPC, as diffusers' train_controlnet.py validates
 
 
-class ImageSampler:
-    """Samples with replicated parameters, `images_per_device` at a time on every device: one program for all calls."""
+class _Rows(NamedTuple):
+    """What the images that are made at once begin with."""
 
-    def __init__(self, models: BaseModels, tokenize: Tokenize, config: TrainConfig, *, images_per_device: int):
+    negative_ids_BL: np.ndarray | jax.Array
+    prompt_ids_BL: np.ndarray | jax.Array
+    condition_BHWC: np.ndarray | jax.Array  # uint8
+    latents_BHWC: np.ndarray | jax.Array
+
+
+class ImageSampler:
+    """Samples with placed parameters, `images_per_device` at a time on every device: one program for all calls."""
+
+    def __init__(
+        self, engine: Engine, models: BaseModels, tokenize: Tokenize, config: TrainConfig, *, images_per_device: int
+    ):
         self._tokenize = tokenize
         self._latent_shape = models.latent_shape(config.resolution)
         self._seed = config.seed
-        self._rows = images_per_device * jax.local_device_count()
+        self._rows = images_per_device * jax.device_count()
         plan = unipc_plan(models.schedule, NUM_INFERENCE_STEPS)
-        self._sample = jax.pmap(
-            partial(_sample, models.defs, plan, models.vae_config.scaling_factor, config.guidance_scale)
+        self._sample = engine.compile_for_rows(
+            partial(_sample, engine.adapt(models.defs), plan, models.vae_config.scaling_factor, config.guidance_scale)
         )
 
     def __call__(
@@ -49,15 +61,13 @@ class ImageSampler:
         images = []
         for start in range(0, len(rows), self._rows):
             chosen = rows[start : start + self._rows]
-            images_NBHWC = self._sample(
-                params,
-                frozen,
-                shard_rows(empty_ids_RL),
-                shard_rows(prompt_ids_RL[chosen]),
-                shard_rows(conditions_RHWC[chosen]),
-                shard_rows(initial_latents(self._seed, chosen, self._latent_shape)),
+            batch = _Rows(
+                empty_ids_RL,
+                prompt_ids_RL[chosen],
+                conditions_RHWC[chosen],
+                initial_latents(self._seed, chosen, self._latent_shape),
             )
-            images.append(np.asarray(images_NBHWC).reshape(self._rows, *images_NBHWC.shape[2:]))
+            images.append(self._sample(params, frozen, batch))
         return np.concatenate(images)[:count]
 
 
@@ -68,12 +78,9 @@ def _sample(
     guidance_scale: float,
     params: Params,
     frozen: FrozenParams,
-    negative_ids_BL: jax.Array,
-    prompt_ids_BL: jax.Array,
-    condition_BHWC: jax.Array,
-    latents_BHWC: jax.Array,
+    rows: _Rows,
 ) -> jax.Array:
-    """uint8 images [B,H,W,C] of one device."""
+    """uint8 images [B,H,W,C]."""
     encode = defs.text_encoder.bind(frozen.text_encoder)
     dtype = next(iter(frozen.unet.values())).dtype
     controlnet_params, unet_params = computing_params(params, frozen.unet, dtype)
@@ -81,10 +88,10 @@ def _sample(
         SamplingDefs(defs.unet, defs.controlnet, defs.vae, scaling_factor),
         plan,
         SamplingParams(unet_params, controlnet_params, frozen.vae),
-        Prompt(encode(prompt_ids_BL)[0]),
-        Prompt(encode(negative_ids_BL)[0]),
-        normalise_condition(condition_BHWC),
-        latents_BHWC,
+        Prompt(encode(rows.prompt_ids_BL)[0]),
+        Prompt(encode(rows.negative_ids_BL)[0]),
+        normalise_condition(rows.condition_BHWC),
+        rows.latents_BHWC,
         guidance_scale=guidance_scale,
     )
     return jnp.round(images_BHWC * 255).astype(jnp.uint8)

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from flax_trainer.checkpoints import Checkpoints
+from flax_trainer.engine import CompiledStep, Engine
 from flax_trainer.evaluator import Evaluator
-from flax_trainer.pmap_engine import fetch, shard_batch
+from flax_trainer.processes import CommonRequest
 from flax_trainer.profiling import Profiler
 from flax_trainer.state import TrainState
-from flax_trainer.step import FrozenParams, Metrics, TrainStep
+from flax_trainer.step import FrozenParams, Metrics
 from shared.config import TrainConfig
 from shared.data.batches import Batch, BatchLoader
 from shared.interruption import Interruption
@@ -32,9 +33,9 @@ class _Dispatched:
     data_wait: float
     host_to_device: float
 
-    def figures(self) -> StepFigures:
+    def figures(self, engine: Engine) -> StepFigures:
         with jax.profiler.TraceAnnotation("wait_for_step"):
-            metrics = fetch(self.metrics)
+            metrics = engine.fetch(self.metrics)
         return StepFigures(
             step=self.step,
             loss=float(metrics["loss"]),
@@ -52,7 +53,8 @@ class Loop:
     """Everything the loop uses. `record` goes into every checkpoint."""
 
     config: TrainConfig
-    train_step: TrainStep
+    engine: Engine
+    train_step: CompiledStep
     frozen: FrozenParams
     loader: BatchLoader
     learning_rate: LearningRateSchedule
@@ -64,7 +66,7 @@ class Loop:
     profiler: Profiler
 
     def run(self, state: TrainState, first_step: int, last_step: int, interruption: Interruption) -> TrainState:
-        """Steps `first_step` … `last_step - 1`; ends early, with a checkpoint, when interrupted.
+        """Steps `first_step` … `last_step - 1`; ends early, with a checkpoint, when any process is interrupted.
 
         Raises:
             NonFiniteError: after saving the last good state.
@@ -77,6 +79,7 @@ class Loop:
             self.validation.draw(models, last_step)
             self.profiler.after_validation(last_step)
         dispatched: _Dispatched | None = None
+        to_stop = CommonRequest()
         batches = self.loader.iterate(first_step)
         for finished in range(first_step + 1, last_step + 1):
             self.profiler.before_step(finished, state)
@@ -86,7 +89,7 @@ class Loop:
             if previous is not None:
                 self.log.add(self._finished(previous, state))
 
-            last, interrupted = finished == last_step, interruption.requested is not None
+            last, interrupted = finished == last_step, to_stop.heard(interruption.requested is not None)
             save = finished % self.config.checkpointing_steps == 0 or interrupted
             validate = last or (finished % self.config.validation_steps == 0 and not interrupted)
             if save or validate:
@@ -97,7 +100,7 @@ class Loop:
                 # Before saving: a step that a killed run's checkpoint contains is then also in its log.
                 self.log.add(figures, self.validation.measure(models, finished) if validate else None)
                 if save:
-                    self.checkpoints.save(fetch(state), self.record)
+                    self.checkpoints.save(self.engine.to_save(state), self.record)
                 if validate:
                     self.validation.draw(models, finished)
                     self.profiler.after_validation(finished)
@@ -116,7 +119,7 @@ class Loop:
             batch = self._next_batch(batches, state)
             copying_since = time.perf_counter()
             with jax.profiler.TraceAnnotation("host_to_device"):
-                placed = shard_batch(batch)
+                placed = self.engine.place_batch(batch)
             copied_at = time.perf_counter()
             learning_rate = self.learning_rate(step - 1)
             state, metrics = self.train_step(state, self.frozen, placed, np.float32(learning_rate))
@@ -128,12 +131,14 @@ class Loop:
             with jax.profiler.TraceAnnotation("data_wait"):
                 return next(batches)[1]
         except ValueError:
-            self._save(state)
+            # Saving is a common act, and the other processes are in the middle of their step.
+            if jax.process_count() == 1:
+                self._save(state)
             raise
 
     def _finished(self, dispatched: _Dispatched, state: TrainState) -> StepFigures:
         """Wait for a step; where it went wrong, save what was last good before raising."""
-        figures = dispatched.figures()
+        figures = dispatched.figures(self.engine)
         try:
             figures.check()
         except NonFiniteError:
@@ -143,7 +148,6 @@ class Loop:
 
     def _save(self, state: TrainState) -> None:
         """Save before an error ends the run; a state without a step would hold nothing that the base model does not."""
-        host_state = fetch(state)
-        if host_state.step > 0:
-            self.checkpoints.save(host_state, self.record)
+        if self.engine.fetch(state.step) > 0:
+            self.checkpoints.save(self.engine.to_save(state), self.record)
             self.checkpoints.wait()

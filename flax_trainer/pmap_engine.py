@@ -1,57 +1,91 @@
 """Replicated data parallelism: the whole state on every device, the batch split between them, `jax.pmap` around it.
 
-Axes: N local devices, A accumulation slices, R local rows (N · B), B rows per device.
+Several processes follow pmap's own convention: each passes and gets what its local devices hold, and collectives go
+over the devices of all processes.
+
+Axes: N local devices, A accumulation slices, R rows, B rows per device.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flax_trainer.state import TrainState
+from flax_trainer.step import ModelDefs, TrainStep
+
 AXIS = "batch"
 Tree = TypeVar("Tree")
 
 
-def _local_sharding() -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
+class PmapEngine:
+    """See `flax_trainer.engine.Engine`. Placed arrays have a leading axis N."""
 
+    axis_name = AXIS
 
-def replicate(tree: Any) -> Any:
-    """A copy of every array on every local device, as one array with a leading axis N."""
-    sharding = _local_sharding()
-    devices = jax.local_devices()
+    def __init__(self) -> None:
+        self._devices = jax.local_devices()
+        self._sharding = NamedSharding(Mesh(np.array(self._devices), (AXIS,)), PartitionSpec(AXIS))
 
-    def copies(array: Any) -> jax.Array:
-        host = np.asarray(array)[None]
-        buffers = [jax.device_put(host, device) for device in devices]
-        return jax.make_array_from_single_device_arrays((len(devices), *host.shape[1:]), sharding, buffers)
+    @property
+    def compiles_ahead(self) -> bool:
+        """A compiled program wants arrays that span all processes, and only pmap itself makes them of local ones."""
+        return jax.process_count() == 1
 
-    return jax.tree.map(copies, tree)
+    def adapt(self, defs: ModelDefs) -> ModelDefs:
+        return defs
 
+    def place_state(self, tree: Tree) -> Tree:
+        """A copy of every array on every local device."""
 
-def fetch(tree: Tree) -> Tree:
-    """The first local device's copy of replicated arrays, as numpy, without memory or work on any device."""
-    return jax.tree.map(lambda array: np.asarray(array.addressable_shards[0].data)[0, ...], tree)
+        def copies(array: Any) -> jax.Array:
+            host = np.asarray(array)[None]
+            buffers = [jax.device_put(host, device) for device in self._devices]
+            return jax.make_array_from_single_device_arrays(
+                (len(self._devices), *host.shape[1:]), self._sharding, buffers
+            )
 
+        return jax.tree.map(copies, tree)
 
-def shard_rows(array_R: np.ndarray) -> jax.Array:
-    """Rows [R, ...] laid out for `jax.pmap`: [N, B, ...] on the devices. Returns before the copy ends."""
-    sharding = _local_sharding()
-    devices = sharding.mesh.size
-    assert len(array_R) % devices == 0, (array_R.shape, devices)
-    return jax.device_put(array_R.reshape(devices, -1, *array_R.shape[1:]), sharding)
+    def place_frozen(self, tree: Tree) -> Tree:
+        return self.place_state(tree)
 
+    def place_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """[A, R, ...] of this process → [N, A, B, ...]."""
+        devices = len(self._devices)
 
-def shard_batch(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This host's part of a step [A, R, ...] laid out for `jax.pmap`: [N, A, B, ...]. Returns before the copy ends."""
-    sharding = _local_sharding()
-    devices = sharding.mesh.size
+        def split(array: np.ndarray) -> np.ndarray:
+            slices, rows = array.shape[:2]
+            assert rows % devices == 0, (array.shape, devices)
+            return array.reshape(slices, devices, rows // devices, *array.shape[2:]).swapaxes(0, 1)
 
-    def split(array: np.ndarray) -> np.ndarray:
-        slices, rows = array.shape[:2]
-        assert rows % devices == 0, (array.shape, devices)
-        return array.reshape(slices, devices, rows // devices, *array.shape[2:]).swapaxes(0, 1)
+        return {name: jax.device_put(split(array), self._sharding) for name, array in batch.items()}
 
-    return {name: jax.device_put(split(array), sharding) for name, array in batch.items()}
+    def compile_train_step(self, step: TrainStep) -> Any:
+        return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=(0,))
+
+    def compile_for_rows(self, function: Callable[..., jax.Array]) -> Callable[..., np.ndarray]:
+        def on_a_device(params: Any, frozen: Any, rows: Any) -> jax.Array:
+            return jax.lax.all_gather(function(params, frozen, rows), AXIS, tiled=True)
+
+        compiled = jax.pmap(on_a_device, axis_name=AXIS)
+        return lambda params, frozen, rows: self.fetch(
+            compiled(params, frozen, jax.tree.map(self._place_share_of_rows, rows))
+        )
+
+    def fetch(self, tree: Tree) -> Tree:
+        """The first local device's copy, without memory or work on any device."""
+        return jax.tree.map(lambda array: np.asarray(array.addressable_shards[0].data)[0, ...], tree)
+
+    def to_save(self, state: TrainState) -> TrainState:
+        return self.fetch(state)
+
+    def _place_share_of_rows(self, array_R: np.ndarray) -> jax.Array:
+        """Of rows that all processes have, those of this one: [N, B, ...]."""
+        assert len(array_R) % jax.device_count() == 0, (array_R.shape, jax.device_count())
+        share = len(array_R) // jax.process_count()
+        first = share * jax.process_index()
+        mine = array_R[first : first + share]
+        return jax.device_put(mine.reshape(len(self._devices), -1, *mine.shape[1:]), self._sharding)

@@ -18,13 +18,24 @@ from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, load_base_model
 from flax_trainer.checkpoints import Checkpoints, check_same_arrays
 from flax_trainer.compilation_cache import use_compilation_cache
 from flax_trainer.device_peaks import peak_tflops
+from flax_trainer.engine import Engine, make_engine
 from flax_trainer.evaluator import Evaluator, LossEvaluator
 from flax_trainer.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
 from flax_trainer.model_flops import model_flops_per_image
 from flax_trainer.models import FlaxControlNetModel
 from flax_trainer.optimizer import AdamWSettings
-from flax_trainer.pmap_engine import AXIS, fetch, replicate, shard_batch
+from flax_trainer.processes import (
+    all_or_none,
+    check_joined,
+    check_shared_folder,
+    is_main_process,
+    join_processes,
+    same_everywhere,
+    sum_over_processes,
+    wait_for_all,
+    without_processes,
+)
 from flax_trainer.profiling import Profiler, profiled_steps
 from flax_trainer.state import TrainState
 from flax_trainer.step import Objective, make_train_step
@@ -50,6 +61,7 @@ from shared.preparation import (
     set_up_logging,
 )
 from shared.run_log import RunLog
+from shared.tracking import Tracker
 from shared.trained_parts import UNET_FOLDER, separated
 from shared.validation import Validation, most_images_at_once
 
@@ -65,33 +77,40 @@ def train(config: TrainConfig) -> int:
         ValueError: a mistake in the configuration, the model or the data, told so that it can be mended.
     """
     started = time.perf_counter()
-    set_up_logging("flax_trainer")
+    join_processes(config)
+    is_main = is_main_process()
+    set_up_logging("flax_trainer", logging.INFO if is_main else logging.ERROR)
+    config = same_everywhere(dataclasses.replace(config, mixed_precision=config.mixed_precision or "no"))
 
-    # --- everything that can be wrong before a device is touched -----------------------------------------------------
-    config = dataclasses.replace(config, mixed_precision=config.mixed_precision or "no")
-    prepared = prepare(config, "flax")
-    output_dir = prepared.output_dir
-    models, initial = load_base_models(config, prepared.schedule)
-    check_resolution(config, models.vae_scale_factor)
+    with all_or_none():
+        # --- everything that can be wrong before a device is touched -------------------------------------------------
+        prepared = prepare(config, "flax", is_main_process=is_main)
+        output_dir = prepared.output_dir
+        models, initial = load_base_models(config, prepared.schedule)
+        check_resolution(config, models.vae_scale_factor)
 
-    # --- devices, batches, steps -------------------------------------------------------------------------------------
-    _check_processes()
-    use_compilation_cache(config.ccache)
-    steps = plan_steps(prepared, jax.device_count())
-    if nothing_left_to_do(prepared, steps):
-        return 0
-    profiled = profiled_steps(config, steps.first, steps.last)
-    loader = BatchLoader(
-        prepared.source,
-        config,
-        prepared.tokenize,
-        BatchSpec.of(steps.arithmetic),
-        latent_shape=models.latent_shape(config.resolution),
-        num_train_timesteps=models.schedule.num_train_timesteps,
-    )
-    held_out = open_held_out_evaluation(
-        prepared, config.train_batch_size * jax.local_device_count(), models.latent_shape(config.resolution)
-    )
+        # --- devices, batches, steps ---------------------------------------------------------------------------------
+        check_joined()
+        use_compilation_cache(config.ccache)
+        engine = make_engine(config)
+        steps = plan_steps(prepared, jax.device_count())
+        if nothing_left_to_do(prepared, steps):
+            return 0
+        profiled = profiled_steps(config, steps.first, steps.last)
+        loader = BatchLoader(
+            prepared.source,
+            config,
+            prepared.tokenize,
+            BatchSpec.of(steps.arithmetic),
+            latent_shape=models.latent_shape(config.resolution),
+            num_train_timesteps=models.schedule.num_train_timesteps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        held_out = open_held_out_evaluation(
+            prepared, config.train_batch_size * jax.device_count(), models.latent_shape(config.resolution)
+        )
+    check_shared_folder(output_dir)
     objective = _objective(config, models)
     jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.allow_tf32 else "highest")
 
@@ -104,11 +123,13 @@ def train(config: TrainConfig) -> int:
         if prepared.resume_from is None
         else _resumed_state(prepared.resume_from, fresh, steps.record, models.defs.trained_layouts)
     )
-    set_aside_other_course(prepared, steps)
-    frozen = replicate(initial.frozen)
+    frozen = engine.place_frozen(initial.frozen)
 
     # --- the run -----------------------------------------------------------------------------------------------------
-    (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    if is_main:
+        set_aside_other_course(prepared, steps)
+        (output_dir / "config.yaml").write_text(to_yaml(without_processes(config)), encoding="utf-8")
+    wait_for_all("the folder is as this run needs it")
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     announce(
         "Training a ControlNet with JAX",
@@ -118,16 +139,15 @@ def train(config: TrainConfig) -> int:
         parameters=sum(value.size for value in initial.controlnet.values()),
         precision=str(jnp.dtype(objective.compute_dtype)),
     )
-    tracker = open_run_tracker(prepared, steps.first)
+    tracker = open_run_tracker(prepared, steps.first) if is_main else Tracker([])
     checkpoints = Checkpoints(output_dir, keep=config.checkpoints_total_limit)
-    validation = Validation(prepared.images, held_out, tracker, output_dir)
-    evaluator = Evaluator(LossEvaluator(models.defs, objective), _sampler(prepared, models, held_out), frozen)
+    validation = Validation(prepared.images, held_out, tracker, output_dir, writes=is_main)
+    evaluator = Evaluator(
+        LossEvaluator(engine, models.defs, objective), _sampler(engine, prepared, models, held_out), frozen
+    )
     train_step = CompiledAhead(
-        jax.pmap(
-            make_train_step(models.defs, objective, _adamw_settings(config), axis_name=AXIS),
-            axis_name=AXIS,
-            in_axes=(0, 0, 0, None),
-            donate_argnums=(0,),
+        engine.compile_train_step(
+            make_train_step(engine.adapt(models.defs), objective, _adamw_settings(config), axis_name=engine.axis_name)
         )
     )
     profiler = Profiler(config, profiled, steps.last, train_step.text)
@@ -144,6 +164,7 @@ def train(config: TrainConfig) -> int:
         steps.arithmetic.global_batch_size,
         steps.epoch_size,
         config.logging_steps,
+        shows_progress=is_main,
         started=started,
         speed_figures=Utilisation(
             flops_per_image,
@@ -153,6 +174,7 @@ def train(config: TrainConfig) -> int:
     )
     loop = Loop(
         config,
+        engine,
         train_step,
         frozen,
         loader,
@@ -167,37 +189,34 @@ def train(config: TrainConfig) -> int:
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
         for resource in (checkpoints, tracker, log, loader, profiler, train_step):
             closing.callback(resource.close)
-        validation.measure_untrained(evaluator.at(replicate(initial.trained)), steps.first)
-        state = replicate(host_state)
-        if steps.first < steps.last:
-            train_step.compile_for(state, frozen, shard_batch(loader.blank()), np.float32(0))
+        validation.measure_untrained(evaluator.at(engine.place_state(initial.trained)), steps.first)
+        state = engine.place_state(host_state)
+        if steps.first < steps.last and engine.compiles_ahead:
+            train_step.compile_for(state, frozen, engine.place_batch(loader.blank()), np.float32(0))
         del initial, fresh, host_state
         log.restart_clock()
         profiler.profile_memory("initial")
         state = loop.run(state, steps.first, steps.last, interruption)
         profiler.profile_memory("final")
-        step = int(fetch(state.step))
+        step = int(engine.fetch(state.step))
     if step < steps.last:
-        assert interruption.requested is not None, (step, steps.last)
-        logger.info("Stopped by %s; continue with --resume_from_checkpoint latest", interruption.requested.name)
+        reason = "another process" if interruption.requested is None else interruption.requested.name
+        logger.info("Stopped by %s; continue with --resume_from_checkpoint latest", reason)
         return interruption.exit_code
 
     # --- the finished ControlNet and what belongs to it --------------------------------------------------------------
-    controlnet, decoder = separated(fetch(state.result))
-    FlaxControlNetModel.save_params(output_dir, models.controlnet_config, controlnet, models.defs.controlnet.layouts)
-    if decoder:
-        save_unet(output_dir / UNET_FOLDER, config, decoder)
-    backend_facts = BackendFacts("flax", devices, _PACKAGES, loader.skipped, _peak_device_memory_gib())
-    complete_run(prepared, step, log, validation, backend_facts, started)
-    return 0
-
-
-def _check_processes() -> None:
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"JAX runs in {jax.process_count()} processes; training on several hosts is not supported yet. Use one "
-            "host with all of its devices."
+    result, skipped = engine.fetch(state.result), sum_over_processes(loader.skipped)
+    if is_main:
+        controlnet, decoder = separated(result)
+        FlaxControlNetModel.save_params(
+            output_dir, models.controlnet_config, controlnet, models.defs.controlnet.layouts
         )
+        if decoder:
+            save_unet(output_dir / UNET_FOLDER, config, decoder)
+        backend_facts = BackendFacts("flax", devices, _PACKAGES, skipped, _peak_device_memory_gib())
+        complete_run(prepared, step, log, validation, backend_facts, started)
+    wait_for_all("the run is complete")
+    return 0
 
 
 def _resumed_state(
@@ -218,13 +237,15 @@ def _resumed_state(
     return state
 
 
-def _sampler(prepared: Preparation, models: BaseModels, held_out: HeldOutEvaluation | None) -> ImageSampler | None:
+def _sampler(
+    engine: Engine, prepared: Preparation, models: BaseModels, held_out: HeldOutEvaluation | None
+) -> ImageSampler | None:
     """For as many images at once as are ever asked for; None for a run that makes none."""
     most = most_images_at_once(prepared.images, held_out)
     if most == 0:
         return None
-    per_device = min(prepared.config.train_batch_size, -(-most // jax.local_device_count()))
-    return ImageSampler(models, prepared.tokenize, prepared.config, images_per_device=per_device)
+    per_device = min(prepared.config.train_batch_size, -(-most // jax.device_count()))
+    return ImageSampler(engine, models, prepared.tokenize, prepared.config, images_per_device=per_device)
 
 
 def _peak_device_memory_gib() -> float | None:

@@ -55,7 +55,7 @@ def dot_product_attention(
     if kernel == "plain":
         return plain_attention(query_BQND, key_BKND, value_BKND)
     if kernel == "splash" and _fits_splash(query_BQND, key_BKND):
-        return flash_attention_tpu(query_BQND, key_BKND, value_BKND)
+        return _on_each_device(flash_attention_tpu)(query_BQND, key_BKND, value_BKND)
     if kernel == "cudnn" and _fits_cudnn(query_BQND):
         return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="cudnn")
     return blockwise_attention(query_BQND, key_BKND, value_BKND)
@@ -154,6 +154,15 @@ def _splash(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, i
     scaled_BQND = query_BQND * jnp.asarray(features**-0.5, query_BQND.dtype)
     query_BNQD, key_BNKD, value_BNKD = (array.swapaxes(1, 2) for array in (scaled_BQND, key_BKND, value_BKND))
     return jax.vmap(attend)(query_BNQD, key_BNKD, value_BNKD).swapaxes(1, 2)
+
+
+def _on_each_device(kernel: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A Pallas kernel on the rows of each device of the surrounding mesh: XLA cannot divide it by itself."""
+    axes = jax.sharding.get_abstract_mesh().auto_axes
+    if not axes:  # no mesh, or a function that is mapped over the devices already
+        return kernel
+    rows = jax.sharding.PartitionSpec(axes)
+    return jax.shard_map(kernel, in_specs=rows, out_specs=rows, check_vma=False)
 
 
 def _splash_precision(dtype: jnp.dtype) -> AbstractContextManager[Any]:

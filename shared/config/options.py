@@ -239,6 +239,23 @@ class TrainConfig:
     torch_compile: bool = _performance(
         False, "Compile the UNet and the ControlNet with torch.compile: minutes at the start, faster steps after."
     )
+    parallelism: Literal["pmap", "mesh"] = _performance(
+        "pmap",
+        "How JAX uses several devices: pmap keeps a copy of everything on each, mesh can divide what is trained "
+        "between them (--fsdp_devices).",
+    )
+    fsdp_devices: int = _performance(
+        1,
+        "The number of devices that share one copy of the ControlNet and the optimizer's state: with --parallelism "
+        "mesh, a divisor of the number of devices.",
+    )
+    coordinator_address: str | None = _performance(
+        None,
+        "HOST:PORT of process 0, where the processes of a JAX run on several hosts find each other; with "
+        "--num_processes and --process_id. TPU pods need none of the three.",
+    )
+    num_processes: int | None = _performance(None, "The number of processes, one per host, of a JAX run.")
+    process_id: int | None = _performance(None, "The number of this process, from 0; another one on each host.")
     local_rank: int = _performance(-1, "The number of this process on its machine, -1 for a single process.")
     ccache: str | None = _performance(
         None,

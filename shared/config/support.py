@@ -45,6 +45,13 @@ NOT_SUPPORTED: dict[Backend, tuple[Missing, ...]] = {
             "Leave it out; diffusers' models recompute everything.",
             value="all_but_products",
         ),
+        Missing(
+            "parallelism",
+            "Leave it out; start several processes with `accelerate launch`, and share a copy between them with "
+            "torch_trainer/accelerate_configs/fsdp.yaml.",
+            value="mesh",
+        ),
+        Missing("coordinator_address", "Leave it out; `accelerate launch` starts several processes."),
         Missing("ccache", "Leave it out; it is the folder of JAX's compilation cache."),
         Missing("profile_steps", _SEE_METRICS),
         Missing("profile_validation", _SEE_METRICS),

@@ -7,6 +7,7 @@ from shared.config.options import FLAGS, Backend, TrainConfig
 from shared.config.support import check_support
 
 _DATA_SOURCES = ("dataset_name", "train_data_dir", "train_shards", "generated_circles")
+_PROCESSES = ("coordinator_address", "num_processes", "process_id")
 _SHARDS_ONLY = ("shards_image_key", "shards_conditioning_key", "shards_caption_key", "allow_shell_urls")
 # Stable Diffusion's autoencoders halve the side three times; the trainer checks the factor of the one it loads.
 _VAE_FACTOR = 8
@@ -27,6 +28,8 @@ _AT_LEAST_ONE = (
     "checkpointing_steps",
     "checkpoints_total_limit",
     "logging_steps",
+    "fsdp_devices",
+    "num_processes",
 )
 _AT_LEAST_ZERO = (
     "max_skipped_samples",
@@ -38,6 +41,7 @@ _AT_LEAST_ZERO = (
     "adam_epsilon",
     "adam_weight_decay",
     "profile_steps",
+    "process_id",
 )
 
 # Flags, whether a value is right, and the same in words. Comparisons are written so that nan fails them.
@@ -69,6 +73,8 @@ def validate(config: TrainConfig, backend: Backend) -> None:
     _check_evaluation(config)
     _check_checkpointing(config)
     _check_profiling(config)
+    _check_devices(config)
+    _check_processes(config)
     _check_secrets(config)
     check_support(config, backend)
 
@@ -170,6 +176,37 @@ def _check_profiling(config: TrainConfig) -> None:
         raise ValueError(
             "--profile_validation finds no validation to profile: give --validation_image and --validation_prompt, or "
             "--num_evaluation_samples."
+        )
+
+
+def _check_devices(config: TrainConfig) -> None:
+    if config.fsdp_devices > 1 and config.parallelism != "mesh":
+        raise ValueError(
+            f"--fsdp_devices {config.fsdp_devices} needs --parallelism mesh: pmap keeps a whole copy on every device. "
+            "Give that too, or leave it out."
+        )
+
+
+def _check_processes(config: TrainConfig) -> None:
+    address, count, number = config.coordinator_address, config.num_processes, config.process_id
+    missing = [f"--{name}" for name in _PROCESSES if getattr(config, name) is None]
+    if len(missing) == len(_PROCESSES):
+        return
+    if address is None or count is None or number is None:
+        raise ValueError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: --coordinator_address, "
+            "--num_processes and --process_id go together. Give all three on every host, or none on a TPU pod."
+        )
+    if number >= count:
+        raise ValueError(
+            f"--process_id is {number}, but --num_processes {count} are numbered from 0 to {count - 1}: give each host "
+            "one of these."
+        )
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError(
+            f"--coordinator_address is {address!r}; expected HOST:PORT, such as 10.0.0.2:8476: the address of the host "
+            "of process 0, and a free port there."
         )
 
 

@@ -13,11 +13,12 @@ _CONFIG = TrainConfig(
     pretrained_model_name_or_path="model", dataset_name="data", gradient_checkpointing=True, num_evaluation_samples=1
 )
 _ANOTHER_VALUE: dict[type, Any] = {bool: True, int: 1, str: "text"}
+_WITH_IT = {"coordinator_address": {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 0}}
 
 
 def _asking_for(row: Missing) -> TrainConfig:
     value = row.value if row.value is not None else _ANOTHER_VALUE[FLAGS[row.flag].kind]
-    return dataclasses.replace(_CONFIG, **{row.flag: value})
+    return dataclasses.replace(_CONFIG, **{row.flag: value, **_WITH_IT.get(row.flag, {})})
 
 
 @pytest.mark.parametrize(
