@@ -68,7 +68,8 @@ class Checkpoints:
             read_only=read_only,
         )
         self._empty_deleted()
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "record"))
+        handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def save(self, state: TrainState, record: dict[str, Any]) -> None:
         """Start saving a state as `checkpoint-{state.step}`; the writing goes on in the background.
@@ -148,8 +149,10 @@ class Checkpoints:
     def _read_state(self, step: int) -> Any:
         """Every array whole, as numpy, however many devices it was divided between when it was saved."""
         with self._explained_failure_to_read(step):
-            saved = self._manager.item_metadata(step)["state"].tree
-            as_numpy = jax.tree.map(lambda array: np.broadcast_to(np.zeros((), array.dtype), array.shape), saved)
+            saved = self._manager.item_metadata(step)["state"]
+            if saved is None:
+                raise ValueError("nothing says which arrays it holds")
+            as_numpy = jax.tree.map(lambda array: np.broadcast_to(np.zeros((), array.dtype), array.shape), saved.tree)
         return self._read(step, "state", ocp.args.StandardRestore(as_numpy))
 
     @contextmanager

@@ -53,11 +53,11 @@ class Engine(Protocol):
         """The models as this engine's functions are to use them."""
         ...
 
-    def place_state(self, tree: Tree) -> Tree:
+    def place_state(self, tree: Any) -> Any:
         """Put what is trained (numpy, the same in all processes) onto the devices. It may be donated."""
         ...
 
-    def place_frozen(self, tree: Tree) -> Tree:
+    def place_frozen(self, tree: Any) -> Any:
         """Put what is only used (numpy, the same in all processes) onto the devices, whole on each."""
         ...
 

@@ -4,7 +4,7 @@ Axes: R images asked for, B images at once, H W pixels, C channels, L tokens.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,12 @@ NUM_INFERENCE_STEPS = 20  # of UniPC, as diffusers' train_controlnet.py validate
 
 
 class _Rows(NamedTuple):
-    """What the images that are made at once begin with."""
+    """What the images that are made at once begin with: numpy on the host, jax.Array on the devices."""
 
-    negative_ids_BL: np.ndarray | jax.Array
-    prompt_ids_BL: np.ndarray | jax.Array
-    condition_BHWC: np.ndarray | jax.Array  # uint8
-    latents_BHWC: np.ndarray | jax.Array
+    negative_ids_BL: Any
+    prompt_ids_BL: Any
+    condition_BHWC: Any  # uint8
+    latents_BHWC: Any
 
 
 class ImageSampler:

@@ -77,7 +77,8 @@ def _is_one_tpu_host_of_several() -> bool:
 
     Single hosts are left alone: `jax.distributed.initialize` would ask them for a coordinator they may not have.
     """
-    if "tpu" not in (jax.config.jax_platforms or "").split(","):  # JAX says so by itself where TPU chips are
+    platforms: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
+    if "tpu" not in (platforms or "").split(","):  # JAX says so by itself where TPU chips are
         return False
     if int(os.environ.get("MEGASCALE_NUM_SLICES", "1")) > 1:
         return True

@@ -35,6 +35,18 @@ def start_train_flax(
     return _start([PROJECT / "train_flax.py", *arguments], {"JAX_NUM_CPU_DEVICES": str(devices)} | environment, folder)
 
 
+def start_flax_processes(
+    arguments: Arguments, *, devices: int, more: Sequence[Arguments] = ((), ()), **environment: str
+) -> list[subprocess.Popen[str]]:
+    """`train_flax.py` in several processes that train together, with `devices` each; `more` is what each is told."""
+    address = f"127.0.0.1:{free_port()}"
+    joining = ["--coordinator_address", address, "--num_processes", len(more), "--process_id"]
+    return [
+        start_train_flax([*arguments, *joining, number, *own], devices=devices, **environment)
+        for number, own in enumerate(more)
+    ]
+
+
 def train_torch(arguments: Arguments, **environment: str) -> str:
     """Run `train_torch.py` to its end; returns what it wrote to stderr and stdout. Fails where it fails."""
     return finish(start_train_torch(arguments, **environment))

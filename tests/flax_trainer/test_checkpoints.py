@@ -115,13 +115,14 @@ def test_arrays_may_change_once_save_has_returned_and_the_save_is_over(tmp_path:
 
 
 def test_a_save_goes_on_while_the_run_writes_over_its_donated_buffers(tmp_path: Path) -> None:
-    from flax_trainer.pmap_engine import fetch, replicate
+    from flax_trainer.pmap_engine import PmapEngine
 
     original = state(3, rows=2000)
     step = jax.pmap(lambda s: jax.tree.map(jnp.negative, s), donate_argnums=(0,))
-    moving = replicate(original._replace(halted=np.array(0, np.int32)))
+    engine = PmapEngine()
+    moving = engine.place_state(original._replace(halted=np.array(0, np.int32)))
     checkpoints = Checkpoints(tmp_path, keep=None)
-    checkpoints.save(fetch(moving), RECORD)
+    checkpoints.save(engine.to_save(moving), RECORD)
     for _ in range(5):
         moving = step(moving)
     checkpoints.wait()

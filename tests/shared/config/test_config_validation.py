@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.config import TrainConfig, validate
+from shared.config import Backend, TrainConfig, validate
 
 _RIGHT = TrainConfig(pretrained_model_name_or_path="model", dataset_name="data")
 _SHARDS: dict[str, Any] = {"dataset_name": None, "train_shards": ("a.tar",)}
 
 
-def _check(**changes: Any) -> None:
-    validate(dataclasses.replace(_RIGHT, **changes), "torch")
+def _check(backend: Backend = "torch", **changes: Any) -> None:
+    validate(dataclasses.replace(_RIGHT, **changes), backend)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,35 @@ def test_right_configurations_pass(changes: dict[str, Any]) -> None:
 def test_wrong_configurations_are_refused_with_the_way_out(changes: dict[str, Any], explanation: str) -> None:
     with pytest.raises(ValueError, match=explanation):
         _check(**changes)
+
+
+_THREE: dict[str, Any] = {"coordinator_address": "10.0.0.2:8476", "num_processes": 2, "process_id": 1}
+
+
+def test_devices_and_processes_of_jax() -> None:
+    _check("flax", **_THREE, parallelism="mesh", fsdp_devices=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "explanation"),
+    [
+        ({"fsdp_devices": 4}, "--fsdp_devices 4 needs --parallelism mesh"),
+        ({"fsdp_devices": 0, "parallelism": "mesh"}, "--fsdp_devices must be 1 or more"),
+        ({"parallelism": "fsdp"}, "--parallelism must be one of pmap, mesh"),
+        *(({name: _THREE[name]}, "are missing: .* Give all three") for name in _THREE),
+        *(({**_THREE, name: None}, f"--{name} is missing: .* Give all three") for name in _THREE),
+        ({**_THREE, "process_id": 2}, "--process_id is 2, but --num_processes 2 are numbered from 0 to 1"),
+        ({**_THREE, "process_id": -1}, "--process_id must be"),
+        ({**_THREE, "num_processes": 0}, "--num_processes must be 1 or more"),
+        *(
+            ({**_THREE, "coordinator_address": address}, "expected HOST:PORT")
+            for address in ("10.0.0.2", ":8476", "10.0.0.2:", "10.0.0.2:port", "10.0.0.2:70000")
+        ),
+    ],
+)
+def test_wrong_devices_and_processes_are_refused(changes: dict[str, Any], explanation: str) -> None:
+    with pytest.raises(ValueError, match=explanation):
+        _check("flax", **changes)
 
 
 @pytest.mark.parametrize("command", ["curl -H SECRET", "TOKEN=SECRET curl", "curl\tSECRET", "curl<SECRET"])
