@@ -68,7 +68,7 @@ class Checkpoints:
             read_only=read_only,
         )
         self._empty_deleted()
-        handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+        handlers = {"state": _state_handler(), "record": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def save(self, state: TrainState, record: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self._saved_step:
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state.to_checkpoint()), record=ocp.args.JsonSave(record))
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state.to_checkpoint()), record=ocp.args.JsonSave(record))
         self.wait()
         with self._explained_failure_to_write():
             if step in self._manager.all_steps():
@@ -153,7 +153,8 @@ class Checkpoints:
             if saved is None:
                 raise ValueError("nothing says which arrays it holds")
             as_numpy = jax.tree.map(lambda array: np.broadcast_to(np.zeros((), array.dtype), array.shape), saved.tree)
-        return self._read(step, "state", ocp.args.StandardRestore(as_numpy))
+        how = ocp.checkpoint_utils.construct_restore_args(as_numpy)
+        return self._read(step, "state", ocp.args.PyTreeRestore(as_numpy, restore_args=how))
 
     @contextmanager
     def _explained_failure_to_read(self, step: int) -> Iterator[None]:
@@ -177,6 +178,18 @@ class Checkpoints:
                 f"there: {complete}. If the disk is full, free some space or keep fewer with "
                 "--checkpoints_total_limit; then continue with --resume_from_checkpoint latest."
             ) from error
+
+
+def _state_handler() -> ocp.PyTreeCheckpointHandler:
+    """Writes arrays from where they lie: of copies on several devices, the first one.
+
+    Orbax by itself would have each of those devices cut out and write a part, which takes memory there, and for every
+    shape a program to compile.
+    """
+    from_devices = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    from_host = ocp.type_handlers.NumpyHandler()
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, from_devices), (np.ndarray, from_host))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def check_same_arrays(checkpoint: Path, saved: TrainState, like: TrainState) -> None:

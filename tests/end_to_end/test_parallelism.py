@@ -1,12 +1,14 @@
 """Both engines of the Flax backend, on one device and many, in one process and in two, train the same."""
 
-import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from shared.checkpoint_policy import checkpoint_step
 from tests.end_to_end.comparing import distance, picture, relative, trained_weights
 from tests.end_to_end.running import (
     finish,
@@ -15,6 +17,7 @@ from tests.end_to_end.running import (
     metrics,
     start_flax_processes,
     train_flax,
+    train_flax_here,
     untimed_metrics,
     wait_until,
 )
@@ -22,22 +25,25 @@ from tests.end_to_end.tiny_runs import BATCH, PROMPT, arguments, begin_from
 from torch_trainer.flax_checkpoint import read_flax_checkpoint
 
 STEPS, HALF_WAY = 20, 10
-# Programs for tests that compile in seconds: how well they are optimised is no matter here, but the same for all.
+# How well programs are optimised is no matter here, and this way they compile in half the time.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-RESUME = ["--resume_from_checkpoint", "latest"]
-ENGINES = {
-    "pmap": ["--parallelism", "pmap"],
+ENGINES: dict[str, list[object]] = {
+    "pmap": [],
     "mesh 8x1": ["--parallelism", "mesh"],
     "mesh 4x2": ["--parallelism", "mesh", "--fsdp_devices", 2],
     "mesh 1x8": ["--parallelism", "mesh", "--fsdp_devices", 8],
 }
-TOGETHER = {"two processes, pmap": ENGINES["pmap"], "two processes, mesh 2x2": ENGINES["mesh 4x2"]}
+ON_EIGHT = ["--train_batch_size", BATCH // 8]
+ON_TWO_BY_TWO = ["--train_batch_size", 1, "--gradient_accumulation_steps", BATCH // 4]
+HELD_OUT = ["--num_evaluation_samples", 3]
+RESUME = ["--resume_from_checkpoint", "latest"]
 
 
-def command(base_model: Path, output_dir: Path, *more: object) -> list[str]:
-    steps = ["--max_train_steps", STEPS, "--checkpointing_steps", HALF_WAY, "--validation_steps", STEPS]
-    # A small step, for AdamW makes rounding errors of tiny gradients as large as that.
-    return arguments(base_model, output_dir, *steps, "--learning_rate", 1e-4, "--report_to", "none", *more)
+@pytest.fixture(scope="module", autouse=True)
+def _quick_programs() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -46,90 +52,144 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def measured(condition: Path) -> list[object]:
-    """What processes work on together beside the steps: figures and pictures, of numbers that nothing divides."""
-    return [
-        *("--num_evaluation_samples", 3, "--evaluation_fidelity", "circles"),
-        *("--validation_image", condition, "--validation_prompt", PROMPT, "--num_validation_images", 5),
-    ]
+def pictures(condition: Path) -> list[object]:
+    """Of numbers that nothing divides."""
+    validation = ["--validation_image", condition, "--validation_prompt", PROMPT, "--num_validation_images", 5]
+    return [*validation, "--evaluation_fidelity", "circles"]
+
+
+def command(base_model: Path, output_dir: Path, *more: object) -> list[str]:
+    steps = ["--max_train_steps", STEPS, "--checkpointing_steps", HALF_WAY, "--validation_steps", STEPS]
+    # A small step, for AdamW makes rounding errors of tiny gradients as large as that.
+    course = [*steps, "--learning_rate", 1e-4, "--report_to", "none", *HELD_OUT]
+    return arguments(base_model, output_dir, *course, *more)
 
 
 @pytest.fixture(scope="module")
-def one(base_model: Path, folder: Path, measured: list[object]) -> Path:
+def one(base_model: Path, folder: Path, pictures: list[object]) -> Path:
     """The run on a single device."""
-    train_flax(command(base_model, folder / "one", *measured), **QUICK)
+    train_flax(command(base_model, folder / "one", *pictures), **QUICK)
     return folder / "one"
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def eight(request: pytest.FixtureRequest, base_model: Path, folder: Path) -> Path:
-    """The same global batches on eight devices."""
-    run = folder / request.param
-    more = ["--num_evaluation_samples", 3, "--train_batch_size", BATCH // 8, *ENGINES[request.param]]
-    train_flax(command(base_model, run, *more), devices=8, **QUICK)
-    return run
+@pytest.fixture(scope="module")
+def eight(base_model: Path, folder: Path) -> dict[str, Path]:
+    """The same global batches on eight devices, under each engine's name."""
+    for name, engine in ENGINES.items():
+        train_flax_here(command(base_model, folder / name, *ON_EIGHT, *engine))
+    return {name: folder / name for name in ENGINES}
 
 
-@pytest.fixture(scope="module", params=TOGETHER)
-def two(request: pytest.FixtureRequest, base_model: Path, folder: Path, measured: list[object]) -> Path:
-    """The same in two processes with two devices each, two accumulated slices."""
-    run = folder / request.param
-    share = ["--train_batch_size", 1, "--gradient_accumulation_steps", BATCH // 4]
-    processes = start_flax_processes(
-        command(base_model, run, *measured, *share, *TOGETHER[request.param]), devices=2, **QUICK
-    )
-    for number, process in enumerate(processes):
-        (folder / f"{request.param}, output {number}").write_text(finish(process))
-    return run
+@pytest.fixture(scope="module")
+def two(base_model: Path, folder: Path, pictures: list[object]) -> dict[str, Path]:
+    """The same in two processes with two devices each and two accumulated slices."""
+    runs = {}
+    for name, more in {"pmap": [], "mesh 1x4": ["--parallelism", "mesh", "--fsdp_devices", 4, *pictures]}.items():
+        runs[name] = folder / f"two processes, {name}"
+        processes = start_flax_processes(command(base_model, runs[name], *ON_TWO_BY_TWO, *more), devices=2, **QUICK)
+        for number, process in enumerate(processes):
+            (folder / f"{runs[name].name}, output {number}").write_text(finish(process))
+    return runs
 
 
 def assert_same_course(run: Path, one: Path) -> None:
+    """Every loss, those on held-out samples, and the ControlNet that comes of it."""
     assert [entry["step"] for entry in metrics(run)] == list(range(STEPS + 1))
     assert max(relative(losses(run), losses(one))) < 1e-5
-    given, expected = trained_weights(run), trained_weights(one)
-    assert distance(given, expected) < 1e-5
-
-
-def test_eight_devices_train_like_one(eight: Path, one: Path) -> None:
-    assert_same_course(eight, one)
-
-
-def test_two_processes_train_like_one(two: Path, one: Path) -> None:
-    assert_same_course(two, one)
-    for given, expected in zip(metrics(two), metrics(one), strict=True):
-        assert given.keys() == expected.keys()
-        names = [name for name in expected if name.startswith("validation_loss") or name in ("epoch", "learning_rate")]
-        assert max(relative([given[name] for name in names], [expected[name] for name in names])) < 1e-5
-    for file in (f"validation/step-{STEPS}/0.png", f"validation/step-{STEPS}/held_out.png", "contact_sheet.png"):
-        np.testing.assert_allclose(picture(two / file), picture(one / file), atol=2)
-
-
-def test_only_one_of_the_processes_writes(two: Path, one: Path) -> None:
-    first, second = (two.with_name(f"{two.name}, output {number}").read_text() for number in range(2))
-    assert "8 images per step = 1 per device × 4 devices × 2 accumulated" in first
-    assert [line for line in second.splitlines() if not line.startswith("[Gloo]")] == []
-    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
-    assert "coordinator_address: null" in (two / "config.yaml").read_text()
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_checkpoint_of_two_processes_goes_on_with_any_engine(
-    engine: str, two: Path, base_model: Path, tmp_path: Path
-) -> None:
-    begin_from(two, HALF_WAY, tmp_path / "run")
-    more = ["--num_evaluation_samples", 3, "--train_batch_size", BATCH // 8, *ENGINES[engine]]
-    train_flax(command(base_model, tmp_path / "run", *more, *RESUME), devices=8, **QUICK)
-    assert max(relative(losses(tmp_path / "run"), losses(two))) < 1e-5
-    assert distance(trained_weights(tmp_path / "run"), trained_weights(two)) < 1e-5
+    for step in (0, STEPS):
+        names = [name for name in metrics(one)[step] if name.startswith("validation_loss")]
+        given, expected = ([metrics(run)[step][name] for name in names] for run in (run, one))
+        assert max(relative(given, expected)) < 1e-5
+    assert distance(trained_weights(run), trained_weights(one)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_run_goes_on_bit_for_bit_with_its_own_engine(
-    name: str, folder: Path, base_model: Path, tmp_path: Path
+def test_eight_devices_train_like_one(name: str, eight: dict[str, Path], one: Path) -> None:
+    assert_same_course(eight[name], one)
+
+
+@pytest.mark.parametrize("name", ["pmap", "mesh 1x4"])
+def test_two_processes_train_like_one(name: str, two: dict[str, Path], one: Path) -> None:
+    assert_same_course(two[name], one)
+
+
+def test_two_processes_draw_like_one(two: dict[str, Path], one: Path) -> None:
+    for file in (f"validation/step-{STEPS}/0.png", f"validation/step-{STEPS}/held_out.png", "contact_sheet.png"):
+        np.testing.assert_allclose(picture(two["mesh 1x4"] / file), picture(one / file), atol=2)
+
+
+def test_only_one_of_two_processes_writes(two: dict[str, Path], one: Path) -> None:
+    run = two["mesh 1x4"]
+    first, second = (run.with_name(f"{run.name}, output {number}").read_text() for number in range(2))
+    assert "8 images per step = 1 per device × 4 devices × 2 accumulated" in first
+    assert [line for line in second.splitlines() if not line.startswith("[Gloo]")] == []
+    assert {path.name for path in run.iterdir()} == {path.name for path in one.iterdir()}
+    assert "coordinator_address: null" in (run / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("two processes, pmap", "mesh 4x2"), ("two processes, mesh 1x4", "pmap"), ("mesh 4x2", "pmap")],
+)
+@pytest.mark.usefixtures("eight", "two")
+def test_a_run_goes_on_with_another_engine(
+    before: str, after: str, folder: Path, one: Path, base_model: Path, tmp_path: Path
 ) -> None:
-    begin_from(folder / name, HALF_WAY, tmp_path / "run")
-    more = ["--num_evaluation_samples", 3, "--train_batch_size", BATCH // 8, *ENGINES[name]]
-    train_flax(command(base_model, tmp_path / "run", *more, *RESUME), devices=8, **QUICK)
-    assert untimed_metrics(tmp_path / "run") == untimed_metrics(folder / name)
-    for key, value in trained_weights(folder / name).items():
-        np.testing.assert_array_equal(trained_weights(tmp_path / "run")[key], value, err_msg=key)
+    begin_from(folder / before, HALF_WAY, tmp_path / "run")
+    train_flax_here(command(base_model, tmp_path / "run", *ON_EIGHT, *ENGINES[after], *RESUME))
+    assert_same_course(tmp_path / "run", one)
+
+
+def test_a_run_goes_on_bit_for_bit_with_its_own_engine(
+    eight: dict[str, Path], base_model: Path, tmp_path: Path
+) -> None:
+    run = eight["mesh 4x2"]
+    begin_from(run, HALF_WAY, tmp_path / "run")
+    train_flax_here(command(base_model, tmp_path / "run", *ON_EIGHT, *ENGINES["mesh 4x2"], *RESUME))
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(run)
+    for name, value in trained_weights(run).items():
+        np.testing.assert_array_equal(trained_weights(tmp_path / "run")[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["mesh 4x2", "mesh 1x8", "two processes, pmap", "two processes, mesh 1x4"])
+@pytest.mark.usefixtures("eight", "two")
+def test_the_other_backend_reads_divided_checkpoints(name: str, folder: Path) -> None:
+    """What it finds in the last one is the finished ControlNet."""
+    step, params, moments = read_flax_checkpoint(folder / name / f"checkpoint-{STEPS}")
+    expected = trained_weights(folder / name)
+    assert step == STEPS
+    assert params.keys() == expected.keys() == moments.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(params[key], value, err_msg=key)
+        assert {kind: array.shape for kind, array in moments[key].items()} == {
+            "exp_avg": value.shape,
+            "exp_avg_sq": value.shape,
+        }
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_with_one_checkpoint(
+    base_model: Path, one: Path, tmp_path: Path
+) -> None:
+    """As when a machine of several is taken away. The one that is told is not the one that writes."""
+    endless = ["--max_train_steps", 100000, "--checkpointing_steps", 10**6, "--validation_steps", 10**6]
+    mesh = ["--parallelism", "mesh", "--fsdp_devices", 4]
+    processes = start_flax_processes(command(base_model, tmp_path, *ON_TWO_BY_TWO, *mesh, *endless), devices=2, **QUICK)
+    wait_until(lambda: logged_steps(tmp_path) >= 4, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [finish(process) for process in processes]
+    assert "Stopped by another process; continue with --resume_from_checkpoint latest" in outputs[0]
+    (saved,) = tmp_path.glob("checkpoint-*")
+    step = checkpoint_step(saved)
+    assert metrics(tmp_path)[-1]["step"] == step == read_flax_checkpoint(saved)[0]
+    known = min(step, STEPS)
+    assert max(relative(losses(tmp_path)[:known], losses(one)[:known])) < 1e-5
+
+
+def test_processes_with_different_commands_are_refused(base_model: Path, tmp_path: Path) -> None:
+    processes = start_flax_processes(
+        command(base_model, tmp_path, *ON_TWO_BY_TWO), devices=2, more=[["--seed", 1], ["--seed", 2]], **QUICK
+    )
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert "another command than process 0: --seed (2, not 1)" in outputs[1]
+    assert "Another process of this run cannot start" in outputs[0]
