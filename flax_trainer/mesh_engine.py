@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
@@ -151,8 +152,14 @@ class GatheredModelDef(ModelDef[M]):
 def _gathering(
     used: Callable[[Any], NamedSharding], at_rest: Callable[[Any], NamedSharding]
 ) -> Callable[[jax.Array], jax.Array]:
-    """The identity, which lays an array out as it is used, and its gradient as it is at rest."""
+    """The identity, which lays an array out as it is used, and its gradient as it is at rest.
+
+    Gradients are added up over the devices in float32, as they are where each device has a whole copy.
+    """
     constrained = jax.lax.with_sharding_constraint
+
+    def at_rest_in_float32(gradient: jax.Array) -> jax.Array:
+        return constrained(gradient.astype(jnp.float32), at_rest(gradient)).astype(gradient.dtype)
 
     @jax.custom_vjp
     def gather(array: jax.Array) -> jax.Array:
@@ -160,6 +167,6 @@ def _gathering(
 
     gather.defvjp(
         lambda array: (constrained(array, used(array)), None),
-        lambda _, gradient: (constrained(gradient, at_rest(gradient)),),
+        lambda _, gradient: (at_rest_in_float32(gradient),),
     )
     return gather
