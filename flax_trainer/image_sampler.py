@@ -83,7 +83,7 @@ def _sample(
     """uint8 images [B,H,W,C]."""
     encode = defs.text_encoder.bind(frozen.text_encoder)
     dtype = next(iter(frozen.unet.values())).dtype
-    controlnet_params, unet_params = computing_params(params, frozen.unet, dtype)
+    controlnet_params, unet_params = computing_params(defs, params, frozen.unet, dtype)
     images_BHWC = sample_images(
         SamplingDefs(defs.unet, defs.controlnet, defs.vae, scaling_factor),
         plan,

@@ -10,7 +10,7 @@ Axes: A accumulation slices, R rows over all devices, H rows of this process.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
-from flax_trainer.models.functional import M, ModelDef, Params
+from flax_trainer.models.functional import Params
 from flax_trainer.state import TrainState
 from flax_trainer.step import ModelDefs, TrainStep
 
@@ -72,9 +72,7 @@ class MeshEngine:
         return cls(Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto)))
 
     def adapt(self, defs: ModelDefs) -> ModelDefs:
-        models = {field.name: getattr(defs, field.name) for field in fields(defs)}
-        gather = _gathering(lambda array: self._sharding(WHOLE), lambda array: self._sharding(self._spec(array)))
-        return ModelDefs(**{name: GatheredModelDef(d.graphdef, d.paths, gather) for name, d in models.items()})
+        return replace(defs, cast=self._gathered)
 
     def place_state(self, tree: Tree) -> Tree:
         return jax.tree.map(lambda array: self._place(np.asarray(array), self._spec(array)), tree)
@@ -120,6 +118,22 @@ class MeshEngine:
         """As it lies: every process saves what its devices hold."""
         return state
 
+    def _gathered(self, params: Params, dtype: jax.typing.DTypeLike) -> Params:
+        """Cast, then whole on every device; of the gradients, each device keeps its share.
+
+        XLA adds gradients up over the devices where they arise, so in the dtype of the computation.
+        """
+
+        def whole(array: jax.Array) -> jax.Array:
+            return self._constrained(array.astype(dtype), WHOLE)
+
+        def divided(gradient: jax.Array) -> jax.Array:
+            return self._constrained(gradient.astype(jnp.float32), self._spec(gradient))
+
+        gather = jax.custom_vjp(whole)
+        gather.defvjp(lambda array: (whole(array), None), lambda _, gradient: (divided(gradient),))
+        return {name: gather(array) for name, array in params.items()}
+
     def _fetch(self, array: jax.Array) -> np.ndarray:
         if not (array.is_fully_addressable or array.is_fully_replicated):
             array = jax.device_put(array, self._sharding(WHOLE))
@@ -137,36 +151,3 @@ class MeshEngine:
 
     def _sharding(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(self.mesh, spec)
-
-
-@dataclass(frozen=True)
-class GatheredModelDef(ModelDef[M]):
-    """A model whose parameters may lie divided between devices until it is called."""
-
-    gather: Callable[[jax.Array], jax.Array]
-
-    def bind(self, params: Params) -> M:
-        return super().bind({name: self.gather(value) for name, value in params.items()})
-
-
-def _gathering(
-    used: Callable[[Any], NamedSharding], at_rest: Callable[[Any], NamedSharding]
-) -> Callable[[jax.Array], jax.Array]:
-    """The identity, which lays an array out as it is used, and its gradient as it is at rest.
-
-    Gradients are added up over the devices in float32, as they are where each device has a whole copy.
-    """
-    constrained = jax.lax.with_sharding_constraint
-
-    def at_rest_in_float32(gradient: jax.Array) -> jax.Array:
-        return constrained(gradient.astype(jnp.float32), at_rest(gradient)).astype(gradient.dtype)
-
-    @jax.custom_vjp
-    def gather(array: jax.Array) -> jax.Array:
-        return constrained(array, used(array))
-
-    gather.defvjp(
-        lambda array: (constrained(array, used(array)), None),
-        lambda _, gradient: (at_rest_in_float32(gradient),),
-    )
-    return gather

@@ -45,6 +45,8 @@ class ModelDefs:
     unet: ModelDef[FlaxUNet2DConditionModel]
     vae: ModelDef[FlaxAutoencoderKL]
     text_encoder: ModelDef[FlaxCLIPTextModel]
+    cast: Callable[[Params, jax.typing.DTypeLike], Params] = cast
+    """What brings trained parameters, as they are kept, into the form that is computed with."""
 
     @property
     def trained_layouts(self) -> dict[str, str]:
@@ -86,9 +88,11 @@ def encode_batch(
     return sample_BHWC * objective.scaling_factor, hidden_states_BLD.astype(dtype)
 
 
-def computing_params(trained: Params, frozen_unet: Params, dtype: jax.typing.DTypeLike) -> tuple[Params, Params]:
+def computing_params(
+    defs: ModelDefs, trained: Params, frozen_unet: Params, dtype: jax.typing.DTypeLike
+) -> tuple[Params, Params]:
     """The parameters that the ControlNet and the UNet compute with: (the former's, the latter's), in this dtype."""
-    controlnet, decoder = separated(cast(trained, dtype))
+    controlnet, decoder = separated(defs.cast(trained, dtype))
     return controlnet, frozen_unet | decoder
 
 
@@ -108,7 +112,7 @@ def per_sample_losses(
     noisy_BHWC = add_noise(latents_BHWC, batch["noise"], signal_B111, sigma_B111).astype(dtype)
     target_BHWC = training_target(schedule.prediction_type, latents_BHWC, batch["noise"], signal_B111, sigma_B111)
 
-    controlnet_params, unet_params = computing_params(params, frozen_unet, dtype)
+    controlnet_params, unet_params = computing_params(defs, params, frozen_unet, dtype)
     with jax.named_scope("controlnet"):
         down_residuals, mid_residual = defs.controlnet.bind(controlnet_params)(
             noisy_BHWC,

@@ -22,9 +22,10 @@ from flax_trainer.engine import Engine
 from flax_trainer.image_sampler import ImageSampler
 from flax_trainer.mesh_engine import FSDP, SMALLEST_DIVIDED, WHOLE, MeshEngine, spec_of
 from flax_trainer.models.attention_kernels import dot_product_attention
+from flax_trainer.optimizer import AdamWSettings
 from flax_trainer.pmap_engine import PmapEngine
 from flax_trainer.state import TrainState
-from flax_trainer.step import AdamWSettings, Objective, make_train_step
+from flax_trainer.step import Objective, make_train_step
 from shared.checkpoint_policy import checkpoint_record
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
@@ -206,7 +207,7 @@ def test_a_step_is_that_of_pmap_and_leaves_the_state_divided(base_model: Path) -
     for engine in engines:
         defs = engine.adapt(models.defs)
         compiled = engine.compile_train_step(make_train_step(defs, objective, settings, axis_name=engine.axis_name))
-        state, frozen = engine.place_state(TrainState.create(initial.controlnet)), engine.place_frozen(initial.frozen)
+        state, frozen = engine.place_state(TrainState.create(initial.trained)), engine.place_frozen(initial.frozen)
         at_rest = bytes_per_device(state)
         placed = engine.place_batch(batch)
         donated = state.params
@@ -241,7 +242,7 @@ def test_pictures_are_those_of_pmap(base_model: Path, monkeypatch: pytest.Monkey
     for engine in engines:
         adapted = dataclasses.replace(models, defs=engine.adapt(models.defs))
         sampler = ImageSampler(engine, adapted, tokenize, config, images_per_device=1)
-        params, frozen = engine.place_state(initial.controlnet), engine.place_frozen(initial.frozen)
+        params, frozen = engine.place_state(initial.trained), engine.place_frozen(initial.frozen)
         drawn.append(sampler(params, frozen, ["a circle"] * (N + 1), conditions_RHWC))
     assert drawn[0].shape == (N + 1, 64, 64, 3)
     np.testing.assert_allclose(drawn[1].astype(int), drawn[0].astype(int), atol=1)
@@ -260,7 +261,7 @@ def test_pallas_kernels_run_on_the_rows_of_each_device(monkeypatch: pytest.Monke
 
     def kernel(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         shapes.append(query.shape)
-        return attention_kernels._plain_attention(query, key, value)
+        return attention_kernels.plain_attention(query, key, value)
 
     monkeypatch.setattr(attention_kernels, "flash_attention_tpu", kernel)
     engine = MeshEngine.over_all_devices(2)

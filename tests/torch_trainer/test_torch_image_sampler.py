@@ -12,7 +12,7 @@ from PIL import Image
 from flax_trainer.base_models import load_base_models as load_flax_models
 from flax_trainer.image_sampler import ImageSampler as FlaxImageSampler
 from flax_trainer.models.adapter import from_torch_layout
-from flax_trainer.pmap_engine import replicate
+from flax_trainer.pmap_engine import PmapEngine
 from shared.data.tokenization import Tokenize, load_tokenizer, tokenizer_function
 from shared.diffusion.samplers import initial_latents, unipc_plan
 from tests.torch_trainer.tiny_training import ROOT, awaken, configuration, schedule_of
@@ -151,8 +151,9 @@ def test_flax_draws_the_same_picture(models: BaseModels, tokenize: Tokenize, con
         name: np.array(from_torch_layout(param.detach().numpy(), layouts[name]))
         for name, param in models.controlnet.named_parameters()
     }
-    sample = FlaxImageSampler(flax_models, tokenize, config, images_per_device=1)
+    engine = PmapEngine()
+    sample = FlaxImageSampler(engine, flax_models, tokenize, config, images_per_device=1)
     with jax.default_matmul_precision("highest"):
-        images = sample(replicate(params), replicate(initial.frozen), PROMPTS, conditions_RHWC)
+        images = sample(engine.place_state(params), engine.place_frozen(initial.frozen), PROMPTS, conditions_RHWC)
     expected = draw(models, tokenize, conditions_RHWC, [0, 1, 2], guidance_scale=3.0)
     assert np.abs(images.astype(int) - expected).max() < ROUNDING
