@@ -266,7 +266,7 @@ def test_nvidia_gpus_run_cudnn_where_it_takes_dtype_and_head_size(
 ) -> None:
     used = []
 
-    def record(query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str) -> jax.Array:
+    def record(query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str, **_: object) -> jax.Array:
         used.append(implementation)
         return query
 
