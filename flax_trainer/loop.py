@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from flax_trainer.checkpoints import Checkpoints
-from flax_trainer.engine import CompiledStep, Engine
+from flax_trainer.engine import Engine
 from flax_trainer.evaluator import Evaluator
 from flax_trainer.processes import CommonRequest
 from flax_trainer.profiling import Profiler
 from flax_trainer.state import TrainState
-from flax_trainer.step import FrozenParams, Metrics
+from flax_trainer.step import FrozenParams, Metrics, TrainStep
 from shared.config import TrainConfig
 from shared.data.batches import Batch, BatchLoader
 from shared.interruption import Interruption
@@ -54,7 +54,7 @@ class Loop:
 
     config: TrainConfig
     engine: Engine
-    train_step: CompiledStep
+    train_step: TrainStep
     frozen: FrozenParams
     loader: BatchLoader
     learning_rate: LearningRateSchedule
