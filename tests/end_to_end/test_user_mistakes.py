@@ -114,6 +114,17 @@ def test_unknown_flag(fail: Fail) -> None:
     assert "did you mean --train_batch_size?" in fail("--generated_circles", 8, "--train_batchsize", 3)
 
 
+def test_devices_that_groups_do_not_divide(fail: Fail) -> None:
+    message = fail("--generated_circles", 8, "--parallelism", "mesh", "--fsdp_devices", 3)
+    assert "--fsdp_devices is 3, but the run has 8 devices" in message
+    assert "Give one of 1, 2, 4, 8" in message
+
+
+def test_processes_without_an_address(fail: Fail) -> None:
+    message = fail("--generated_circles", 8, "--num_processes", 2, "--process_id", 0)
+    assert "--coordinator_address is missing" in message
+
+
 def test_resolution_that_the_vae_cannot_divide(fail: Fail) -> None:
     message = fail("--generated_circles", 8, "--resolution", 60)
     assert "divisible by 8" in message
