@@ -110,7 +110,9 @@ def test_only_one_of_two_processes_writes(two: dict[str, Path], one: Path) -> No
     run = two["mesh 1x4"]
     first, second = (run.with_name(f"{run.name}, output {number}").read_text() for number in range(2))
     assert "8 images per step = 2 per device × 4 devices × 1 accumulated" in first
-    assert [line for line in second.splitlines() if not line.startswith("[Gloo]")] == []
+    for words in ("Training a ControlNet with JAX", "Steps:", "The ControlNet is in"):
+        assert words in first
+        assert words not in second
     assert {path.name for path in run.iterdir()} == {path.name for path in one.iterdir()}
     assert "coordinator_address: null" in (run / "config.yaml").read_text()
 
@@ -143,13 +145,13 @@ def test_a_run_goes_on_bit_for_bit_with_its_own_engine(
 @pytest.mark.usefixtures("eight", "two")
 def test_the_other_backend_reads_divided_checkpoints(name: str, folder: Path) -> None:
     """What it finds in the last one is the finished ControlNet."""
-    step, params, moments = read_flax_checkpoint(folder / name / f"checkpoint-{STEPS}")
+    saved = read_flax_checkpoint(folder / name / f"checkpoint-{STEPS}")
     expected = trained_weights(folder / name)
-    assert step == STEPS
-    assert params.keys() == expected.keys() == moments.keys()
+    assert saved.step == STEPS
+    assert saved.params.keys() == expected.keys() == saved.optimizer.keys()
     for key, value in expected.items():
-        np.testing.assert_array_equal(params[key], value, err_msg=key)
-        assert {kind: array.shape for kind, array in moments[key].items()} == {
+        np.testing.assert_array_equal(saved.params[key], value, err_msg=key)
+        assert {kind: array.shape for kind, array in saved.optimizer[key].items()} == {
             "exp_avg": value.shape,
             "exp_avg_sq": value.shape,
         }
@@ -168,7 +170,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_with_one_checkpoint(
     assert "Stopped by another process; continue with --resume_from_checkpoint latest" in outputs[0]
     (saved,) = tmp_path.glob("checkpoint-*")
     step = checkpoint_step(saved)
-    assert metrics(tmp_path)[-1]["step"] == step == read_flax_checkpoint(saved)[0]
+    assert metrics(tmp_path)[-1]["step"] == step == read_flax_checkpoint(saved).step
     known = min(step, STEPS)
     assert max(relative(losses(tmp_path)[:known], losses(one)[:known])) < 1e-5
 
