@@ -215,8 +215,10 @@ class RunLog:
         self._bar.update(figures.step - self._bar.n)
         if figures.step % self.logging_steps == 0 or figures.step == self.last_step or evaluation:
             self._write(evaluation or {})
-        speed = {} if math.isnan(self.images_per_second) else {"img/s": f"{self.images_per_second:.3g}"}
-        self._bar.set_postfix(loss=f"{figures.loss:.4f}", lr=f"{figures.learning_rate:.2e}", **speed, refresh=False)
+        postfix = {"loss": f"{figures.loss:.4f}", "lr": f"{figures.learning_rate:.2e}"}
+        if not math.isnan(self.images_per_second):
+            postfix["img/s"] = f"{self.images_per_second:.3g}"
+        self._bar.set_postfix(postfix, refresh=False)
 
     def _write(self, evaluation: Mapping[str, float]) -> None:
         count, step = len(self._window), self._window[-1].step

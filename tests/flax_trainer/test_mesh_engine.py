@@ -238,7 +238,8 @@ def test_steps_are_those_of_pmap_and_leave_the_state_divided(base_model: Path, d
         for name, value in expected_metrics.items():
             assert float(metrics[name]) == pytest.approx(float(value), rel=tolerance)
         for one, other in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
-            assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(other)
+            difference = np.float64(one) - np.float64(other)
+            assert np.linalg.norm(difference) <= tolerance * np.linalg.norm(np.float64(other))
 
 
 def test_pictures_are_those_of_pmap(base_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
