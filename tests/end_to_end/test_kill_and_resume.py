@@ -1,6 +1,6 @@
-"""A run that is killed again and again, at any moment, and each time started anew with the same command line.
+"""A run that is killed or stopped again and again, at any moment, and each time started anew with the same command.
 
-KILL_ROUNDS in the environment is the number of kills, KILL_SEED chooses their moments.
+KILL_ROUNDS in the environment is the number of kills, STOP_ROUNDS that of SIGTERMs, KILL_SEED chooses their moments.
 """
 
 import os
@@ -18,21 +18,22 @@ from shared.checkpoint_policy import checkpoint_step, checkpoints_in, is_checkpo
 from shared.demo import BASE_MODEL
 from shared.portable_checkpoint import CONTROLNET_FOLDER, read_optimizer_state, read_training_state
 from tests.end_to_end.comparing import trained_weights
-from tests.end_to_end.running import logged_steps, losses, untimed_metrics, wait_until
-from tests.end_to_end.tiny_runs import FLAX, SIZE, TORCH, Backend
+from tests.end_to_end.running import logged_steps, losses, metrics, untimed_metrics, wait_until
+from tests.end_to_end.tiny_runs import FLAX, FLAX_MESH, SIZE, TORCH, Backend
 from torch_trainer.checkpoints import checkpoint_record_of
 from torch_trainer.flax_checkpoint import is_flax_checkpoint, read_flax_checkpoint
 
-ROUNDS = {"flax": int(os.environ.get("KILL_ROUNDS", 1)), "torch": int(os.environ.get("KILL_ROUNDS", 3))}
+KILL_ROUNDS, STOP_ROUNDS = int(os.environ.get("KILL_ROUNDS", 1)), int(os.environ.get("STOP_ROUNDS", 1))
 SEED = int(os.environ.get("KILL_SEED", 0))
 STEPS_PER_ROUND = 4
 CHECKPOINTING_STEPS, VALIDATION_STEPS, KEEP, BATCH = 2, 4, 2, 2
 
 
-def command(output_dir: Path, steps: int) -> list[str]:
+def command(backend: Backend, output_dir: Path, steps: int) -> list[str]:
     return [
         *("--pretrained_model_name_or_path", str(BASE_MODEL), "--resolution", str(SIZE)),
-        *("--generated_circles", "24", "--num_evaluation_samples", "2", "--train_batch_size", str(BATCH)),
+        *("--generated_circles", "24", "--num_evaluation_samples", "2"),
+        *("--train_batch_size", str(BATCH // backend.devices)),
         *("--max_train_steps", str(steps), "--learning_rate", "1e-3", "--lr_scheduler", "linear"),
         *("--checkpointing_steps", str(CHECKPOINTING_STEPS), "--checkpoints_total_limit", str(KEEP)),
         *("--validation_steps", str(VALIDATION_STEPS), "--lr_warmup_steps", "3"),
@@ -40,27 +41,36 @@ def command(output_dir: Path, steps: int) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("backend", [FLAX, TORCH], ids=lambda backend: backend.name)
+@pytest.mark.parametrize("backend", [FLAX, FLAX_MESH, TORCH], ids=lambda backend: backend.name)
 def test_what_is_left_is_what_an_uninterrupted_run_leaves(backend: Backend, tmp_path: Path) -> None:
-    rounds = ROUNDS[backend.name]
-    steps = STEPS_PER_ROUND * (rounds + 1)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    backend.train_in_a_process(command(whole, steps))
+    signals = [signal.SIGKILL] * KILL_ROUNDS + [signal.SIGTERM] * STOP_ROUNDS
+    steps = STEPS_PER_ROUND * (len(signals) + 1)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    backend.train_in_a_process(command(backend, whole, steps))
     moments = random.Random(SEED)
-    for number in range(rounds):
-        left = kill_at_a_random_moment(backend.start(command(killed, steps)), killed, moments)
-        print(f"seed {SEED}, kill {number + 1} of {rounds}: {left}")
-        assert_checkpoints_are_whole(killed)
-    backend.train_in_a_process(command(killed, steps))
+    moments.shuffle(signals)
+    for number in signals:
+        process = backend.start(command(backend, parts, steps))
+        moment = wait_for_a_random_moment(process, parts, moments)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        left = ", ".join(path.name for path in checkpoints_in(parts))
+        print(f"seed {SEED}, {number.name} after {moment}: {logged_steps(parts)} lines, {left}")
+        assert process.returncode in (0, -number), output
+        assert_checkpoints_are_whole(parts)
+        if number == signal.SIGTERM:
+            assert process.returncode == 0, output
+            assert checkpoint_step(checkpoints_in(parts)[-1]) == metrics(parts)[-1]["step"]
+    backend.train_in_a_process(command(backend, parts, steps))
 
-    assert [entry["step"] for entry in untimed_metrics(killed)] == list(range(steps + 1))
-    assert untimed_metrics(killed) == untimed_metrics(whole)
-    assert [path.name for path in checkpoints_in(killed)] == [path.name for path in checkpoints_in(whole)]
-    assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
+    assert [entry["step"] for entry in untimed_metrics(parts)] == list(range(steps + 1))
+    assert untimed_metrics(parts) == untimed_metrics(whole)
+    assert [path.name for path in checkpoints_in(parts)] == [path.name for path in checkpoints_in(whole)]
+    assert {path.name for path in parts.iterdir()} == {path.name for path in whole.iterdir()}
     for name, value in trained_weights(whole).items():
-        np.testing.assert_array_equal(trained_weights(killed)[name], value, err_msg=name)
+        np.testing.assert_array_equal(trained_weights(parts)[name], value, err_msg=name)
     # TensorBoard's writer works in the background and may lose the seconds before a kill; nothing comes twice.
-    events = EventAccumulator(str(killed / "logs" / "train_controlnet"), size_guidance={"scalars": 0}).Reload()
+    events = EventAccumulator(str(parts / "logs" / "train_controlnet"), size_guidance={"scalars": 0}).Reload()
     shown = [event.step for event in events.Scalars("loss")]
     assert sorted(set(shown)) == shown
     assert shown[-1] == steps
@@ -68,8 +78,8 @@ def test_what_is_left_is_what_an_uninterrupted_run_leaves(backend: Backend, tmp_
     np.testing.assert_allclose([event.value for event in events.Scalars("loss")], expected, rtol=1e-6)
 
 
-def kill_at_a_random_moment(process: subprocess.Popen[str], run: Path, moments: random.Random) -> str:
-    """Between any two steps, while a checkpoint is written, or just as it is complete; says what was left."""
+def wait_for_a_random_moment(process: subprocess.Popen[str], run: Path, moments: random.Random) -> str:
+    """Between any two steps, while a checkpoint is written, or just as it is complete; or the end of the run."""
     moment = moments.choice(["a step", "a checkpoint begun", "a checkpoint complete"])
     count, seconds = moments.randint(1, STEPS_PER_ROUND), moments.choice([0, moments.uniform(0, 0.05)])
     before = last_change(run)
@@ -85,10 +95,7 @@ def kill_at_a_random_moment(process: subprocess.Popen[str], run: Path, moments: 
     while process.poll() is None and not has_come():
         time.sleep(0.0005)
     time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    left = sorted(path.name for path in run.glob("checkpoint-*"))
-    return f"after {moment} + {seconds:.3f} s: {logged_steps(run)} lines, {left}, exit code {process.returncode}"
+    return f"{moment} + {seconds:.3f} s"
 
 
 def last_change(run: Path) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 from tests.end_to_end.running import start_train_flax, start_train_torch, train_flax, train_torch, train_torch_here
 
@@ -24,9 +25,18 @@ class Backend:
     train_in_a_process: Callable[..., str]
     start: Callable[..., Popen[str]]
     describes_device: str
+    devices: int = 1
+
+
+def _on_a_mesh(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The ControlNet divided between two devices."""
+    return lambda arguments: run([*arguments, "--parallelism", "mesh", "--fsdp_devices", "2"], devices=2)
 
 
 FLAX = Backend("flax", train_flax, train_flax, start_train_flax, "1 × cpu")
+FLAX_MESH = Backend(
+    "flax-mesh", *(_on_a_mesh(run) for run in (train_flax, train_flax, start_train_flax)), "2 × cpu", devices=2
+)
 TORCH = Backend("torch", train_torch_here, train_torch, start_train_torch, "1 × cpu (NO)")
 
 
