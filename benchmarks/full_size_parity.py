@@ -106,7 +106,7 @@ def _flax(config: TrainConfig) -> tuple[float, dict[str, np.ndarray]]:
     objective = Objective(
         schedule,
         np.ones(schedule.num_train_timesteps, np.float32),
-        models.vae_config.scaling_factor,
+        models.configs.vae.scaling_factor,
         jnp.dtype("float32"),
     )
     batch = _batch(config, models.latent_shape(config.resolution))

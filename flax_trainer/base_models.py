@@ -1,6 +1,7 @@
 """Everything that a run reads from its base model: parameters on the host, structures, noise schedule."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 
 from flax_trainer.models import (
     AutoencoderKLConfig,
+    CLIPTextConfig,
     ControlNetConfig,
     FlaxAutoencoderKL,
     FlaxCLIPTextModel,
@@ -33,24 +35,43 @@ logger = logging.getLogger(__name__)
 COMPUTE_DTYPES = {"no": jnp.float32, "fp16": jnp.float16, "bf16": jnp.bfloat16}
 
 
+class ModelConfigs(NamedTuple):
+    """The architectures of a run's models."""
+
+    unet: UNet2DConditionConfig
+    controlnet: ControlNetConfig
+    vae: AutoencoderKLConfig
+    text_encoder: CLIPTextConfig
+
+    @classmethod
+    def of(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], text_encoder: Mapping[str, Any]) -> "ModelConfigs":
+        """From the fields of their `config.json`, with the ControlNet that starts from this UNet."""
+        unet_config = UNet2DConditionConfig.from_dict(unet)
+        return cls(
+            unet_config,
+            ControlNetConfig.from_unet_config(unet_config),
+            AutoencoderKLConfig.from_dict(vae),
+            CLIPTextConfig.from_dict(text_encoder),
+        )
+
+
 @dataclass(frozen=True)
 class BaseModels:
     """What the models of a run are, without their parameters."""
 
     defs: ModelDefs
-    controlnet_config: ControlNetConfig
-    vae_config: AutoencoderKLConfig
+    configs: ModelConfigs
     schedule: NoiseSchedule
 
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent position along each side."""
-        return 2 ** (len(self.vae_config.block_out_channels) - 1)
+        return 2 ** (len(self.configs.vae.block_out_channels) - 1)
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(H, W, C) of the latents of a square image."""
         side = resolution // self.vae_scale_factor
-        return side, side, self.vae_config.latent_channels
+        return side, side, self.configs.vae.latent_channels
 
 
 class InitialParams(NamedTuple):
@@ -81,27 +102,63 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
     controlnet_config, controlnet = _load_controlnet(config, unet_config, unet)
     if config.only_mid_control:
         controlnet = _without_down_residuals(config, controlnet)
-    check_models_fit(base, unet_config, text_config, vae_config, controlnet_config)
+    configs = ModelConfigs(unet_config, controlnet_config, vae_config, text_config)
+    models = define_models(config, configs, schedule, jax.devices()[0])
+    decoder = {name: value for name, value in unet.items() if config.sd_unlocked and is_decoder(name)}
+    frozen = {name: value.astype(dtype, copy=False) for name, value in unet.items() if name not in decoder}
+    return models, InitialParams(controlnet, FrozenParams(frozen, vae, text_encoder), decoder)
 
-    controlnet_model = FlaxControlNetModel.abstract(controlnet_config)
-    unet_model = FlaxUNet2DConditionModel.abstract(unet_config)
-    for model in (controlnet_model, unet_model):
+
+def read_configs(config: TrainConfig) -> ModelConfigs:
+    """What `load_base_models` would load, without the weights, which need not be there.
+
+    Raises:
+        ValueError: a configuration is missing or not supported.
+    """
+    base, options = str(config.pretrained_model_name_or_path), _options(config)
+    del options["variant"]
+    unet = FlaxUNet2DConditionModel.load_config(base, subfolder="unet", **options)
+    return ModelConfigs(
+        unet,
+        ControlNetConfig.from_unet_config(unet)
+        if config.controlnet_model_name_or_path is None
+        else FlaxControlNetModel.load_config(
+            config.controlnet_model_name_or_path, revision=config.controlnet_revision, cache_dir=config.cache_dir
+        ),
+        FlaxAutoencoderKL.load_config(base, subfolder="vae", **options)
+        if config.pretrained_vae_model_name_or_path is None
+        else FlaxAutoencoderKL.load_config(config.pretrained_vae_model_name_or_path, cache_dir=config.cache_dir),
+        FlaxCLIPTextModel.load_config(base, subfolder="text_encoder", **options),
+    )
+
+
+def define_models(
+    config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, device: jax.Device
+) -> BaseModels:
+    """The models as this run uses them on this kind of device; nothing is read and no array made.
+
+    Raises:
+        ValueError: they do not fit each other.
+    """
+    check_models_fit(
+        str(config.pretrained_model_name_or_path), configs.unet, configs.text_encoder, configs.vae, configs.controlnet
+    )
+    controlnet = FlaxControlNetModel.abstract(configs.controlnet)
+    unet = FlaxUNet2DConditionModel.abstract(configs.unet)
+    for model in (controlnet, unet):
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing(config.gradient_checkpointing_policy)
         if config.enable_xformers_memory_efficient_attention:
-            model.enable_memory_efficient_attention(memory_efficient_kernel(jax.devices()[0]))
+            model.enable_memory_efficient_attention(memory_efficient_kernel(device))
     if config.only_mid_control:
-        controlnet_model.enable_only_mid_control()
+        controlnet.enable_only_mid_control()
     defs = ModelDefs(
-        controlnet=split(controlnet_model)[0],
-        unet=split(unet_model)[0],
-        vae=split(FlaxAutoencoderKL.abstract(vae_config))[0],
-        text_encoder=split(FlaxCLIPTextModel.abstract(text_config))[0],
+        controlnet=split(controlnet)[0],
+        unet=split(unet)[0],
+        vae=split(FlaxAutoencoderKL.abstract(configs.vae))[0],
+        text_encoder=split(FlaxCLIPTextModel.abstract(configs.text_encoder))[0],
     )
-    decoder = {name: value for name, value in unet.items() if config.sd_unlocked and is_decoder(name)}
-    frozen = {name: value.astype(dtype, copy=False) for name, value in unet.items() if name not in decoder}
-    models = BaseModels(defs, controlnet_config, vae_config, schedule)
-    return models, InitialParams(controlnet, FrozenParams(frozen, vae, text_encoder), decoder)
+    return BaseModels(defs, configs, schedule)
 
 
 def save_unet(folder: Path, config: TrainConfig, decoder: HostParams) -> None:

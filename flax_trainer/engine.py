@@ -89,5 +89,5 @@ def make_engine(config: TrainConfig) -> Engine:
         ValueError: the devices cannot be divided as `--fsdp_devices` says.
     """
     if config.parallelism == "mesh":
-        return MeshEngine.over_all_devices(config.fsdp_devices)
+        return MeshEngine.over(jax.devices(), config.fsdp_devices)
     return PmapEngine()

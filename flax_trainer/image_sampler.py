@@ -43,7 +43,7 @@ class ImageSampler:
         self._rows = images_per_device * jax.device_count()
         plan = unipc_plan(models.schedule, NUM_INFERENCE_STEPS)
         self._sample = engine.compile_for_rows(
-            partial(_sample, engine.adapt(models.defs), plan, models.vae_config.scaling_factor, config.guidance_scale)
+            partial(_sample, engine.adapt(models.defs), plan, models.configs.vae.scaling_factor, config.guidance_scale)
         )
 
     def __call__(

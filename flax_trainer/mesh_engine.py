@@ -9,7 +9,7 @@ the end of its backward pass, so dividing them in between would cost a gathering
 Axes: A accumulation slices, R rows over all devices, H rows of this process.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -51,24 +51,24 @@ class MeshEngine:
     compiles_ahead: bool = True
 
     @classmethod
-    def over_all_devices(cls, fsdp_devices: int) -> "MeshEngine":
+    def over(cls, devices: Sequence[jax.Device], fsdp_devices: int) -> "MeshEngine":
         """With `fsdp_devices` neighbours in each group.
 
-        Devices stand in the order of their processes, so that process p has the rows p·H to (p+1)·H, as the loader
+        Devices are put in the order of their processes, so that process p has the rows p·H to (p+1)·H, as the loader
         hands them out; `jax.make_mesh` promises no order.
 
         Raises:
             ValueError: the devices cannot be divided into such groups.
         """
-        count = jax.device_count()
+        count = len(devices)
         if count % fsdp_devices:
             divisors = ", ".join(str(number) for number in range(1, count + 1) if count % number == 0)
             raise ValueError(
                 f"--fsdp_devices is {fsdp_devices}, but the run has {count} devices, which groups of that size do not "
                 f"divide. Give one of {divisors}."
             )
-        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-        grid = np.array(devices).reshape(count // fsdp_devices, fsdp_devices)
+        in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
+        grid = np.array(in_order).reshape(count // fsdp_devices, fsdp_devices)
         return cls(Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto)))
 
     def adapt(self, defs: ModelDefs) -> ModelDefs:

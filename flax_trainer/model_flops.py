@@ -7,6 +7,7 @@ what is computed a second time to save memory: these are the model FLOPs of Chow
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -51,35 +52,43 @@ def model_flops_per_image(
 def flops_of(jaxpr: Jaxpr) -> float:
     """FLOPs of the matrix products and convolutions that a function's results depend on.
 
-    Loops count as often as they run; of several branches the most expensive one counts.
+    Loops count as often as they run, Pallas kernels for every block of their grid, and what is mapped over devices for
+    all of them; of several branches the most expensive one counts. A loop whose end depends on its results counts once:
+    how often it runs is not known before.
     """
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return _total(needed)
+    return total_flops(needed)
 
 
-def _total(jaxpr: Jaxpr) -> float:
-    return math.fsum(_flops(equation) for equation in jaxpr.eqns)
-
-
-def _flops(equation: JaxprEqn) -> float:
-    primitive = equation.primitive.name
-    if primitive == "dot_general":
-        return _product(equation)
-    if primitive == "conv_general_dilated":
-        return _convolution(equation)
-    inner = [_total(jaxpr) for jaxpr in jaxprs_in_params(equation.params)]
-    if primitive == "cond":
-        return max(inner)
-    if primitive == "scan":
-        return equation.params["length"] * math.fsum(inner)
-    assert primitive != "while" or not any(inner), "how often such a loop runs is not known before it does"
-    return math.fsum(inner)
-
-
-def _product(equation: JaxprEqn) -> float:
+def product_flops(equation: JaxprEqn) -> float:
+    """Of a `dot_general`."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = _shape(equation.invars[0])
     return 2.0 * math.prod(_shape(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
+
+
+def total_flops(jaxpr: Jaxpr, of_product: Callable[[JaxprEqn], float] = product_flops) -> float:
+    """As `flops_of`, needed or not, with another count for matrix products."""
+    return math.fsum(_flops(equation, of_product) for equation in jaxpr.eqns)
+
+
+def _flops(equation: JaxprEqn, of_product: Callable[[JaxprEqn], float]) -> float:
+    primitive = equation.primitive.name
+    if primitive == "dot_general":
+        return of_product(equation)
+    if primitive == "conv_general_dilated":
+        return _convolution(equation)
+    if primitive == "pallas_call":
+        blocks = math.prod(equation.params["grid_mapping"].grid)
+        return blocks * total_flops(equation.params["jaxpr"], of_product)
+    inner = [total_flops(jaxpr, of_product) for jaxpr in jaxprs_in_params(equation.params)]
+    if primitive == "cond":
+        return max(inner)
+    if primitive == "shard_map":
+        return equation.params["mesh"].size * math.fsum(inner)
+    if primitive == "scan":
+        return equation.params["length"] * math.fsum(inner)
+    return math.fsum(inner)
 
 
 def _convolution(equation: JaxprEqn) -> float:

@@ -14,9 +14,10 @@ import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flax_trainer.ahead_of_time import CompiledAhead, in_background, without_values
-from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, load_base_models, save_unet
+from flax_trainer.base_models import BaseModels, load_base_models, save_unet
 from flax_trainer.checkpoints import Checkpoints, check_same_arrays
 from flax_trainer.compilation_cache import use_compilation_cache
+from flax_trainer.configured_step import configured_train_step, matmul_precision, objective_of
 from flax_trainer.device_peaks import peak_tflops
 from flax_trainer.engine import Engine, make_engine
 from flax_trainer.evaluator import Evaluator, LossEvaluator
@@ -24,7 +25,6 @@ from flax_trainer.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
 from flax_trainer.model_flops import model_flops_per_image
 from flax_trainer.models import FlaxControlNetModel
-from flax_trainer.optimizer import AdamWSettings
 from flax_trainer.processes import (
     all_or_none,
     check_joined,
@@ -38,14 +38,12 @@ from flax_trainer.processes import (
 )
 from flax_trainer.profiling import Profiler, profiled_steps
 from flax_trainer.state import TrainState
-from flax_trainer.step import Objective, make_train_step
 from flax_trainer.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint
 from flax_trainer.utilisation import Utilisation
 from shared.checkpoint_policy import check_resumable, checkpoint_step
 from shared.completion import BackendFacts, complete_run
 from shared.config import TrainConfig, to_yaml
 from shared.data.batches import BatchLoader, BatchSpec
-from shared.diffusion.loss_weighting import min_snr_weights
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.interruption import Interruption
 from shared.preparation import (
@@ -111,8 +109,8 @@ def train(config: TrainConfig) -> int:
             prepared, config.train_batch_size * jax.device_count(), models.latent_shape(config.resolution)
         )
     check_shared_folder(output_dir)
-    objective = _objective(config, models)
-    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.allow_tf32 else "highest")
+    objective = objective_of(config, models)
+    jax.config.update("jax_default_matmul_precision", matmul_precision(config))
 
     # --- state: fresh, or continued ----------------------------------------------------------------------------------
     fresh = TrainState.create(
@@ -145,11 +143,7 @@ def train(config: TrainConfig) -> int:
     evaluator = Evaluator(
         LossEvaluator(engine, models.defs, objective), _sampler(engine, prepared, models, held_out), frozen
     )
-    train_step = CompiledAhead(
-        engine.compile_train_step(
-            make_train_step(engine.adapt(models.defs), objective, _adamw_settings(config), axis_name=engine.axis_name)
-        )
-    )
+    train_step = CompiledAhead(configured_train_step(config, models, engine))
     profiler = Profiler(config, profiled, steps.last, train_step.text)
     flops_per_image = in_background(
         model_flops_per_image,
@@ -209,7 +203,7 @@ def train(config: TrainConfig) -> int:
     if is_main:
         controlnet, decoder = separated(result)
         FlaxControlNetModel.save_params(
-            output_dir, models.controlnet_config, controlnet, models.defs.controlnet.layouts
+            output_dir, models.configs.controlnet, controlnet, models.defs.controlnet.layouts
         )
         if decoder:
             save_unet(output_dir / UNET_FOLDER, config, decoder)
@@ -253,25 +247,3 @@ def _peak_device_memory_gib() -> float | None:
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     counted = [peak for peak in peaks if peak is not None]
     return max(counted) / 2**30 if counted else None
-
-
-def _objective(config: TrainConfig, models: BaseModels) -> Objective:
-    timesteps = models.schedule.num_train_timesteps
-    return Objective(
-        schedule=models.schedule,
-        loss_weights=np.ones(timesteps, np.float32)
-        if config.snr_gamma is None
-        else min_snr_weights(models.schedule, config.snr_gamma),
-        scaling_factor=models.vae_config.scaling_factor,
-        compute_dtype=jnp.dtype(COMPUTE_DTYPES[config.mixed_precision or "no"]),
-    )
-
-
-def _adamw_settings(config: TrainConfig) -> AdamWSettings:
-    return AdamWSettings(
-        beta1=config.adam_beta1,
-        beta2=config.adam_beta2,
-        epsilon=config.adam_epsilon,
-        weight_decay=config.adam_weight_decay,
-        max_grad_norm=config.max_grad_norm,
-    )

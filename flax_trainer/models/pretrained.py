@@ -18,7 +18,7 @@ from flax_trainer.models import layers
 from flax_trainer.models.adapter import LINEAR, from_torch_layout, to_torch_layout, torch_shape
 from flax_trainer.models.functional import Params, split
 from shared.initialisation import ModuleKind, initial_values
-from shared.model_files.hub_files import locate_folder
+from shared.model_files.hub_files import locate_config, locate_folder
 from shared.model_files.weight_files import DIFFUSERS, WeightNames, read_weights, write_atomically, write_weights
 
 HostParams = dict[str, np.ndarray]
@@ -147,6 +147,21 @@ class PretrainedModel(nnx.Module):
             name, value = host_params.popitem()
             params[name] = jnp.asarray(value)
         return definition.bind(params)
+
+    @classmethod
+    def load_config(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+    ) -> Any:
+        """Only the configuration, of a folder or repository that need not hold weights; raises as `from_pretrained`."""
+        return cls._read_config(
+            locate_config(path_or_repo, subfolder=subfolder, revision=revision, cache_dir=cache_dir, token=token)
+        )
 
     @classmethod
     def load_params(

@@ -50,6 +50,17 @@ def parse_command_line(argv: Sequence[str], backend: Backend) -> TrainConfig:
     return config
 
 
+def configuration_of(argv: Sequence[str], backend: Backend) -> TrainConfig:
+    """The configuration that these flags ask for, checked; for programs that have flags of their own beside them.
+
+    Raises:
+        ValueError: a mistake of the user.
+    """
+    config, _ = _resolve(argv)
+    validate(config, backend)
+    return config
+
+
 def _resolve(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
     """The configuration, not validated yet, and whether it is to be printed."""
     given = read_arguments(argv, FLAGS | _COMMANDS)

@@ -38,6 +38,25 @@ def locate_folder(
     return _download(str(path_or_repo), names, subfolder, revision, variant, cache_dir, token)
 
 
+def locate_config(
+    path_or_repo: str | Path,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """The `config.json` of a local folder, which need not hold weights, or a download of it from the Hub.
+
+    Raises:
+        ValueError: as `locate_folder` does.
+    """
+    if Path(path_or_repo).is_dir():
+        return _local_folder(Path(path_or_repo), subfolder) / "config.json"
+    where = "/".join(filter(None, (str(path_or_repo), subfolder)))
+    return _download_config(str(path_or_repo), where, subfolder, revision, cache_dir, token)
+
+
 def _local_folder(root: Path, subfolder: str | None) -> Path:
     folder = root / subfolder if subfolder else root
     if not folder.is_dir():

@@ -271,7 +271,7 @@ def test_loss_and_gradients_are_near_those_of_float32(base_model: Path) -> None:
         name: np.ascontiguousarray(from_torch_layout(value.numpy(), layouts[name]))
         for name, value in exact.state.params().items()
     }
-    objective = objective_of(models.schedule, scaling_factor=models.vae_config.scaling_factor)
+    objective = objective_of(models.schedule, scaling_factor=models.configs.vae.scaling_factor)
     step = jax.jit(make_train_step(models.defs, objective, SETTINGS), compiler_options=FAST_COMPILE)
     state, metrics = step(TrainState.create(params, scales_loss=True), initial.frozen, batch, np.float32(1e-3))
     assert {value.dtype.name for value in state.params.values()} == {"float32"}

@@ -38,7 +38,7 @@ sizes = st.integers(1, 3)
 
 @pytest.fixture(params=[1, 2, 8], ids=lambda fsdp: f"{N // fsdp}x{fsdp}")
 def engine(request: pytest.FixtureRequest) -> MeshEngine:
-    return MeshEngine.over_all_devices(request.param)
+    return MeshEngine.over(jax.devices(), request.param)
 
 
 def arrays(seed: int = 0) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_what_is_divided_is_large_and_divided_evenly(shape: list[int], devices: 
 @pytest.mark.parametrize("devices", [3, 5, 16])
 def test_groups_that_do_not_divide_the_devices_are_refused(devices: int) -> None:
     with pytest.raises(ValueError, match=f"--fsdp_devices is {devices}, but the run has 8 devices.*one of 1, 2, 4, 8"):
-        MeshEngine.over_all_devices(devices)
+        MeshEngine.over(jax.devices(), devices)
 
 
 # --- there and back --------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_donated_steps_do_not_reach_the_arrays_that_were_placed(engine: MeshEngi
 @settings(deadline=None, max_examples=10)
 @given(sizes, sizes, st.lists(sizes, max_size=2))
 def test_each_device_gets_its_rows_of_every_slice(slices: int, per_device: int, rest: list[int]) -> None:
-    engine = MeshEngine.over_all_devices(2)
+    engine = MeshEngine.over(jax.devices(), 2)
     batch_AR = np.arange(slices * N * per_device * int(np.prod(rest, dtype=int))).reshape(slices, -1, *rest)
     batch_AR = batch_AR.astype(np.int32)
     placed = engine.place_batch({"x": batch_AR})["x"]
@@ -215,7 +215,7 @@ def test_steps_are_those_of_pmap_and_leave_the_state_divided(base_model: Path, d
         averages=True,
     )
     results: list[tuple[TrainState, dict[str, Any]]] = []
-    engines: list[Engine] = [PmapEngine(), MeshEngine.over_all_devices(8), MeshEngine.over_all_devices(2)]
+    engines: list[Engine] = [PmapEngine(), MeshEngine.over(jax.devices(), 8), MeshEngine.over_all_devices(2)]
     for engine in engines:
         step = engine.compile_train_step(
             make_train_step(engine.adapt(defs), objective, optimizer, axis_name=engine.axis_name)
@@ -249,7 +249,7 @@ def test_pictures_are_those_of_pmap(base_model: Path, monkeypatch: pytest.Monkey
     models, initial = load_base_models(config, NoiseSchedule.from_pretrained(str(base_model)))
     conditions_RHWC = np.random.default_rng(0).integers(0, 256, (N + 1, 64, 64, 3), np.uint8)
     drawn = []
-    engines: list[Engine] = [PmapEngine(), MeshEngine.over_all_devices(2)]
+    engines: list[Engine] = [PmapEngine(), MeshEngine.over(jax.devices(), 2)]
     for engine in engines:
         adapted = dataclasses.replace(models, defs=engine.adapt(models.defs))
         sampler = ImageSampler(engine, adapted, tokenize, config, images_per_device=1)
@@ -275,7 +275,7 @@ def test_pallas_kernels_run_on_the_rows_of_each_device(monkeypatch: pytest.Monke
         return attention_kernels.plain_attention(query, key, value)
 
     monkeypatch.setattr(attention_kernels, "flash_attention_tpu", kernel)
-    engine = MeshEngine.over_all_devices(2)
+    engine = MeshEngine.over(jax.devices(), 2)
     query = np.random.default_rng(0).standard_normal((2 * N, 1024, 1, 8), np.float32)
     attend = engine.compile_for_rows(lambda params, frozen, x: dot_product_attention(x, x, x, "splash"))
     np.testing.assert_allclose(

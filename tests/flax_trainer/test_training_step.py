@@ -51,7 +51,7 @@ def in_slices(batch: dict[str, np.ndarray], slices: int) -> dict[str, np.ndarray
 
 def objective(models: BaseModels, snr_gamma: float | None = None, dtype: str = "float32") -> Objective:
     weights = np.ones(1000, np.float32) if snr_gamma is None else min_snr_weights(models.schedule, snr_gamma)
-    return Objective(models.schedule, weights, models.vae_config.scaling_factor, jnp.dtype(dtype))
+    return Objective(models.schedule, weights, models.configs.vae.scaling_factor, jnp.dtype(dtype))
 
 
 @pytest.fixture(scope="module")

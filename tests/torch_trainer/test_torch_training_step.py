@@ -156,7 +156,7 @@ def test_gradients_and_the_step_are_those_of_flax(base_model: Path) -> None:
     weights = min_snr_weights(schedule, 5.0)
     step = make_train_step(
         models.defs,
-        FlaxObjective(schedule, weights, models.vae_config.scaling_factor, jnp.dtype("float32")),
+        FlaxObjective(schedule, weights, models.configs.vae.scaling_factor, jnp.dtype("float32")),
         AdamWSettings(config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.adam_weight_decay, 1e6),
     )
     batch = batch_of(4)

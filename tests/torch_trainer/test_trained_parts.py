@@ -86,7 +86,7 @@ def in_flax(training: Training, base_model: Path) -> FlaxTraining:
     }
     assert params.keys() == initial.trained.keys()
     objective = FlaxObjective(
-        models.schedule, np.ones(1000, np.float32), models.vae_config.scaling_factor, jnp.dtype("float32")
+        models.schedule, np.ones(1000, np.float32), models.configs.vae.scaling_factor, jnp.dtype("float32")
     )
     settings = AdamWSettings(
         config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.adam_weight_decay, config.max_grad_norm
@@ -416,7 +416,7 @@ def test_the_saved_controlnet_does_the_same_in_diffusers(
 
     flax = in_flax(training, base_model)
     FlaxControlNetModel.save_params(
-        tmp_path / "flax", flax.models.controlnet_config, flax.state.params, flax.models.defs.controlnet.layouts
+        tmp_path / "flax", flax.models.configs.controlnet, flax.state.params, flax.models.defs.controlnet.layouts
     )
     again = diffusers.ControlNetModel.from_pretrained(tmp_path / "flax")
     assert_same(numpy_of(again.state_dict()), numpy_of(loaded.state_dict()))

@@ -1,0 +1,93 @@
+"""What a training step would need of a TPU slice, told by the TPU's compiler; no TPU and no weights are needed.
+
+    python3 -m flax_trainer.compile_report --target v4-8 --model sd15 --mixed_precision bf16 --train_batch_size 8
+
+Compiles the step that `train_flax.py` would run with the same flags (any of them, but none about data is needed), which
+takes minutes and, for Stable Diffusion, some 13 GiB of memory. Give --model, or --pretrained_model_name_or_path with a
+folder or repository, of which only the config.json files are read. Everything printed is a compiler's estimate.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler is enough: a TPU that is there may be busy
+
+from flax_trainer.base_models import ModelConfigs, read_configs
+from flax_trainer.compile_report.batch_size import find_batch_size
+from flax_trainer.compile_report.report import DoesNotFitError, compile_report
+from flax_trainer.compile_report.targets import Target, parse_target
+from flax_trainer.compile_report.text import does_not_fit_text, report_text
+from flax_trainer.random_model import ARCHITECTURES
+from shared.config import TrainConfig, configuration_of
+from shared.diffusion.schedule import NoiseSchedule
+from shared.user_errors import explain
+
+_DATA = ("dataset_name", "train_data_dir", "train_shards", "generated_circles")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python3 -m flax_trainer.compile_report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--target", required=True, help="v4-8, v5e-4 (or v5litepod-4), v5p-8, v6e-4 … to whole pods")
+    parser.add_argument("--model", choices=ARCHITECTURES, help="a built-in architecture instead of a model's folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument(
+        "--find_batch_size",
+        action="store_true",
+        help="search the largest --train_batch_size that fits, without and with gradient checkpointing",
+    )
+    own, training = parser.parse_known_args(argv)
+    try:
+        target = parse_target(own.target)
+        config = _configuration(training, own.model)
+        return _report(config, target, own)
+    except ValueError as error:
+        return explain(error)
+
+
+def _report(config: TrainConfig, target: Target, own: argparse.Namespace) -> int:
+    configs, schedule = _model(config, own.model)
+    if own.find_batch_size:
+        return find_batch_size(config, configs, schedule, target, own.json)
+    try:
+        report = compile_report(config, configs, schedule, target)
+    except DoesNotFitError as error:
+        print(does_not_fit_text(config, target, error))
+        if own.json is not None:
+            own.json.write_text(json.dumps({"target": target.name, "fits": False}) + "\n")
+        return 1
+    print(report_text(report))
+    if own.json is not None:
+        own.json.write_text(json.dumps(report.as_json() | {"fits": True}, indent=2) + "\n")
+    return 0
+
+
+def _configuration(training: list[str], model: str | None) -> TrainConfig:
+    """The training flags' configuration; where they name no model or no data, any will do."""
+    names = {word.partition("=")[0].removeprefix("--") for word in training}
+    more = [] if model is None else ["--pretrained_model_name_or_path", model]
+    if not names.intersection(_DATA):
+        more += ["--generated_circles", "1"]
+    return configuration_of([*training, *more], "flax")
+
+
+def _model(config: TrainConfig, model: str | None) -> tuple[ModelConfigs, NoiseSchedule]:
+    if model is None:
+        return read_configs(config), NoiseSchedule.from_pretrained(
+            str(config.pretrained_model_name_or_path), revision=config.revision, cache_dir=config.cache_dir
+        )
+    architecture = ARCHITECTURES[model]
+    return ModelConfigs.of(architecture.unet, architecture.vae, architecture.text_encoder), NoiseSchedule.from_config(
+        architecture.scheduler
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

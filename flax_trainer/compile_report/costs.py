@@ -1,0 +1,182 @@
+"""Where the cycles of a compiled TPU step go, by part of the model and by kind of work.
+
+The compiler estimates cycles for every fusion and copy of a program's text; a sum over the text is not yet the
+program's: a loop's body stands there once, of a conditional all branches, and Pallas kernels and messages between chips
+have no estimate. Here loops count as often as they run, the most expensive branch counts, a kernel takes as long as its
+products (sides filled up to the lanes) or its memory traffic, and an all-reduce as long as its bytes on the links.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from flax_trainer.compile_report.hlo import Instruction, Program
+from flax_trainer.compile_report.kernels import KernelCost, KernelKey, kernel_key
+from flax_trainer.compile_report.targets import Target
+from flax_trainer.profile_parts import part_of
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+COPIES = ("copy", "transpose", "reshape", "pad", "slice", "concatenate", "bitcast-convert", "dynamic-slice")
+_PALLAS = 'custom_call_target="tpu_custom_call"'
+_SUFFIX = re.compile(r"\.\d+$")
+OTHER = "other"
+
+
+class Cost(NamedTuple):
+    """Of one instruction, as often as it runs."""
+
+    part: str
+    kind: str
+    cycles: float
+    bytes_not_counted: float  # by XLA's own analysis, which sees a loop's body once
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All of a program. `unknown_loops` run more often than counted: their end depends on their results."""
+
+    by_part: Mapping[str, float]
+    by_kind: Mapping[str, float]
+    cycles: float
+    collective_cycles: float
+    bytes_not_counted: float
+    unknown_loops: int
+
+
+def costs_of(program: Program, kernels: Mapping[KernelKey, KernelCost], target: Target) -> Costs:
+    """Count a program for the chips of a target. `cycles` leaves out the messages between chips."""
+    counter = _Counter(program, kernels, target)
+    costs = counter.run(program.entry, 1)
+    collectives = math.fsum(cost.cycles for cost in costs if cost.kind == "collectives")
+    return Costs(
+        _shares(costs, "part"),
+        _shares(costs, "kind"),
+        math.fsum(cost.cycles for cost in costs) - collectives,
+        collectives,
+        math.fsum(cost.bytes_not_counted for cost in costs),
+        counter.unknown_loops,
+    )
+
+
+def _shares(costs: list[Cost], attribute: str) -> dict[str, float]:
+    """Cycles by what the attribute says, most first."""
+    shares: dict[str, float] = {}
+    for cost in costs:
+        name = getattr(cost, attribute)
+        shares[name] = shares.get(name, 0.0) + cost.cycles
+    return dict(sorted(shares.items(), key=lambda share: -share[1]))
+
+
+class _Counter:
+    def __init__(self, program: Program, kernels: Mapping[KernelKey, KernelCost], target: Target):
+        self._program, self._kernels, self._target = program, kernels, target
+        self.unknown_loops = 0
+
+    def run(self, computation: str, times: int) -> list[Cost]:
+        """What a computation costs that runs so many times, with everything it calls."""
+        return [
+            cost
+            for instruction in self._program.computations[computation].values()
+            for cost in self._costs(computation, instruction, times)
+        ]
+
+    def _costs(self, computation: str, instruction: Instruction, times: int) -> Iterator[Cost]:
+        called = instruction.called
+        if instruction.opcode == "while":
+            yield from self._loop(computation, instruction, times)
+        elif instruction.opcode == "conditional":
+            branches = [self.run(name, times) for names in called.values() for name in names]
+            yield from max(branches, key=lambda costs: math.fsum(cost.cycles for cost in costs))
+        elif instruction.opcode in ("call", "async-start"):
+            for names in called.values():
+                for name in names:
+                    yield from self.run(name, times)
+        elif (kind := self._kind(instruction)) is not None:
+            yield Cost(
+                part_of(instruction.op_name) or OTHER,
+                kind,
+                times * self._cycles(computation, instruction),
+                (times - 1) * self._bytes(computation, instruction),
+            )
+
+    def _loop(self, computation: str, instruction: Instruction, times: int) -> Iterator[Cost]:
+        trips = self._trips(computation, instruction)
+        if trips is None:
+            self.unknown_loops += 1
+            trips = 1
+        yield from self.run(instruction.called["body"][0], times * trips)
+
+    def _trips(self, computation: str, loop: Instruction) -> int | None:
+        """How often a loop runs that counts from one constant to another, as `jax.lax.scan` does."""
+        condition = list(self._program.computations[loop.called["condition"][0]].values())
+        constants = {
+            instruction.name: int(match[1])
+            for instruction in condition
+            if (match := re.search(r" constant\((-?\d+)\)", instruction.text))
+        }
+        root = condition[-1]
+        if root.opcode != "compare" or "direction=LT" not in root.text:
+            return None
+        limits = [constants[name] for name in root.operands if name in constants]
+        return limits[0] if len(limits) == 1 else None
+
+    def _cycles(self, computation: str, instruction: Instruction) -> float:
+        chip = self._target.chip
+        if _PALLAS in instruction.text:
+            operands = self._program.operands(computation, instruction)
+            key = kernel_key(
+                _SUFFIX.sub("", instruction.name), [operand.shapes[0][1] for operand in operands if operand.shapes]
+            )
+            seconds = max(
+                self._kernels[key].padded_flops / (chip.peak_tflops * 1e12),
+                self._bytes(computation, instruction) / (chip.hbm_gb_per_s * 1e9),
+            )
+            return seconds * chip.clock_ghz * 1e9
+        if instruction.opcode.removesuffix("-start") in COLLECTIVES:
+            return self._message_seconds(instruction) * chip.clock_ghz * 1e9
+        return instruction.cycles
+
+    def _message_seconds(self, instruction: Instruction) -> float:
+        """Of a ring over all chips: every byte passes every link once, twice where sums go back to all."""
+        chips, chip = self._target.chips, self._target.chip
+        if chips == 1:
+            return 0.0
+        rounds = 2 if instruction.opcode.startswith("all-reduce") else 1
+        sent = rounds * instruction.result_bytes * (chips - 1) / chips
+        if instruction.opcode.startswith("reduce-scatter"):
+            sent *= chips
+        return sent / (self._target.links * chip.link_gb_per_s * 1e9)
+
+    def _bytes(self, computation: str, instruction: Instruction) -> int:
+        operands = self._program.operands(computation, instruction)
+        return instruction.result_bytes + sum(operand.result_bytes for operand in operands)
+
+    def _kind(self, instruction: Instruction) -> str | None:
+        """None of what takes no time: parameters, constants, and waiting for what was counted when it began."""
+        opcode = instruction.opcode
+        if opcode.removesuffix("-start") in COLLECTIVES:
+            return "collectives"
+        is_kernel = _PALLAS in instruction.text
+        if not (instruction.cycles or is_kernel):
+            return None
+        scopes = instruction.op_name.split("/")
+        if any("attention" in scope for scope in scopes) or is_kernel:
+            return "attention"
+        if opcode in COPIES:
+            return "copies"
+        if any("normalisation" in scope for scope in scopes):
+            return "normalisation"
+        return self._kind_of_fusion(instruction, scopes[-1])
+
+    def _kind_of_fusion(self, instruction: Instruction, primitive: str) -> str:
+        inside = [
+            other.opcode
+            for names in instruction.called.values()
+            for name in names
+            for other in self._program.computations[name].values()
+        ]
+        if "convolution" in inside or instruction.opcode == "convolution":
+            return "convolutions" if primitive == "conv_general_dilated" else "matrix products"
+        return "elementwise"

@@ -1,0 +1,215 @@
+"""Compiles the step of a configuration for a TPU slice and puts together what that tells."""
+
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, ModelConfigs, define_models
+from flax_trainer.compile_report.costs import Costs, costs_of
+from flax_trainer.compile_report.engines import engine_on
+from flax_trainer.compile_report.hlo import parse_program
+from flax_trainer.compile_report.kernels import kernel_costs
+from flax_trainer.compile_report.targets import Target
+from flax_trainer.configured_step import configured_train_step, matmul_precision, objective_of
+from flax_trainer.model_flops import flops_of, model_flops_per_image
+from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxControlNetModel, FlaxUNet2DConditionModel
+from flax_trainer.models.functional import split
+from flax_trainer.state import TrainState
+from flax_trainer.step import FrozenParams
+from shared.config import TrainConfig
+from shared.data.batches import BatchLoader, BatchSpec
+from shared.data.sources import open_sources
+from shared.diffusion.schedule import NoiseSchedule
+from shared.trained_parts import is_decoder, prefixed
+
+GIB = 2**30
+_PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
+_DOES_NOT_FIT = "RESOURCE_EXHAUSTED"
+
+
+class DoesNotFitError(ValueError):
+    """The compiler found no way to run the step in a chip's memory."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per chip."""
+
+    trained: int  # the ControlNet, and with --sd_unlocked the decoder; float32
+    optimizer: int  # AdamW's moments, and the moving average of --use_ema
+    frozen: int
+    arguments: int  # all that, the batch, and what tiles add
+    temporary: int  # activations, gradients, copies in the compute dtype
+    peak: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the compiler says of one step. FLOPs, bytes and cycles are a chip's."""
+
+    target: Target
+    config: TrainConfig
+    images_per_chip: int
+    global_batch_size: int
+    memory: Memory
+    costs: Costs
+    flops: float
+    bytes_accessed: float
+    model_flops_per_image: float
+    compile_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return (self.costs.cycles + self.costs.collective_cycles) / (self.target.chip.clock_ghz * 1e9)
+
+    @property
+    def images_per_second(self) -> float:
+        return self.global_batch_size / self.seconds
+
+    @property
+    def mfu(self) -> float:
+        """Share of the chips' peak that the model's own FLOPs take."""
+        peak = self.target.chips * self.target.chip.peak_tflops * 1e12
+        return self.images_per_second * self.model_flops_per_image / peak
+
+    def as_json(self) -> dict[str, Any]:
+        memory, costs = self.memory, self.costs
+        return {
+            "kind": "compiler estimate",
+            "target": self.target.name,
+            "chips": self.target.chips,
+            "images_per_chip": self.images_per_chip,
+            "estimated_cycles": costs.cycles,
+            "collective_cycles": costs.collective_cycles,
+            "cycles_by_part": dict(costs.by_part),
+            "cycles_by_kind": dict(costs.by_kind),
+            "loops_of_unknown_length": costs.unknown_loops,
+            "step_seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "mfu": self.mfu,
+            "flops": self.flops,
+            "model_flops": self.model_flops_per_image * self.images_per_chip,
+            "bytes_accessed": self.bytes_accessed,
+            "hbm_gib": self.target.chip.hbm_gib,
+            "peak_hbm_gib": memory.peak / GIB,
+            "argument_gib": memory.arguments / GIB,
+            "temp_gib": memory.temporary / GIB,
+            "trained_gib": memory.trained / GIB,
+            "optimizer_gib": memory.optimizer / GIB,
+            "frozen_gib": memory.frozen / GIB,
+            "compile_seconds": self.compile_seconds,
+            "versions": {package: metadata.version(package) for package in _PACKAGES},
+        }
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """The shapes of a step's arguments, before they are placed."""
+
+    state: TrainState
+    frozen: FrozenParams
+    batch: dict[str, Any]
+
+
+def compile_report(config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, target: Target) -> Report:
+    """Compile the step that `train_flax.py` would run on every chip of a slice.
+
+    Raises:
+        DoesNotFitError: it needs more memory than a chip has.
+        ValueError: the models, the flags or the slice do not fit each other.
+    """
+    jax.config.update("jax_default_matmul_precision", matmul_precision(config))
+    devices = target.devices()
+    engine = engine_on(config, devices)
+    models = define_models(config, configs, schedule, devices[0])
+    arrays = _arrays(config, models, target)
+    step = configured_train_step(config, models, engine)
+    arguments = (*engine.shapes(arrays.state, arrays.frozen, arrays.batch), np.float32(0))
+    traced = jax.make_jaxpr(step)(*arguments)
+
+    started = time.perf_counter()
+    try:
+        compiled = step.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if _DOES_NOT_FIT in str(error):
+            raise DoesNotFitError(str(error)) from error
+        raise
+    compile_seconds = time.perf_counter() - started
+    costs = costs_of(parse_program(compiled.as_text() or ""), kernel_costs(traced.jaxpr), target)
+    analysis, images = compiled.cost_analysis(), config.train_batch_size * config.gradient_accumulation_steps
+    assert analysis is not None, "the TPU compiler analyses costs"
+    return Report(
+        target,
+        config,
+        images,
+        images * target.chips,
+        _memory(compiled, arguments, target),
+        costs,
+        flops_of(traced.jaxpr) / target.chips,
+        analysis["bytes accessed"] + costs.bytes_not_counted,
+        model_flops_per_image(
+            models.defs, objective_of(config, models), arrays.state.params, arrays.frozen, arrays.batch
+        ),
+        compile_seconds,
+    )
+
+
+def _arrays(config: TrainConfig, models: BaseModels, target: Target) -> _Arrays:
+    configs, dtype = models.configs, COMPUTE_DTYPES[config.mixed_precision or "no"]
+    trained = split(FlaxControlNetModel.abstract(configs.controlnet))[1]
+    unet = split(FlaxUNet2DConditionModel.abstract(configs.unet))[1]
+    if config.sd_unlocked:
+        trained = trained | prefixed({name: value for name, value in unet.items() if is_decoder(name)})
+        unet = {name: value for name, value in unet.items() if not is_decoder(name)}
+    state = TrainState.create({}, scales_loss=dtype == jnp.float16)._replace(
+        params=trained, mu=trained, nu=trained, ema=trained if config.use_ema else {}
+    )
+    frozen = FrozenParams(
+        unet,
+        split(FlaxAutoencoderKL.abstract(configs.vae))[1],
+        split(FlaxCLIPTextModel.abstract(configs.text_encoder))[1],
+    )
+    in_dtype = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, dtype), frozen)
+    return _Arrays(state, in_dtype, _host_batch(config, models, target))
+
+
+def _host_batch(config: TrainConfig, models: BaseModels, target: Target) -> dict[str, np.ndarray]:
+    """What a host of the slice would load for a step, empty."""
+    rows = config.train_batch_size * target.chips
+    source, _ = open_sources(config)
+    loader = BatchLoader(
+        source,
+        config,
+        lambda captions: np.zeros((len(captions), models.configs.text_encoder.max_position_embeddings), np.int32),
+        BatchSpec(rows * config.gradient_accumulation_steps, config.gradient_accumulation_steps, target.chips),
+        latent_shape=models.latent_shape(config.resolution),
+        num_train_timesteps=models.schedule.num_train_timesteps,
+        process_count=target.hosts,
+    )
+    return loader.blank()
+
+
+def _memory(compiled: jax.stages.Compiled, arguments: tuple[Any, ...], target: Target) -> Memory:
+    analysis = compiled.memory_analysis()
+    assert analysis is not None, "the TPU compiler analyses memory"
+    state, frozen = arguments[0], arguments[1]
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return Memory(
+        _bytes_per_chip(state.params),
+        _bytes_per_chip((state.mu, state.nu, state.ema)),
+        _bytes_per_chip(frozen),
+        analysis.argument_size_in_bytes,
+        analysis.temp_size_in_bytes,
+        analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes,
+    )
+
+
+def _bytes_per_chip(tree: Any) -> int:
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )

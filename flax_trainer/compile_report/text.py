@@ -1,0 +1,78 @@
+"""The report as people read it."""
+
+import re
+from collections.abc import Mapping
+
+from flax_trainer.compile_report.report import GIB, Report
+from flax_trainer.compile_report.targets import Target
+from shared.config import TrainConfig
+
+_USED = re.compile(r"Used ([\d.]+\w) of ([\d.]+\w) hbm")
+
+
+def report_text(report: Report) -> str:
+    """Several lines, each figure with its unit."""
+    memory, costs, chip = report.memory, report.costs, report.target.chip
+    cycles = costs.cycles + costs.collective_cycles
+    lines = [
+        f"{report.target.name}: {report.target.chips} chips, {report.images_per_chip} images per chip and step, "
+        f"{report.global_batch_size} in all (compiler estimate)",
+        "",
+        f"HBM per chip     {memory.peak / GIB:8.2f} GiB of {chip.hbm_gib:g} GiB",
+        f"  trained        {memory.trained / GIB:8.2f} GiB   float32",
+        f"  optimizer      {memory.optimizer / GIB:8.2f} GiB",
+        f"  frozen models  {memory.frozen / GIB:8.2f} GiB",
+        f"  temporary      {memory.temporary / GIB:8.2f} GiB   activations, gradients",
+        f"Step             {report.seconds * 1e3:8.1f} ms    {cycles / 1e6:.1f} M cycles at {chip.clock_ghz:g} GHz",
+        f"Speed            {report.images_per_second:8.1f} images/s on all chips",
+        f"Model FLOPs      {report.model_flops_per_image * report.images_per_chip / 1e12:8.2f} T per chip and step, "
+        f"MFU {report.mfu:.1%} of {chip.peak_tflops:g} TFLOP/s",
+        f"All FLOPs        {report.flops / 1e12:8.2f} T per chip and step",
+        f"Memory traffic   {report.bytes_accessed / 1e9:8.1f} GB per chip and step",
+        f"Compiled in      {report.compile_seconds:8.0f} s",
+        "",
+        *_shares("Cycles by part", costs.by_part, cycles),
+        "",
+        *_shares("Cycles by kind of work", costs.by_kind, cycles),
+    ]
+    if costs.unknown_loops:
+        lines += ["", f"{costs.unknown_loops} loops end when their results say so, and count as one run each."]
+    return "\n".join(lines)
+
+
+def does_not_fit_text(config: TrainConfig, target: Target, error: ValueError) -> str:
+    """What is too much, and what makes it less."""
+    match = _USED.search(str(error))
+    needed = f"it needs {match[1]}iB of {match[2]}iB" if match else f"it needs more than {target.chip.hbm_gib:g} GiB"
+    advice = [
+        f"a smaller --train_batch_size than {config.train_batch_size}, with more --gradient_accumulation_steps"
+        if config.train_batch_size > 1
+        else None,
+        None if config.gradient_checkpointing else "--gradient_checkpointing",
+        None
+        if config.enable_xformers_memory_efficient_attention
+        else "--enable_xformers_memory_efficient_attention (the chip's own attention)",
+        None if config.mixed_precision == "bf16" else "--mixed_precision bf16",
+        None if config.parallelism == "mesh" else "--parallelism mesh --fsdp_devices N, which divides the ControlNet",
+    ]
+    return "\n".join(
+        [
+            f"The step does not fit {target.name}: {needed} of HBM per chip (compiler estimate). Try:",
+            *(f"  {line}" for line in advice if line),
+        ]
+    )
+
+
+def batch_size_line(policy: str, batch_size: int, report: Report | None) -> str:
+    """One line per try of the search."""
+    tried = f"{policy:<18}{batch_size:>4} images per chip"
+    if report is None:
+        return f"{tried}  does not fit"
+    return (
+        f"{tried}  {report.memory.peak / GIB:6.2f} GiB  {report.images_per_second / report.target.chips:6.1f} "
+        f"images/s per chip  MFU {report.mfu:.1%}  (compiler estimate)"
+    )
+
+
+def _shares(title: str, shares: Mapping[str, float], whole: float) -> list[str]:
+    return [title, *(f"  {name:<24}{cycles / 1e6:9.2f} M {cycles / whole:6.1%}" for name, cycles in shares.items())]
