@@ -33,7 +33,7 @@ main() {
     follow_training
     find_outcome
     case $outcome in
-      finished) say "The training is finished; its result is in $output_dir." && break ;;
+      finished) say_how_it_ends && break ;;
       preempted) say "$name was taken away." ;;
       lost)
         ((++losses <= LOOKS)) || stop "The training was lost $losses times without an exit code."
@@ -399,7 +399,14 @@ tail --lines=100 \$follow $UNIT/log" || true
 }
 
 training_is_running() {
-  ! $is_fresh && [[ $(training_state) == running ]]
+  local state
+  ! $is_fresh || return 1
+  until state=$(training_state) && [[ $state != unreachable ]]; do
+    case $(vm_state) in READY | UNREACHABLE) ;; *) return 1 ;; esac
+    say "$name cannot be reached, so whether a training runs there is not known. Trying again."
+    pause
+  done
+  [[ $state == running ]]
 }
 
 # In one word for all hosts: running, lost (ended without an exit code, or never begun), stopped (by SIGTERM), finished,
@@ -451,6 +458,15 @@ say_how_to_look() {
       "--command=controlnet/.venv/bin/tensorboard --logdir $(quoted "$logs")" -- -L 6006:localhost:6006)"
 }
 
+say_how_it_ends() {
+  if $dry_run; then
+    say "Whenever $name is preempted, this, and all from its creation again:"
+    say "$(line gcloud compute tpus tpu-vm delete "$name" "${where[@]}" --quiet)"
+  else
+    say "The training is finished; its result is in $output_dir, which is ${output_dir#"$MOUNT"/} in $storage."
+  fi
+}
+
 say_what_is_left() {
   say "$name goes on and costs money. Enter it: $(line gcloud compute tpus tpu-vm ssh "$name" "${where[@]}")"
   say "Delete it: $(line gcloud compute tpus tpu-vm delete "$name" "${where[@]}")"
@@ -484,8 +500,8 @@ pause() {
   $dry_run || sleep "$poll_seconds"
 }
 
-# Runs every command that changes or asks something outside, and prints it on stderr. A dry run only prints it, on stdout,
-# where that and the comments are a script.
+# Runs every command that changes or asks something outside, and prints it on stderr. A dry run only prints it, on
+# stdout, where that and the comments are a script.
 run() {
   if $dry_run; then
     line "$@" >&3
