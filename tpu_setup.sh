@@ -30,15 +30,13 @@ main() {
     fi
     ((${#training[@]})) || break
     say_how_to_look
-    follow_training
-    find_outcome
+    watch_training
     case $outcome in
       finished) say_how_it_ends && break ;;
       preempted) say "$name was taken away." ;;
       lost)
         ((++losses <= LOOKS)) || stop "The training was lost $losses times without an exit code."
         say "$name lost its training, as by a reboot." ;;
-      running) say "The connection was lost; the training goes on." ;;
       stopped) stop "The training was stopped by a signal, but $name is still there, so somebody wanted it." ;;
       *) stop "The training failed by itself (exit code ${outcome#failed }), so it is not repeated." ;;
     esac
@@ -104,7 +102,7 @@ check_arguments() {
     mistake "--name is '$name'; give one of lower-case letters, digits and dashes that begins with a letter."
   [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || mistake "--zone is '$zone'; give one such as us-central2-b."
   [[ $poll_seconds =~ ^[0-9]+$ ]] || mistake "--poll_seconds is '$poll_seconds'; give a whole number."
-  [[ $storage =~ ^(gs://[a-z0-9][-_.a-z0-9]*[a-z0-9]|[-.A-Za-z0-9]+:/[^[:space:]]*)?$ ]] ||
+  [[ $storage =~ ^(gs://[a-z0-9][-_.a-z0-9]*[a-z0-9]|[-.A-Za-z0-9]+:/([^/[:space:]][^[:space:]]*)?)?$ ]] ||
     mistake "--storage is '$storage'; give gs://BUCKET, without a folder, or HOST:/PATH of an NFS server."
   ! $send_tokens || [[ -n ${HF_TOKEN:-}${WANDB_API_KEY:-} ]] ||
     mistake "--send_tokens finds neither HF_TOKEN nor WANDB_API_KEY in the environment; export one of them."
@@ -392,7 +390,18 @@ sudo systemd-run --unit=$UNIT --collect --uid=\"\$(id -u)\" --property=RequiresM
   /bin/bash ~/$UNIT/command.sh"
 }
 
-follow_training() {
+# Sets `outcome` to one of training_state's words that mean an end, or `preempted`.
+watch_training() {
+  while true; do
+    show_log
+    find_outcome
+    [[ $outcome == running ]] || return 0
+    say "The connection was lost; the training goes on."
+    pause
+  done
+}
+
+show_log() {
   on_all_hosts "follow= pid=\$(systemctl show --property=MainPID --value $UNIT)
 [ \"\$pid\" = 0 ] || follow=\"--follow --pid=\$pid\"
 tail --lines=100 \$follow $UNIT/log" || true
@@ -427,8 +436,8 @@ fi") || answers='training: unreachable'
   printf '%s\n' "$answers" | sed -n "s/^training: \($state.*\)/\1/p" | head -n 1
 }
 
-# Sets `outcome` to one of training_state's words or `preempted`. A training also ends because its VM is about to go:
-# with success where it had the time to save, and with any error where it, or another host of it, had not.
+# A training also ends because its VM is about to go: with success where it had the time to save, and with any error
+# where it, or another host of it, had not.
 find_outcome() {
   local look=0
   while ((look++ < LOOKS)); do
@@ -437,8 +446,7 @@ find_outcome() {
       *) outcome=preempted ;;
     esac
     case $outcome in
-      finished | preempted) return ;;
-      running) pause && return ;;
+      finished | preempted | running) return ;;
       unreachable) say "$name cannot be reached; the training does not depend on it." && look=0 ;;
       *) say "The training has ended ($outcome). Waiting whether $name goes, too." ;;
     esac
