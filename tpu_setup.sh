@@ -276,7 +276,7 @@ write_tokens() {
   ! $dry_run || return 0
   rm -f "$tokens"
   for variable in HF_TOKEN WANDB_API_KEY; do
-    [[ -z ${!variable:-} ]] || (umask 077 && printf '%s=%s\n' "$variable" "$(quoted "${!variable}")" >>"$tokens")
+    [[ -z ${!variable:-} ]] || (umask 077 && printf '%s=%s\n' "$variable" "$(line "${!variable}")" >>"$tokens")
   done
 }
 
@@ -463,7 +463,7 @@ say_how_to_look() {
   say "The log: $(line gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--command=tail -f $UNIT/log")"
   say "TensorBoard, then at http://localhost:6006:" \
     "$(line gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" \
-      "--command=controlnet/.venv/bin/tensorboard --logdir $(quoted "$logs")" -- -L 6006:localhost:6006)"
+      "--command=controlnet/.venv/bin/tensorboard --logdir $(line "$logs")" -- -L 6006:localhost:6006)"
 }
 
 say_how_it_ends() {
@@ -520,17 +520,14 @@ run() {
 }
 
 line() { # words as a shell reads them back
-  local word words=''
-  for word in "$@"; do words+=" $(quoted "$word")"; done
+  local word words='' apostrophe="'" escaped="'\\''"
+  for word in "$@"; do
+    case $word in
+      '' | *[!-+A-Za-z0-9_./:=,@%]*) words+=" '${word//$apostrophe/$escaped}'" ;;
+      *) words+=" $word" ;;
+    esac
+  done
   printf '%s\n' "${words# }"
-}
-
-quoted() {
-  local apostrophe="'" escaped="'\\''"
-  case $1 in
-    '' | *[!-+A-Za-z0-9_./:=,@%]*) printf "'%s'" "${1//$apostrophe/$escaped}" ;;
-    *) printf '%s' "$1" ;;
-  esac
 }
 
 exec 3>&1 4>&2 # the script's own, also where the output of a function is caught

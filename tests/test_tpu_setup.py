@@ -256,9 +256,7 @@ def test_the_code_stays_the_same_through_preemptions(cloud: Cloud) -> None:
         for line in process.stdout:
             if line == "# Starting the training.\n":
                 break
-        (cloud.checkout / "later").write_text("later\n")
-        cloud.git("add", "later")
-        cloud.git("commit", "--quiet", "--message", "later")
+        cloud.commit("later")
         (cloud.folder / "committed").touch()
         process.communicate(timeout=120)
     assert process.returncode == 0

@@ -1,16 +1,22 @@
 """A cloud that is none for tests of tpu_setup.sh: a gcloud that keeps a folder, and a checkout to call it from."""
 
+import atexit
+import functools
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
-PROGRAMS = "bash cat date dirname env git grep gzip head id ln mkdir rm sed sh sleep sort tail tar".split()
-OF_HOSTS = "apt-get curl mountpoint python sudo systemctl systemd-run uv".split()
+PROGRAMS = (
+    *("bash", "cat", "dirname", "git", "grep", "gzip", "head", "id", "ln", "mkdir", "rm", "sed", "sh", "sleep"),
+    *("sort", "tail", "tar"),
+)
+OF_HOSTS = ("apt-get", "curl", "mountpoint", "python", "sudo", "systemctl", "systemd-run", "uv")
 
 
 class Cloud:
@@ -29,10 +35,9 @@ class Cloud:
             "trainings_end_at_once": True,
             "events": {},  # {"describe": {"1": "PREEMPTED"}}: from the second time it is asked, the VM is preempted
         }
+        shutil.copytree(_template(), folder, symlinks=True, dirs_exist_ok=True)
         self.folder.mkdir()
-        self._path = _programs(folder / "bin", {"gcloud": HERE / "fake_gcloud.py"})
-        self._host_path = _programs(folder / "host-bin", dict.fromkeys(OF_HOSTS, HERE / "fake_host.py"))
-        self._make_checkout()
+        self._path, self._host_path = folder / "bin", folder / "host-bin"
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         with self.start(*arguments, **environment) as process:
@@ -95,19 +100,32 @@ class Cloud:
         (self.folder / "state").write_text(state)
         (self.folder / "hosts" / "0").mkdir(parents=True)
 
-    def git(self, *arguments: str) -> None:
-        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments], cwd=self.checkout, check=True)
-
-    def _make_checkout(self) -> None:
-        self.checkout.mkdir()
-        for file in ("tpu_setup.sh", "requirements_flax.txt"):
-            shutil.copy(PROJECT / file, self.checkout)
-        self.git("init", "--quiet")
-        self.git("add", ".")
-        self.git("commit", "--quiet", "--message", "as it is")
+    def commit(self, file: str) -> None:
+        (self.checkout / file).write_text("new\n")
+        git(self.checkout, "add", file)
+        git(self.checkout, "commit", "--quiet", "--message", file)
 
 
-def _programs(folder: Path, fakes: dict[str, Path]) -> Path:
+@functools.cache
+def _template() -> Path:
+    """What every cloud starts with: programs and a checkout."""
+    folder = Path(tempfile.mkdtemp(prefix="tpu-setup-"))
+    atexit.register(shutil.rmtree, folder)
+    _programs(folder / "bin", {"gcloud": HERE / "fake_gcloud.py"})
+    _programs(folder / "host-bin", dict.fromkeys(OF_HOSTS, HERE / "fake_host.py"))
+    (folder / "checkout").mkdir()
+    for file in ("tpu_setup.sh", "requirements_flax.txt"):
+        shutil.copy(PROJECT / file, folder / "checkout")
+    for command in ("init --quiet", "add .", "commit --quiet --message begun"):
+        git(folder / "checkout", *command.split())
+    return folder
+
+
+def git(checkout: Path, *arguments: str) -> None:
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments], cwd=checkout, check=True)
+
+
+def _programs(folder: Path, fakes: dict[str, Path]) -> None:
     """A folder for PATH that has nothing but these; so no real gcloud or sudo can be called by mistake."""
     folder.mkdir()
     for program in PROGRAMS:
@@ -116,7 +134,6 @@ def _programs(folder: Path, fakes: dict[str, Path]) -> Path:
     for name, script in fakes.items():
         (folder / name).write_text(f"#!{sys.executable} -IS\n{script.read_text()}")
         (folder / name).chmod(0o755)
-    return folder
 
 
 def _lines(file: Path) -> list[Any]:

@@ -20,9 +20,8 @@ SERVICE = HOME / "service.pid"
 def curl(*arguments: str) -> int:
     """The installer of uv is a script that puts it where uv's own does; anything else is empty."""
     if any("astral.sh" in word for word in arguments):
-        print(
-            f"mkdir -p ~/.local/bin && ln -s {shlex.quote(str(Path(sys.argv[0]).resolve().with_name('uv')))} ~/.local/bin/uv"
-        )
+        program = shlex.quote(str(Path(sys.argv[0]).resolve().with_name("uv")))
+        print(f"mkdir -p ~/.local/bin && ln -s {program} ~/.local/bin/uv")
     return 0
 
 
