@@ -6,6 +6,7 @@
 set -euo pipefail
 
 readonly MOUNT=/mnt/shared         # where --storage is on every host
+readonly MOUNT_UNIT=mnt-shared.mount
 readonly UNIT=controlnet-training  # the systemd service that trains; also the folder of its log
 readonly LOOKS=4                   # looks at a VM that has to stay up before a failure counts as not its own
 
@@ -87,7 +88,7 @@ read_arguments() {
         [[ $1 == "$flag" ]] || mistake "$flag takes no value, but was given '${1#*=}'."
         printf -v "${flag#--}" true ;;
       --name | --zone | --type | --project | --version | --storage | --poll_seconds)
-        [[ $1 == *=* ]] || set -- "$1=${2---}" "${@:3}"
+        [[ $1 == *=* ]] || set -- "$1=${2---}" "${@:3}" # "--" stands for a value that is missing
         [[ $1 != *=--* ]] || mistake "$flag needs a value, but none follows it."
         printf -v "${flag#--}" %s "${1#*=}" ;;
       --) shift && training=("$@") && break ;;
@@ -200,7 +201,7 @@ have_vm() {
     case $(vm_state) in
       READY) had_vm=true && return 0 ;;
       ABSENT) ! create_vm || return 0 ;;
-      PREEMPTED | TERMINATED | UNKNOWN | HIDDEN)
+      PREEMPTED | TERMINATED) # it can only be deleted
         run gcloud compute tpus tpu-vm delete "$name" "${where[@]}" --quiet || pause ;;
       STOPPED | STOPPING)
         stop "$name is stopped. Start it: $(line gcloud compute tpus tpu-vm start "$name" "${where[@]}")" ;;
@@ -303,31 +304,30 @@ cd controlnet
 # By way of systemd, which at a shutdown lets the training save before it takes the folder away. The hosts have to see
 # each other's files at once, so a bucket is mounted without a cache of what is in it.
 mount_storage() {
-  local install entry
+  local install entry source=${storage#gs://}
   case $storage in
     '') return 0 ;;
     gs://*)
       install=$INSTALL_GCSFUSE
-      entry="${storage#gs://} $MOUNT gcsfuse _netdev,allow_other,uid=\$(id -u),gid=\$(id -g)"
+      entry="$source $MOUNT gcsfuse _netdev,allow_other,uid=\$(id -u),gid=\$(id -g)"
       entry+=",metadata_cache_ttl_secs=0,metadata_cache_negative_ttl_secs=0 0 0" ;;
     *)
       install="sudo apt-get -o DPkg::Lock::Timeout=600 install --yes nfs-common"
-      entry="$storage $MOUNT nfs _netdev 0 0" ;;
+      entry="$source $MOUNT nfs _netdev 0 0" ;;
   esac
   say "Mounting $storage."
   on_all_hosts "set -euo pipefail
-if ! mountpoint --quiet $MOUNT; then
+mounted=\$(findmnt --noheadings --output SOURCE --mountpoint $MOUNT || true)
+if [ -z \"\$mounted\" ]; then
 $install
 sudo mkdir -p $MOUNT
 grep --quiet ' $MOUNT ' /etc/fstab || echo \"$entry\" | sudo tee -a /etc/fstab
 sudo systemctl daemon-reload
-sudo systemctl start $(systemd_name "$MOUNT").mount
+sudo systemctl start $MOUNT_UNIT
+elif [ \"\$mounted\" != $(line "$source") ]; then
+echo \"$MOUNT is \$mounted already, and not $source: delete the VM, or give it that --storage.\" >&2
+exit 1
 fi"
-}
-
-systemd_name() { # of a path that has no dashes
-  local path=${1#/}
-  printf '%s' "${path//\//-}"
 }
 
 # Cloud Storage documentation, "Install Cloud Storage FUSE". On a new VM, apt's lock may be held for minutes.

@@ -156,6 +156,16 @@ def test_an_nfs_server_is_mounted(cloud: Cloud) -> None:
     assert not any(call[0] == "storage" for call in cloud.calls())
 
 
+def test_a_storage_that_is_mounted_already(cloud: Cloud) -> None:
+    cloud.plan["mounted"] = "my-bucket\n"
+    result = cloud.run(*VM, *STORAGE, "--", OUTPUT)
+    assert result.returncode == 0, result.stderr
+    assert not any(change[0] == "sudo" for change in cloud.changes())
+    result = cloud.run(*VM, "--storage", "gs://other-bucket", "--", OUTPUT)
+    assert result.returncode == 1
+    assert "/mnt/shared is my-bucket already, and not other-bucket" in result.stderr
+
+
 def test_all_hosts_of_a_pod_train(cloud: Cloud) -> None:
     cloud.plan |= {"hosts": 4, "devices": 16}
     result = cloud.run(*VM, "--type", "v4-32", *STORAGE, "--", *TRAINING)

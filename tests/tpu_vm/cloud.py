@@ -16,7 +16,7 @@ PROGRAMS = (
     *("bash", "cat", "dirname", "git", "grep", "gzip", "head", "id", "ln", "mkdir", "rm", "sed", "sh", "sleep"),
     *("sort", "tail", "tar"),
 )
-OF_HOSTS = ("apt-get", "curl", "mountpoint", "python", "sudo", "systemctl", "systemd-run", "uv")
+OF_HOSTS = ("apt-get", "curl", "findmnt", "python", "sudo", "systemctl", "systemd-run", "uv")
 
 
 class Cloud:
@@ -31,6 +31,7 @@ class Cloud:
             "hosts": 1,
             "devices": 4,
             "install": "works",
+            "mounted": "",
             "trainings": [{"exit": 0}],
             "trainings_end_at_once": True,
             "events": {},  # {"describe": {"1": "PREEMPTED"}}: from the second time it is asked, the VM is preempted
@@ -73,7 +74,7 @@ class Cloud:
         """What was done to the VM, with ssh told apart by what it was for."""
         purposes = {
             "tar -xzf": "install",
-            "mountpoint": "mount",
+            "findmnt": "mount",
             "device_count": "count",
             "systemd-run": "train",
             "tail": "follow",

@@ -41,8 +41,9 @@ def sudo(*arguments: str) -> int:
     return 0
 
 
-def mountpoint(*_: str) -> int:
-    return 1
+def findmnt(*_: str) -> int:
+    print(PLAN["mounted"], end="")
+    return 0 if PLAN["mounted"] else 1
 
 
 def systemd_run(*arguments: str) -> int:
