@@ -98,12 +98,14 @@ read_arguments() {
   done
 }
 
-check_arguments() {
-  [[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
+check_arguments() { # in variables, because bash 3.2 cannot read a pattern with parentheses
+  local names='^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$'
+  local storages='^(gs://[a-z0-9][-_.a-z0-9]*[a-z0-9]|[-.A-Za-z0-9]+:/([^/[:space:]][^[:space:]]*)?)?$'
+  [[ $name =~ $names ]] ||
     mistake "--name is '$name'; give one of lower-case letters, digits and dashes that begins with a letter."
   [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || mistake "--zone is '$zone'; give one such as us-central2-b."
   [[ $poll_seconds =~ ^[0-9]+$ ]] || mistake "--poll_seconds is '$poll_seconds'; give a whole number."
-  [[ $storage =~ ^(gs://[a-z0-9][-_.a-z0-9]*[a-z0-9]|[-.A-Za-z0-9]+:/([^/[:space:]][^[:space:]]*)?)?$ ]] ||
+  [[ $storage =~ $storages ]] ||
     mistake "--storage is '$storage'; give gs://BUCKET, without a folder, or HOST:/PATH of an NFS server."
   ! $send_tokens || [[ -n ${HF_TOKEN:-}${WANDB_API_KEY:-} ]] ||
     mistake "--send_tokens finds neither HF_TOKEN nor WANDB_API_KEY in the environment; export one of them."
@@ -133,14 +135,14 @@ check_type() {
 check_training_flags() {
   extra_packages=()
   ((${#training[@]})) || return 0
-  output_dir=$(training_flag output_dir)
+  local resume_from
+  output_dir=$(training_flag output_dir) resume_from=$(training_flag resume_from_checkpoint)
   [[ -n $storage ]] ||
     mistake "--storage is missing: the VM's own disk goes with it, so training needs gs://BUCKET or HOST:/PATH."
   [[ $output_dir == "$MOUNT"/?* && $output_dir != *'{timestamp}'* ]] ||
     mistake "--output_dir is '$output_dir', which no later VM would find; give a folder in $MOUNT, without {timestamp}."
-  [[ $(training_flag resume_from_checkpoint) =~ ^(latest)?$ ]] ||
-    mistake "--resume_from_checkpoint is '$(training_flag resume_from_checkpoint)', but every new VM resumes from the" \
-      "newest; leave it out."
+  [[ -z $resume_from || $resume_from == latest ]] ||
+    mistake "--resume_from_checkpoint is '$resume_from', but every new VM resumes from the newest; leave it out."
   [[ -z $(training_flag hub_token) ]] ||
     mistake "--hub_token would stand in process lists and logs; leave it out, export HF_TOKEN and give --send_tokens."
   if [[ $(training_flag report_to) == wandb ]]; then
