@@ -232,12 +232,12 @@ create_vm() {
   return 1
 }
 
-# One of Cloud TPU's states, ABSENT, or UNREACHABLE where the question itself fails.
+# One of Cloud TPU's states, ABSENT, or UNREACHABLE where the question itself fails. gcloud may add remarks to it.
 vm_state() {
   local answer
   if answer=$(run gcloud compute tpus tpu-vm describe "$name" "${where[@]}" '--format=value(state)' 2>&1); then
     if $dry_run; then answer=$($had_vm && echo READY || echo ABSENT); fi
-    printf '%s\n' "${answer##*$'\n'}"
+    printf '%s\n' "$answer" | sed -n '/^[A-Z][A-Z_]*$/p' | head -n 1
   elif [[ $answer == *NOT_FOUND* ]]; then
     echo ABSENT
   else

@@ -311,16 +311,8 @@ def test_a_lost_connection_does_not_touch_the_training(cloud: Cloud) -> None:
 def test_ctrl_c_leaves_the_training_and_the_same_command_takes_it_up(cloud: Cloud) -> None:
     cloud.plan |= {"trainings_end_at_once": False, "trainings": [{"exit": 0, "says": "At work.", "until": "end"}]}
     command = [*VM, *STORAGE, "--", OUTPUT]
-    with cloud.start(*command) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line == "At work.\n":
-                break
-        os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    output = interrupt_at_work(cloud, command)
     assert "what runs on circles, if it exists, goes on" in output
-    assert "'--command=sudo systemctl stop controlnet-training'" in output
     assert "delete circles" in output
     assert cloud.exists()
 
@@ -335,6 +327,35 @@ def test_ctrl_c_leaves_the_training_and_the_same_command_takes_it_up(cloud: Clou
     assert "The training is finished" in output
     assert len(cloud.trainings()) == 1
     assert Counter(cloud.verbs())["install"] == 1
+
+
+def test_a_training_that_was_stopped_is_resumed_by_the_same_command(cloud: Cloud) -> None:
+    """It is stopped by the command that is printed after Ctrl-C; systemd signals all of a service's processes."""
+    trainings = [{"exit": 0, "says": "At work.", "until": "never"}, {"exit": 0}]
+    cloud.plan |= {"trainings_end_at_once": False, "trainings": trainings}
+    command = [*VM, *STORAGE, "--", OUTPUT]
+    output = interrupt_at_work(cloud, command)
+    (stop,) = (line.partition(": ")[2] for line in output.splitlines() if line.startswith("# Stop the training"))
+    subprocess.run(["bash", "-c", stop], env=cloud.environment(), check=True, timeout=60)
+    remains = cloud.folder / "hosts" / "0" / "controlnet-training"
+    assert (remains / "exit_code").read_text() == "0\n"
+    assert STOPPED in (remains / "log").read_text()
+    result = cloud.run(*command)
+    assert result.returncode == 0, result.stderr
+    assert len(cloud.trainings()) == 2
+
+
+def interrupt_at_work(cloud: Cloud, command: list[str]) -> str:
+    """Press Ctrl-C when the log says `At work.`; returns what is printed after it."""
+    with cloud.start(*command) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "At work.\n":
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    return output
 
 
 # --- the dry run ------------------------------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ def describe(_: list[str]) -> int:
         return _fail("NOT_FOUND: Resource 'projects/p/locations/us-central2-b/nodes/circles' was not found")
     if STATE.read_text() == "no answer":
         return _fail("PERMISSION_DENIED")
-    print(STATE.read_text())
+    print(STATE.read_text(), flush=True)
+    print("Updates are available for some components.", file=sys.stderr)
     return 0
 
 

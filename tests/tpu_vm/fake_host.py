@@ -5,6 +5,7 @@ noted, in `changes` of the host's folder.
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -57,7 +58,7 @@ def systemd_run(*arguments: str) -> int:
         with open(os.devnull, "r+") as nowhere:
             for stream in range(3):
                 os.dup2(nowhere.fileno(), stream)
-        service = subprocess.Popen(arguments[begin:])
+        service = subprocess.Popen(arguments[begin:], start_new_session=True)
         SERVICE.with_suffix(".new").write_text(str(service.pid))
         SERVICE.with_suffix(".new").rename(SERVICE)
         service.wait()
@@ -73,6 +74,10 @@ def systemctl(*arguments: str) -> int:
     alive = pid != 0 and Path(f"/proc/{pid}").exists()
     if arguments[0] == "show":
         print(pid if alive else 0)
+        return 0
+    if arguments[0] == "stop":
+        os.killpg(pid, signal.SIGTERM)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists())
         return 0
     assert arguments[0] == "is-active"
     return 0 if alive else 3
@@ -91,6 +96,7 @@ def python(*arguments: str) -> int:
     training = PLAN["trainings"][number]
     print(training.get("says", "Trained."), flush=True)
     if "until" in training:
+        signal.signal(signal.SIGTERM, _stop)
         wait_until((CLOUD / training["until"]).exists)
     exit_code = training["exit"]
     return exit_code[int(HOME.name)] if isinstance(exit_code, list) else exit_code
@@ -99,6 +105,11 @@ def python(*arguments: str) -> int:
 def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         time.sleep(0.01)
+
+
+def _stop(*_: object) -> None:
+    print("Stopped by SIGTERM; continue with --resume_from_checkpoint latest", flush=True)
+    sys.exit(0)
 
 
 def _note(*words: str) -> None:
