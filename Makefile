@@ -1,6 +1,6 @@
 # make demo    train a ControlNet on generated circles and look at the pictures
 # make test    every test, in a virtual environment made here
-# make lint    ruff and mypy
+# make lint    ruff, mypy and shellcheck
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,6 +17,7 @@ lint: $(VENV)/development.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck tpu_setup.sh
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
