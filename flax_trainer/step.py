@@ -78,13 +78,23 @@ def normalise_condition(conditioning_pixel_values: jax.Array) -> jax.Array:
 def encode_batch(
     defs: ModelDefs, frozen: FrozenParams, batch: Batch, objective: Objective
 ) -> tuple[jax.Array, jax.Array]:
-    """What the frozen encoders make of a batch: (latents float32 [B,H,W,C], encoder_hidden_states [B,L,D])."""
+    """What the frozen encoders make of a batch: (latents float32 [B,H,W,C], encoder_hidden_states [B,L,D]).
+
+    A batch in its second form has that already: `latent_mean`, `latent_std` [B,H,W,C] for `pixel_values`, and
+    `prompt_embeds` [B,L,D] for `input_ids`. Its run needs no VAE and no text encoder, and `frozen` may lack theirs.
+    """
     dtype = objective.compute_dtype
-    with jax.named_scope("vae"):
-        mean_BHWC, std_BHWC = defs.vae.bind(frozen.vae).encode(normalise_pixels(batch["pixel_values"]).astype(dtype))
-        sample_BHWC = mean_BHWC.astype(jnp.float32) + std_BHWC.astype(jnp.float32) * batch["vae_noise"]
-    with jax.named_scope("text_encoder"):
-        hidden_states_BLD, _ = defs.text_encoder.bind(frozen.text_encoder)(batch["input_ids"])
+    if "latent_mean" in batch:
+        mean_BHWC, std_BHWC, hidden_states_BLD = (
+            batch[name] for name in ("latent_mean", "latent_std", "prompt_embeds")
+        )
+    else:
+        with jax.named_scope("vae"):
+            pixels_BYXC = normalise_pixels(batch["pixel_values"]).astype(dtype)
+            mean_BHWC, std_BHWC = defs.vae.bind(frozen.vae).encode(pixels_BYXC)
+        with jax.named_scope("text_encoder"):
+            hidden_states_BLD, _ = defs.text_encoder.bind(frozen.text_encoder)(batch["input_ids"])
+    sample_BHWC = mean_BHWC.astype(jnp.float32) + std_BHWC.astype(jnp.float32) * batch["vae_noise"]
     return sample_BHWC * objective.scaling_factor, hidden_states_BLD.astype(dtype)
 
 

@@ -43,6 +43,9 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="search the largest --train_batch_size that fits, without and with gradient checkpointing",
     )
+    parser.add_argument(
+        "--cached_latents", action="store_true", help="batches that bring latents and text embeddings: no VAE, no text"
+    )
     own, training = parser.parse_known_args(argv)
     try:
         target = parse_target(own.target)
@@ -55,9 +58,9 @@ def main(argv: list[str]) -> int:
 def _report(config: TrainConfig, target: Target, own: argparse.Namespace) -> int:
     configs, schedule = _model(config, own.model)
     if own.find_batch_size:
-        return find_batch_size(config, configs, schedule, target, own.json)
+        return find_batch_size(config, configs, schedule, target, own.cached_latents, own.json)
     try:
-        report = compile_report(config, configs, schedule, target)
+        report = compile_report(config, configs, schedule, target, from_cache=own.cached_latents)
     except DoesNotFitError as error:
         print(does_not_fit_text(config, target, error))
         if own.json is not None:

@@ -16,7 +16,12 @@ from shared.diffusion.schedule import NoiseSchedule
 
 
 def find_batch_size(
-    config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, target: Target, json_file: Path | None
+    config: TrainConfig,
+    configs: ModelConfigs,
+    schedule: NoiseSchedule,
+    target: Target,
+    from_cache: bool,
+    json_file: Path | None,
 ) -> int:
     """Print what each way to save memory allows; returns the exit code, 1 where nothing fits."""
     found: dict[str, dict[str, Any] | None] = {}
@@ -31,7 +36,7 @@ def find_batch_size(
                 gradient_checkpointing_policy=policy or config.gradient_checkpointing_policy,
             )
             try:
-                report = compile_report(tried, configs, schedule, target)
+                report = compile_report(tried, configs, schedule, target, from_cache=from_cache)
             except DoesNotFitError:
                 report = None
             print(batch_size_line(name, batch_size, report), flush=True)

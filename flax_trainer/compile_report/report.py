@@ -116,8 +116,12 @@ class _Arrays:
     batch: dict[str, Any]
 
 
-def compile_report(config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, target: Target) -> Report:
+def compile_report(
+    config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, target: Target, *, from_cache: bool = False
+) -> Report:
     """Compile the step that `train_flax.py` would run on every chip of a slice.
+
+    `from_cache`: on batches in their second form, whose images and captions are encoded already.
 
     Raises:
         DoesNotFitError: it needs more memory than a chip has.
@@ -127,7 +131,7 @@ def compile_report(config: TrainConfig, configs: ModelConfigs, schedule: NoiseSc
     devices = target.devices()
     engine = engine_on(config, devices)
     models = define_models(config, configs, schedule, devices[0])
-    arrays = _arrays(config, models, target)
+    arrays = _arrays(config, models, target, from_cache)
     step = configured_train_step(config, models, engine)
     arguments = (*engine.shapes(arrays.state, arrays.frozen, arrays.batch), np.float32(0))
     traced = jax.make_jaxpr(step)(*arguments)
@@ -159,7 +163,7 @@ def compile_report(config: TrainConfig, configs: ModelConfigs, schedule: NoiseSc
     )
 
 
-def _arrays(config: TrainConfig, models: BaseModels, target: Target) -> _Arrays:
+def _arrays(config: TrainConfig, models: BaseModels, target: Target, from_cache: bool) -> _Arrays:
     configs, dtype = models.configs, COMPUTE_DTYPES[config.mixed_precision or "no"]
     trained = split(FlaxControlNetModel.abstract(configs.controlnet))[1]
     unet = split(FlaxUNet2DConditionModel.abstract(configs.unet))[1]
@@ -175,7 +179,21 @@ def _arrays(config: TrainConfig, models: BaseModels, target: Target) -> _Arrays:
         split(FlaxCLIPTextModel.abstract(configs.text_encoder))[1],
     )
     in_dtype = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, dtype), frozen)
-    return _Arrays(state, in_dtype, _host_batch(config, models, target))
+    batch = _host_batch(config, models, target)
+    if from_cache:
+        return _Arrays(state, FrozenParams(in_dtype.unet, {}, {}), _encoded(batch, models, dtype))
+    return _Arrays(state, in_dtype, batch)
+
+
+def _encoded(batch: dict[str, Any], models: BaseModels, dtype: Any) -> dict[str, Any]:
+    """The batch's second form (see `flax_trainer.step.encode_batch`)."""
+    rest = {name: array for name, array in batch.items() if name not in ("pixel_values", "input_ids")}
+    latents, text = batch["noise"], (*batch["input_ids"].shape, models.configs.text_encoder.hidden_size)
+    return rest | {
+        "latent_mean": latents,
+        "latent_std": latents,
+        "prompt_embeds": jax.ShapeDtypeStruct(text, dtype),
+    }
 
 
 def _host_batch(config: TrainConfig, models: BaseModels, target: Target) -> dict[str, np.ndarray]:

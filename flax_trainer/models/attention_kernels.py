@@ -52,6 +52,11 @@ def dot_product_attention(
     Returns:
         [B, Q, N, D] in that dtype.
     """
+    with jax.named_scope("attention"):
+        return _attention(query_BQND, key_BKND, value_BKND, kernel)
+
+
+def _attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, kernel: AttentionKernel) -> jax.Array:
     if kernel == "plain":
         return plain_attention(query_BQND, key_BKND, value_BKND)
     if kernel == "splash" and _fits_splash(query_BQND, key_BKND):

@@ -1,0 +1,135 @@
+"""`python3 -m flax_trainer.compile_report` as users run it, on the smallest model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flax_trainer.compile_report.batch_size import search
+from flax_trainer.random_model import ARCHITECTURES
+from shared.config import TrainConfig
+from tests.end_to_end.running import PROJECT
+
+TINY = ["--model", "tiny", "--resolution", "64", "--mixed_precision", "bf16", "--train_batch_size", "2"]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flax_trainer.compile_report", *map(str, arguments)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def report(json_file: Path, *arguments: object) -> tuple[str, dict[str, Any]]:
+    done = run(*arguments, "--json", json_file)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(json_file.read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compile-report")
+
+
+@pytest.fixture(scope="module")
+def pmap(folder: Path) -> tuple[str, dict[str, Any]]:
+    return report(folder / "pmap.json", "--target", "v4-8", *TINY, "--snr_gamma", 5)
+
+
+def test_it_says_what_the_step_needs(pmap: tuple[str, dict[str, Any]]) -> None:
+    text, figures = pmap
+    for words in ("v4-8: 4 chips, 2 images per chip", "GiB of 32 GiB", "compiler estimate", "MFU", "Cycles by part"):
+        assert words in text
+    assert figures["kind"] == "compiler estimate"
+    assert figures["fits"] is True
+    assert figures["peak_hbm_gib"] >= figures["argument_gib"] + figures["temp_gib"]
+    assert figures["argument_gib"] > figures["trained_gib"] + figures["optimizer_gib"] + figures["frozen_gib"]
+    assert figures["optimizer_gib"] == 2 * figures["trained_gib"]
+    seconds = (figures["estimated_cycles"] + figures["collective_cycles"]) / 1.05e9
+    assert figures["images_per_second"] == pytest.approx(8 / seconds)
+    assert figures["mfu"] == pytest.approx(figures["model_flops"] / seconds / 275e12)
+    assert figures["flops"] > figures["model_flops"], "it includes the VAE and the text encoder"
+    assert figures["bytes_accessed"] > figures["argument_gib"] * 2**30
+    assert {"vae", "text_encoder", "controlnet", "controlnet backward", "unet", "unet backward", "optimizer"} <= set(
+        figures["cycles_by_part"]
+    )
+    assert {"convolutions", "attention", "normalisation", "copies", "collectives"} <= set(figures["cycles_by_kind"])
+    assert figures["versions"].keys() == {"jax", "jaxlib", "libtpu", "flax"}
+
+
+def test_the_other_engine_divides_the_state(pmap: tuple[str, dict[str, Any]], folder: Path) -> None:
+    more = ["--parallelism", "mesh", "--fsdp_devices", 4, "--snr_gamma", 5]
+    _, figures = report(folder / "mesh.json", "--target", "v4-8", *TINY, *more)
+    _, replicated = pmap
+    assert figures["optimizer_gib"] < 0.5 * replicated["optimizer_gib"]
+    assert figures["frozen_gib"] == replicated["frozen_gib"]
+    assert figures["model_flops"] == replicated["model_flops"]
+    assert figures["flops"] == pytest.approx(replicated["flops"], rel=0.05)
+    assert figures["collective_cycles"] > 0
+
+
+def test_a_folder_of_configurations_is_enough(pmap: tuple[str, dict[str, Any]], folder: Path) -> None:
+    """Batches that bring latents need no VAE; the data's flags are those of a training command."""
+    for part in ("unet", "vae", "text_encoder"):
+        (folder / "model" / part).mkdir(parents=True)
+        (folder / "model" / part / "config.json").write_text(json.dumps(getattr(ARCHITECTURES["tiny"], part)))
+    (folder / "model" / "scheduler").mkdir()
+    (folder / "model" / "scheduler" / "scheduler_config.json").write_text(json.dumps(ARCHITECTURES["tiny"].scheduler))
+    flags = ["--pretrained_model_name_or_path", folder / "model", "--generated_circles", 50, *TINY[2:]]
+    _, figures = report(folder / "cached.json", "--target", "v4-8", *flags, "--cached_latents")
+    _, online = pmap
+    assert figures["model_flops"] == online["model_flops"]
+    assert figures["flops"] < online["flops"]
+    assert not {"vae", "text_encoder"} & set(figures["cycles_by_part"])
+
+
+def test_what_does_not_fit_is_said_plainly(folder: Path) -> None:
+    done = run("--target", "v5e-1", *TINY, "--train_batch_size", 8192, "--json", folder / "none.json")
+    assert done.returncode == 1, done.stderr
+    assert "The step does not fit v5e-1: it needs" in done.stdout
+    for advice in ("a smaller --train_batch_size than 8192", "--gradient_checkpointing", "--parallelism mesh"):
+        assert advice in done.stdout
+    assert json.loads((folder / "none.json").read_text()) == {"target": "v5e-1", "fits": False}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "v4-9", *TINY], "--target is 'v4-9'"),
+        (["--target", "v4-8"], "--pretrained_model_name_or_path is missing"),
+        (["--target", "v4-8", *TINY, "--mixed_precison", "bf16"], "mixed_precision"),
+        (["--target", "v4-8", *TINY, "--parallelism", "mesh", "--fsdp_devices", "3"], "--fsdp_devices is 3"),
+        (["--target", "v4-8", "--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_compiled(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3, 5, 7, 8, 13, 15, 16])
+@pytest.mark.parametrize("start", [1, 2, 8])
+def test_the_search_finds_the_largest_batch(largest: int, start: int) -> None:
+    tried: list[int] = []
+
+    def fits(size: int) -> Any:
+        assert size not in tried
+        tried.append(size)
+        return size if size <= largest else None
+
+    found: Any = search(fits, start)
+    assert found == largest
+    assert len(tried) <= 8
+
+
+def test_the_search_finds_nothing_where_nothing_fits() -> None:
+    assert search(lambda size: None, 4) is None
+    assert TrainConfig().train_batch_size >= 1

@@ -1,0 +1,184 @@
+"""Counted costs against programs whose cost is known. Everything is compiled for a TPU v4 that is not there."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from flax_trainer.compile_report.costs import Costs, costs_of
+from flax_trainer.compile_report.hlo import Instruction, parse_program
+from flax_trainer.compile_report.kernels import kernel_costs
+from flax_trainer.compile_report.targets import Target, parse_target
+from flax_trainer.model_flops import flops_of
+from flax_trainer.models.attention_kernels import flash_attention_tpu
+
+V4 = parse_target("v4-8")
+N = 2048
+
+
+@cache
+def chip() -> jax.Device:
+    return V4.devices()[0]
+
+
+def bf16(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=SingleDeviceSharding(chip()))
+
+
+def count(function: Callable[..., Any], *arguments: Any, target: Target = V4) -> tuple[Costs, float]:
+    """(costs, FLOPs)"""
+    traced = jax.make_jaxpr(function)(*arguments)
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    assert text is not None
+    return costs_of(parse_program(text), kernel_costs(traced.jaxpr), target), flops_of(traced.jaxpr)
+
+
+def layer(x: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.tanh(x @ weight)
+
+
+def layers(times: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    return lambda x, weight: jax.lax.scan(lambda x, _: (layer(x, weight), None), x, length=times)[0]
+
+
+def seconds(costs: Costs) -> float:
+    return costs.cycles / (V4.chip.clock_ghz * 1e9)
+
+
+def test_a_product_takes_about_what_its_flops_take() -> None:
+    costs, flops = count(lambda x, weight: x @ weight, bf16(4 * N, N), bf16(N, N))
+    assert flops == 2 * 4 * N * N * N
+    assert 0.7 < flops / seconds(costs) / (V4.chip.peak_tflops * 1e12) < 1
+    assert set(costs.by_kind) == {"matrix products"}
+    assert costs.unknown_loops == 0
+
+
+def test_a_loop_counts_as_often_as_it_runs() -> None:
+    once, flops = count(layers(1), bf16(N, N), bf16(N, N))
+    ten, flops_of_ten = count(layers(10), bf16(N, N), bf16(N, N))
+    forty, _ = count(layers(40), bf16(N, N), bf16(N, N))
+    assert flops_of_ten == 10 * flops == 10 * 2 * N**3
+    # Both loops have the same body; the first program has none.
+    assert forty.cycles == pytest.approx(4 * ten.cycles, rel=0.02)
+    assert ten.cycles > 8 * once.cycles
+    # Of each round but one: two matrices in, one out, and a copy.
+    assert 27 * 3 * 2 * N**2 < forty.bytes_not_counted - ten.bytes_not_counted < 33 * 6 * 2 * N**2
+
+
+def test_loops_in_loops_multiply() -> None:
+    def nested(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, 3, lambda _, x: layers(5)(x, weight), x)
+
+    inner, _ = count(layers(5), bf16(N, N), bf16(N, N))
+    outer, flops = count(nested, bf16(N, N), bf16(N, N))
+    assert flops == 15 * 2 * N**3
+    assert outer.cycles == pytest.approx(3 * inner.cycles, rel=0.1)
+
+
+def test_a_loop_whose_end_depends_on_its_results_is_told() -> None:
+    def until_small(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda x: jnp.abs(x).max() > 1, lambda x: layer(x, weight), x)
+
+    costs, _ = count(until_small, bf16(N, N), bf16(N, N))
+    assert costs.unknown_loops == 1
+
+
+def test_the_most_expensive_branch_counts() -> None:
+    def either(number: jax.Array, x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jax.lax.cond(number > 0, layers(6), layers(3), x, weight)
+
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=SingleDeviceSharding(chip()))
+    costs, _ = count(either, number, bf16(N, N), bf16(N, N))
+    more, _ = count(layers(6), bf16(N, N), bf16(N, N))
+    assert costs.cycles == pytest.approx(more.cycles, rel=0.05)
+
+
+@pytest.mark.parametrize(("features", "filled_up"), [(128, 1.0), (40, 3.2)])
+def test_a_kernel_takes_what_its_filled_up_products_take(features: int, filled_up: float) -> None:
+    """Forward attention is two products; its gradients take four for keys and values and three for queries."""
+    batch, length, heads = 2, 2048, 4
+    product = 2.0 * batch * heads * length**2 * features
+    shape = bf16(batch, length, heads, features)
+
+    costs, flops = count(flash_attention_tpu, shape, shape, shape)
+    assert flops == 2 * product
+    peak = V4.chip.peak_tflops * 1e12
+    assert costs.by_kind["attention"] == pytest.approx(filled_up * flops / peak * V4.chip.clock_ghz * 1e9, rel=0.35), (
+        "beside the kernel, heads are moved before and after it"
+    )
+    kernel_seconds = filled_up * flops / peak
+    assert kernel_seconds < seconds(costs)
+
+    def loss(*arrays: jax.Array) -> jax.Array:
+        return flash_attention_tpu(*arrays).astype(jnp.float32).sum()
+
+    costs, flops = count(jax.grad(loss, argnums=(0, 1, 2)), shape, shape, shape)
+    assert flops == 9 * product
+    assert seconds(costs) > filled_up * flops / peak
+
+
+def test_parts_and_kinds_of_work_are_told_apart() -> None:
+    def step(x: jax.Array, weight: jax.Array) -> jax.Array:
+        with jax.named_scope("unet"):
+            x = x @ weight
+        with jax.named_scope("controlnet"), jax.named_scope("normalisation"):
+            x32 = x.astype(jnp.float32)
+            x = (x32 * jax.lax.rsqrt(jnp.square(x32).mean(axis=0, keepdims=True))).astype(x.dtype)
+        with jax.named_scope("optimizer"):
+            return jnp.transpose(x) + 1
+
+    costs, _ = count(step, bf16(4 * N, N), bf16(N, N))
+    assert {"unet", "controlnet"} <= set(costs.by_part)
+    assert {"matrix products", "normalisation"} <= set(costs.by_kind)
+    assert sum(costs.by_part.values()) == pytest.approx(costs.cycles)
+    assert sum(costs.by_kind.values()) == pytest.approx(costs.cycles)
+    assert list(costs.by_part.values()) == sorted(costs.by_part.values(), reverse=True)
+
+
+@pytest.mark.parametrize(("name", "links"), [("v4-8", 2), ("v4-128", 6)])
+def test_sums_over_chips_take_what_their_bytes_take_on_the_links(name: str, links: int) -> None:
+    """A ring sends every byte twice, but for each chip's own share: Patarasuk & Yuan 2009."""
+    target = parse_target(name)
+    mesh = Mesh(target.devices(), ("chips",))
+    rows = jax.ShapeDtypeStruct((target.chips, N, N), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("chips")))
+
+    def total(x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x, "chips")
+
+    mapped = jax.shard_map(total, mesh=mesh, in_specs=PartitionSpec("chips"), out_specs=PartitionSpec())
+    costs, _ = count(mapped, rows, target=target)
+    sent = 2 * 4 * N**2 * (target.chips - 1) / target.chips
+    expected = sent / (links * 45e9) * 1.05e9
+    assert costs.collective_cycles == pytest.approx(expected, rel=1e-6)
+    assert costs.cycles < expected, "without the messages"
+
+
+def test_instructions_are_read_whole() -> None:
+    text = """HloModule jit_f, is_scheduled=true
+
+%body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %p = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)S(3)}) parameter(0)
+}
+
+ENTRY %main.4 (w.1: bf16[8,128]) -> bf16[8,128] {
+  %w.1 = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %call.1 = (f32[8,512,128]{2,1,0:T(8,128)}, bf16[8]{0:T(256)(128)(2,1)}) custom-call(%w.1, /*index=1*/%w.1), frontend_attributes={metadata={
+    "a": "(b"
+  }}, metadata={op_name="jit(f)/unet/attention/mul"}, backend_config={"estimated_cycles":"17"}
+  ROOT %done = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%w.1), kind=kLoop, calls=%body
+}
+"""
+    program = parse_program(text)
+    assert program.entry == "main.4"
+    call, done = list(program.computations["main.4"].values())[1:]
+    assert (call.name, call.opcode, call.cycles) == ("call.1", "custom-call", 17)
+    assert call.shapes == (("f32", (8, 512, 128)), ("bf16", (8,)))
+    assert call.result_bytes == 8 * 512 * 128 * 4 + 8 * 2
+    assert call.operands == ("w.1", "w.1")
+    assert call.op_name == "jit(f)/unet/attention/mul"
+    assert (done.called, done.operands) == ({"calls": ("body",)}, ("w.1",))
+    assert isinstance(program.operands("main.4", done)[0], Instruction)
