@@ -7,7 +7,9 @@ from flax_trainer.compile_report.report import GIB, Report
 from flax_trainer.compile_report.targets import Target
 from shared.config import TrainConfig
 
-_USED = re.compile(r"Used ([\d.]+\w) of ([\d.]+\w) hbm")
+_NEEDED = re.compile(
+    r"(?:Used|temporaries) \(?([\d.]+)G\)? (?:of|exceeds available HBM) \(?([\d.]+)G"
+)  # XLA's two ways
 
 
 def report_text(report: Report) -> str:
@@ -42,8 +44,10 @@ def report_text(report: Report) -> str:
 
 def does_not_fit_text(config: TrainConfig, target: Target, error: ValueError) -> str:
     """What is too much, and what makes it less."""
-    match = _USED.search(str(error))
-    needed = f"it needs {match[1]}iB of {match[2]}iB" if match else f"it needs more than {target.chip.hbm_gib:g} GiB"
+    match = _NEEDED.search(str(error))
+    needed = (
+        f"it needs {match[1]} GiB of {match[2]} GiB" if match else f"it needs more than {target.chip.hbm_gib:g} GiB"
+    )
     advice = [
         f"a smaller --train_batch_size than {config.train_batch_size}, with more --gradient_accumulation_steps"
         if config.train_batch_size > 1

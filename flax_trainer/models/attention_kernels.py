@@ -4,7 +4,7 @@ Axes: B batch, Q query positions, K key positions, N heads, D head features, S b
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal
@@ -21,6 +21,9 @@ SCORES_PER_BLOCK = 2**24  # 64 MiB in float32: an eighth of those of one 512 px 
 SPLASH_MIN_LENGTH = 1024  # shorter ones have few scores
 SPLASH_LANES = 128  # lengths must be multiples of it
 SPLASH_BLOCKS = (512, 384, 256, SPLASH_LANES)
+# Of the keys whose gradients are computed at a time: each such block makes a part of the queries' gradients, which are
+# added up afterwards. Larger ones need more than the 16 MiB of a TPU core's own memory.
+SPLASH_GRADIENT_BLOCKS = (2048, 1536, 1024, 768, *SPLASH_BLOCKS)
 WITHOUT_SPLASH = ("TPU v2", "TPU v3")
 
 CUDNN_COMPUTE_CAPABILITY = 8.0
@@ -143,16 +146,18 @@ flash_attention_tpu.defvjp(_flash_forward, _flash_backward)
 
 def _splash(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, interpret: bool) -> jax.Array:
     (_, queries, heads, features), keys = query_BQND.shape, key_BKND.shape[1]
-    block_q, block_kv = _splash_block(queries), _splash_block(keys)
+    block_q, block_kv = _largest_divisor(SPLASH_BLOCKS, queries), _largest_divisor(SPLASH_BLOCKS, keys)
+    gradient_blocks = SPLASH_GRADIENT_BLOCKS if features <= SPLASH_LANES else SPLASH_BLOCKS
+    block_kv_gradient = _largest_divisor(gradient_blocks, keys)
     attend = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([splash_attention.FullMask((queries, keys))] * heads),
         block_sizes=splash_attention.BlockSizes(
             block_q=block_q,
             block_kv=block_kv,
             block_q_dkv=block_q,
-            block_kv_dkv=block_kv,
-            block_q_dq=block_q,
-            block_kv_dq=block_kv,
+            block_kv_dkv=block_kv_gradient,
+            block_kv_dkv_compute=_largest_divisor(SPLASH_BLOCKS, block_kv_gradient),
+            use_fused_bwd_kernel=True,
         ),
         interpret=interpret,
     )
@@ -179,8 +184,8 @@ def _fits_splash(query_BQND: jax.Array, key_BKND: jax.Array) -> bool:
     return all(length >= SPLASH_MIN_LENGTH and length % SPLASH_LANES == 0 for length in lengths)
 
 
-def _splash_block(length: int) -> int:
-    return next(block for block in SPLASH_BLOCKS if length % block == 0)
+def _largest_divisor(blocks: Sequence[int], length: int) -> int:
+    return next(block for block in blocks if length % block == 0)
 
 
 def _fits_cudnn(query_BQND: jax.Array) -> bool:

@@ -67,22 +67,13 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         with jax.named_scope("normalisation"):
-            x32 = x.astype(jnp.float32)
-            centred = x32 - self._mean_of_groups(x32)
-            scale = jax.lax.rsqrt(self._mean_of_groups(jnp.square(centred)) + self.eps)
+            batch, channels = x.shape[0], x.shape[-1]
+            grouped = x.astype(jnp.float32).reshape(batch, -1, self.groups, channels // self.groups)
+            mean = grouped.mean(axis=(1, 3), keepdims=True)
+            variance = jnp.square(grouped - mean).mean(axis=(1, 3), keepdims=True)
+            normalised = ((grouped - mean) * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
             weight, bias = self.weight[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
-            return (centred * (scale * weight) + bias).astype(x.dtype)
-
-    def _mean_of_groups(self, x: jax.Array) -> jax.Array:
-        """[B, ..., C] → [B, 1..., C]: the mean over positions and over the channels of the same group.
-
-        Channels stay where they are until the positions are summed up: a TPU fills up an axis of C/G channels to 128.
-        """
-        batch, channels = x.shape[0], x.shape[-1]
-        means_BC = x.mean(axis=tuple(range(1, x.ndim - 1)))
-        means_BG = means_BC.reshape(batch, self.groups, channels // self.groups).mean(axis=-1)
-        means_BC = jnp.repeat(means_BG, channels // self.groups, axis=-1)
-        return means_BC.reshape(batch, *[1] * (x.ndim - 2), channels)
+            return (normalised * weight + bias).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):

@@ -215,7 +215,7 @@ def test_steps_are_those_of_pmap_and_leave_the_state_divided(base_model: Path, d
         averages=True,
     )
     results: list[tuple[TrainState, dict[str, Any]]] = []
-    engines: list[Engine] = [PmapEngine(), MeshEngine.over(jax.devices(), 8), MeshEngine.over_all_devices(2)]
+    engines: list[Engine] = [PmapEngine(), MeshEngine.over(jax.devices(), 8), MeshEngine.over(jax.devices(), 2)]
     for engine in engines:
         step = engine.compile_train_step(
             make_train_step(engine.adapt(defs), objective, optimizer, axis_name=engine.axis_name)

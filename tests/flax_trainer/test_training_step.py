@@ -14,7 +14,7 @@ from flax_trainer.base_models import BaseModels, InitialParams, load_base_models
 from flax_trainer.models.adapter import from_torch_layout
 from flax_trainer.optimizer import AdamWSettings
 from flax_trainer.state import TrainState
-from flax_trainer.step import FrozenParams, Objective, TrainStep, make_train_step
+from flax_trainer.step import FrozenParams, Objective, TrainStep, make_evaluation_step, make_train_step
 from shared.config import TrainConfig
 from shared.diffusion.loss_weighting import min_snr_weights
 from shared.diffusion.schedule import NoiseSchedule
@@ -112,6 +112,30 @@ def torch_values(reference: TorchReference, models: BaseModels) -> dict[str, np.
 
 def relative_difference(ours: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(np.asarray(ours) - reference) / max(np.linalg.norm(reference), 1e-12))
+
+
+def test_a_batch_may_bring_what_the_frozen_encoders_make_of_it(
+    base_model: Path, loaded: tuple[BaseModels, InitialParams]
+) -> None:
+    """diffusers' VAE and transformers' text encoder made it here; the losses are those of the batch of pixels."""
+    models, initial = loaded
+    reference, batch = TorchReference(base_model), batch_of(4)
+    with torch.no_grad():
+        pixels = torch.from_numpy(batch["pixel_values"]).movedim(-1, 1).float() / 127.5 - 1
+        posterior = reference.vae.encode(pixels).latent_dist
+        text = reference.text_encoder(torch.from_numpy(batch["input_ids"]).long())[0]
+    encoded = {name: value for name, value in batch.items() if name not in ("pixel_values", "input_ids")} | {
+        "latent_mean": posterior.mean.movedim(1, -1).numpy(),
+        "latent_std": posterior.std.movedim(1, -1).numpy(),
+        "prompt_embeds": text.numpy(),
+    }
+    evaluate = jax.jit(make_evaluation_step(models.defs, objective(models)))
+    without_encoders = FrozenParams(initial.frozen.unet, {}, {})
+    np.testing.assert_allclose(
+        evaluate(initial.controlnet, without_encoders, encoded),
+        evaluate(initial.controlnet, initial.frozen, batch),
+        rtol=1e-5,
+    )
 
 
 def test_training_follows_diffusers_step_for_step(

@@ -99,26 +99,21 @@ def test_the_most_expensive_branch_counts() -> None:
 
 @pytest.mark.parametrize(("features", "filled_up"), [(128, 1.0), (40, 3.2)])
 def test_a_kernel_takes_what_its_filled_up_products_take(features: int, filled_up: float) -> None:
-    """Forward attention is two products; its gradients take four for keys and values and three for queries."""
+    """Attention is two products; its gradients take five more, one of them the first of the two once again."""
     batch, length, heads = 2, 2048, 4
     product = 2.0 * batch * heads * length**2 * features
     shape = bf16(batch, length, heads, features)
 
-    costs, flops = count(flash_attention_tpu, shape, shape, shape)
-    assert flops == 2 * product
-    peak = V4.chip.peak_tflops * 1e12
-    assert costs.by_kind["attention"] == pytest.approx(filled_up * flops / peak * V4.chip.clock_ghz * 1e9, rel=0.35), (
-        "beside the kernel, heads are moved before and after it"
-    )
-    kernel_seconds = filled_up * flops / peak
-    assert kernel_seconds < seconds(costs)
-
     def loss(*arrays: jax.Array) -> jax.Array:
         return flash_attention_tpu(*arrays).astype(jnp.float32).sum()
 
-    costs, flops = count(jax.grad(loss, argnums=(0, 1, 2)), shape, shape, shape)
-    assert flops == 9 * product
-    assert seconds(costs) > filled_up * flops / peak
+    for function, products in ((flash_attention_tpu, 2), (jax.grad(loss, argnums=(0, 1, 2)), 7)):
+        costs, flops = count(function, shape, shape, shape)
+        assert flops == pytest.approx(products * product, rel=1e-2)
+        kernels = filled_up * products * product / (V4.chip.peak_tflops * 1e12) * V4.chip.clock_ghz * 1e9
+        beside = costs.cycles - kernels  # moving heads; XLA's own estimates are whole numbers
+        assert 0 < beside < 4 * kernels
+        assert beside == pytest.approx(round(beside), abs=1e-3)
 
 
 def test_parts_and_kinds_of_work_are_told_apart() -> None:
@@ -158,19 +153,20 @@ def test_sums_over_chips_take_what_their_bytes_take_on_the_links(name: str, link
 
 
 def test_instructions_are_read_whole() -> None:
-    text = """HloModule jit_f, is_scheduled=true
+    tile = "{1,0:T(8,128)(2,1)}"
+    text = f"""HloModule jit_f, is_scheduled=true
 
-%body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
-  %p = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)S(3)}) parameter(0)
-}
+%body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {{
+  %p = (s32[]{{:T(128)}}, bf16[8,128]{{1,0:T(8,128)(2,1)S(3)}}) parameter(0)
+}}
 
-ENTRY %main.4 (w.1: bf16[8,128]) -> bf16[8,128] {
-  %w.1 = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
-  %call.1 = (f32[8,512,128]{2,1,0:T(8,128)}, bf16[8]{0:T(256)(128)(2,1)}) custom-call(%w.1, /*index=1*/%w.1), frontend_attributes={metadata={
+ENTRY %main.4 (w.1: bf16[8,128]) -> bf16[8,128] {{
+  %w.1 = bf16[8,128]{tile} parameter(0)
+  %call.1 = (f32[8,512,128]{{2,1,0:T(8,128)}}, bf16[8]{{0:T(256)}}) custom-call(%w.1, /*index=1*/%w.1), metadata={{
     "a": "(b"
-  }}, metadata={op_name="jit(f)/unet/attention/mul"}, backend_config={"estimated_cycles":"17"}
-  ROOT %done = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%w.1), kind=kLoop, calls=%body
-}
+  }}, metadata={{op_name="jit(f)/unet/attention/mul"}}, backend_config={{"estimated_cycles":"17"}}
+  ROOT %done = bf16[8,128]{tile} fusion(%w.1), kind=kLoop, calls=%body
+}}
 """
     program = parse_program(text)
     assert program.entry == "main.4"
