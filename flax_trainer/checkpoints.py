@@ -73,7 +73,8 @@ class Checkpoints:
         self._empty_deleted()
         self._hook = sys.unraisablehook
         sys.unraisablehook = partial(_quiet_about_given_up_writes, self._hook)
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's, which logs every error before raising it
+        for logger in ("absl", "asyncio"):  # Orbax logs there what it then raises, and every write it gave up
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
         handlers = {"state": _state_handler(), "record": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
