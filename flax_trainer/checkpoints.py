@@ -4,10 +4,13 @@ A checkpoint holds the trainable state (ControlNet, optimizer moments, step) as 
 and a JSON record of what it belongs to: the configuration, the data's manifest, the global batch size.
 """
 
+import logging
 import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,10 @@ class Checkpoints:
             read_only=read_only,
         )
         self._empty_deleted()
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = partial(_quiet_about_given_up_writes, self._hook)
+        for logger in ("absl", "asyncio"):  # Orbax logs there what it then raises, and every write it gave up
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
         handlers = {"state": _state_handler(), "record": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
@@ -127,9 +134,12 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the save under way, if any, and release the folder; raises as `wait` does."""
-        with self._explained_failure_to_write():
-            self._manager.close()
-            self._empty_deleted()
+        try:
+            with self._explained_failure_to_write():
+                self._manager.close()
+                self._empty_deleted()
+        finally:
+            sys.unraisablehook = self._hook
 
     def _empty_deleted(self) -> None:
         deleted = self._directory / _DELETED
@@ -190,6 +200,14 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
     from_host = ocp.type_handlers.NumpyHandler()
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, from_devices), (np.ndarray, from_host))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+def _quiet_about_given_up_writes(
+    hook: "Callable[[sys.UnraisableHookArgs], Any]", unraisable: "sys.UnraisableHookArgs"
+) -> None:
+    """When one write of a save fails, Orbax no longer listens when the others end, which is an error for each."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
 
 
 def check_same_arrays(checkpoint: Path, saved: TrainState, like: TrainState) -> None:
