@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flax_trainer.compile_report.hlo import Instruction, Program
+from flax_trainer.compile_report.hlo import Instruction, Program, bytes_of
 from flax_trainer.compile_report.kernels import KernelCost, KernelKey, kernel_key
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.profile_parts import part_of
@@ -20,7 +20,6 @@ from flax_trainer.profile_parts import part_of
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 COPIES = ("copy", "transpose", "reshape", "pad", "slice", "concatenate", "bitcast-convert", "dynamic-slice")
 _PALLAS = 'custom_call_target="tpu_custom_call"'
-_SUFFIX = re.compile(r"\.\d+$")
 OTHER = "other"
 
 
@@ -126,9 +125,8 @@ class _Counter:
         chip = self._target.chip
         if _PALLAS in instruction.text:
             operands = self._program.operands(computation, instruction)
-            key = kernel_key(
-                _SUFFIX.sub("", instruction.name), [operand.shapes[0][1] for operand in operands if operand.shapes]
-            )
+            name = instruction.op_name.split("/")[-2]  # …/NAME/pallas_call
+            key = kernel_key(name, [operand.shapes[0][1] for operand in operands])
             seconds = max(
                 self._kernels[key].padded_flops / (chip.peak_tflops * 1e12),
                 self._bytes(computation, instruction) / (chip.hbm_gb_per_s * 1e9),
@@ -144,7 +142,10 @@ class _Counter:
         if chips == 1:
             return 0.0
         rounds = 2 if instruction.opcode.startswith("all-reduce") else 1
-        sent = rounds * instruction.result_bytes * (chips - 1) / chips
+        # An all-gather that goes on by itself has its operand among its results.
+        is_asynchronous = instruction.opcode.endswith("-start") and not instruction.opcode.startswith("all-reduce")
+        size = max(map(bytes_of, instruction.shapes)) if is_asynchronous else instruction.result_bytes
+        sent = rounds * size * (chips - 1) / chips
         if instruction.opcode.startswith("reduce-scatter"):
             sent *= chips
         return sent / (self._target.links * chip.link_gb_per_s * 1e9)
