@@ -3,8 +3,8 @@
     python3 -m flax_trainer.compile_report --target v4-8 --model sd15 --mixed_precision bf16 --train_batch_size 8
 
 Compiles the step that `train_flax.py` would run with the same flags (any of them, but none about data is needed), which
-takes minutes and, for Stable Diffusion, some 13 GiB of memory. Give --model, or --pretrained_model_name_or_path with a
-folder or repository, of which only the config.json files are read. Everything printed is a compiler's estimate.
+takes, for Stable Diffusion, ten minutes and more than 15 GB of memory. Give --model, or --pretrained_model_name_or_path
+with a folder or repository, of which only the config.json files are read. What it prints is a compiler's estimate.
 """
 
 import argparse
