@@ -3,7 +3,7 @@
     python3 -m flax_trainer.compile_report --target v4-8 --model sd15 --mixed_precision bf16 --train_batch_size 8
 
 Compiles the step that `train_flax.py` would run with the same flags (any of them, but none about data is needed), which
-takes, for Stable Diffusion, ten minutes and more than 15 GB of memory. Give --model, or --pretrained_model_name_or_path
+takes, for Stable Diffusion, ten minutes and about 20 GB of memory. Give --model, or --pretrained_model_name_or_path
 with a folder or repository, of which only the config.json files are read. What it prints is a compiler's estimate.
 """
 
