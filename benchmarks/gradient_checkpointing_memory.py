@@ -1,8 +1,8 @@
 """The temporary memory that XLA reserves for one training step, with and without gradient checkpointing.
 
-    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost ALLOW_MULTIPLE_LIBTPU_LOAD=1 \\
-        python3 -m benchmarks.gradient_checkpointing_memory --architecture sd15 --tpu v5e --mixed_precision bf16
-        [--resolution 512] [--train_batch_size 1] [--attention plain blockwise] [--policy none everything]
+    JAX_PLATFORMS=cpu python3 -m benchmarks.gradient_checkpointing_memory --architecture sd15 --tpu v4-8 \\
+        --mixed_precision bf16 [--resolution 512] [--train_batch_size 1]
+        [--attention plain blockwise] [--policy none everything]
 
 Compiles the whole step from shapes alone: no weights, nothing is run, and with `pip install 'jax[tpu]'` no TPU is
 needed. Without --tpu it compiles for this machine's first device. XLA's compiler for CPUs takes out the barriers that
@@ -19,9 +19,9 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from flax_trainer.compile_report.targets import parse_target
 from flax_trainer.models import (
     ControlNetConfig,
     FlaxAutoencoderKL,
@@ -40,11 +40,6 @@ from shared.diffusion.schedule import NoiseSchedule
 
 NONE = "none"
 DTYPES = {"no": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16)}
-# The smallest ones of each kind, and what else the compiler asks for.
-TOPOLOGIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "v4": ("v4:2x2x1", {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1), "num_slices": 1}),
-    "v5e": ("v5e:2x2x1", {}),
-}
 SETTINGS = AdamWSettings(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.01, max_grad_norm=1.0)
 
 
@@ -57,9 +52,9 @@ def main() -> None:
     parser.add_argument("--attention", nargs="+", choices=get_args(AttentionKernel), default=["plain", "blockwise"])
     policies = [NONE, *get_args(CheckpointingPolicy)]
     parser.add_argument("--policy", nargs="+", choices=policies, default=policies)
-    parser.add_argument("--tpu", choices=TOPOLOGIES, help="compile for a chip of this kind")
+    parser.add_argument("--tpu", metavar="TYPE", help="compile for one chip of this type of TPU, as v4-8")
     arguments = parser.parse_args()
-    device = jax.devices()[0] if arguments.tpu is None else tpu_chip(arguments.tpu)
+    device = jax.devices()[0] if arguments.tpu is None else parse_target(arguments.tpu).devices()[0]
 
     print(f"{'attention':<12}{'recomputed':<20}{'temporary':>12}{'of the first':>14}{'compiled in':>13}", flush=True)
     first = None
@@ -75,9 +70,10 @@ def main() -> None:
             device,
         )
         seconds = time.perf_counter() - started
-        first = first or temporary
+        first = temporary if first is None else first
+        share = f"{temporary / first:.2f}x" if first else "-"
         gib = temporary / 2**30
-        print(f"{attention:<12}{policy:<20}{gib:8.3f} GiB{temporary / first:13.2f}x{seconds:11.0f} s", flush=True)
+        print(f"{attention:<12}{policy:<20}{gib:8.3f} GiB{share:>14}{seconds:11.0f} s", flush=True)
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"peak resident memory of compiling {peak_kib / 2**20:.2f} GiB")
 
@@ -119,12 +115,6 @@ def temporary_bytes(
     memory = compiled.memory_analysis()
     assert memory is not None, "XLA's compilers for CPU, GPU and TPU all analyse memory"
     return memory.temp_size_in_bytes
-
-
-def tpu_chip(kind: str) -> jax.Device:
-    """A chip to compile for, which need not be there."""
-    name, options = TOPOLOGIES[kind]
-    return topologies.get_topology_desc(name, platform="tpu", **options).devices[0]
 
 
 def _abstract_batch(rows: int, pixels: int, latents: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -20,7 +20,7 @@ from jax.sharding import SingleDeviceSharding
 
 from flax_trainer.compile_report.costs import costs_of
 from flax_trainer.compile_report.hlo import parse_program
-from flax_trainer.compile_report.kernels import kernel_costs
+from flax_trainer.compile_report.kernels import kernel_flops
 from flax_trainer.compile_report.targets import parse_target
 from flax_trainer.model_flops import flops_of
 from flax_trainer.models.attention import Attention, Transformer2DModel, TransformerSpec
@@ -73,7 +73,7 @@ def measure(block: str, images: int, channels: int, attention: Any) -> None:
     inputs = ({name: array(*value.shape, dtype=jnp.float32) for name, value in params.items()}, x, context, x)
     program = jax.make_jaxpr(both)(*inputs).jaxpr
     compiled = jax.jit(both).lower(*inputs).compile()
-    costs = costs_of(parse_program(compiled.as_text() or ""), kernel_costs(program), TARGET)
+    costs = costs_of(parse_program(compiled.as_text() or ""), kernel_flops(program), TARGET)
     analysis = compiled.cost_analysis() or {}
     seconds = costs.cycles / (TARGET.chip.clock_ghz * 1e9)
     share = flops_of(program) / seconds / (TARGET.chip.peak_tflops * 1e12)

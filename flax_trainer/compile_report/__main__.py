@@ -2,16 +2,19 @@
 
     python3 -m flax_trainer.compile_report --target v4-8 --model sd15 --mixed_precision bf16 --train_batch_size 8
 
-Compiles the step that `train_flax.py` would run with the same flags (any of them, but none about data is needed), which
-takes, for Stable Diffusion, ten minutes and about 20 GB of memory. Give --model, or --pretrained_model_name_or_path
-with a folder or repository, of which only the config.json files are read. What it prints is a compiler's estimate.
+Compiles the step that `train_flax.py` would run with the same flags (any of them; the data are not read, and need not
+be named), which takes, for Stable Diffusion on two cores, ten minutes and more than 18 GB of memory. Give --model, or
+--pretrained_model_name_or_path with a folder or repository, of which only the config.json files are read. What it
+prints is a compiler's estimate.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler is enough: a TPU that is there may be busy
 
@@ -21,10 +24,15 @@ from flax_trainer.compile_report.report import DoesNotFitError, compile_report
 from flax_trainer.compile_report.targets import Target, parse_target
 from flax_trainer.compile_report.text import does_not_fit_text, report_text
 from flax_trainer.random_model import ARCHITECTURES
-from shared.config import TrainConfig, configuration_of
+from shared.config import TrainConfig, read_configuration, validate
 from shared.diffusion.schedule import NoiseSchedule
 from shared.user_errors import explain
 
+_MODELS = (
+    "pretrained_model_name_or_path",
+    "controlnet_model_name_or_path",
+    "pretrained_vae_model_name_or_path",
+)
 _DATA = ("dataset_name", "train_data_dir", "train_shards", "generated_circles")
 
 
@@ -35,7 +43,7 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--target", required=True, help="v4-8, v5e-4 (or v5litepod-4), v5p-8, v6e-4 … to whole pods")
+    parser.add_argument("--target", required=True, help="v4-8, v5e-4 (or v5litepod-4), v5p-8, v6e-4 … up to 256 chips")
     parser.add_argument("--model", choices=ARCHITECTURES, help="a built-in architecture instead of a model's folder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument(
@@ -50,6 +58,7 @@ def main(argv: list[str]) -> int:
     try:
         target = parse_target(own.target)
         config = _configuration(training, own.model)
+        _check_file(own.json)
         return _report(config, target, own)
     except ValueError as error:
         return explain(error)
@@ -58,27 +67,45 @@ def main(argv: list[str]) -> int:
 def _report(config: TrainConfig, target: Target, own: argparse.Namespace) -> int:
     configs, schedule = _model(config, own.model)
     if own.find_batch_size:
-        return find_batch_size(config, configs, schedule, target, own.cached_latents, own.json)
+        found = find_batch_size(config, configs, schedule, target, from_cache=own.cached_latents)
+        _write(own.json, {policy: None if report is None else report.as_json() for policy, report in found.items()})
+        return 0 if any(found.values()) else 1
     try:
         report = compile_report(config, configs, schedule, target, from_cache=own.cached_latents)
     except DoesNotFitError as error:
         print(does_not_fit_text(config, target, error))
-        if own.json is not None:
-            own.json.write_text(json.dumps({"target": target.name, "fits": False}) + "\n")
+        _write(own.json, {"target": target.name, "fits": False})
         return 1
     print(report_text(report))
-    if own.json is not None:
-        own.json.write_text(json.dumps(report.as_json() | {"fits": True}, indent=2) + "\n")
+    _write(own.json, report.as_json() | {"fits": True})
     return 0
 
 
 def _configuration(training: list[str], model: str | None) -> TrainConfig:
-    """The training flags' configuration; where they name no model or no data, any will do."""
-    names = {word.partition("=")[0].removeprefix("--") for word in training}
-    more = [] if model is None else ["--pretrained_model_name_or_path", model]
-    if not names.intersection(_DATA):
-        more += ["--generated_circles", "1"]
-    return configuration_of([*training, *more], "flax")
+    """The training flags' configuration; where they name no data, any will do."""
+    config = read_configuration(training)
+    if model is not None:
+        named = [f"--{name}" for name in _MODELS if getattr(config, name) is not None]
+        if named:
+            raise ValueError(f"--model {model} stands for all models of a run: leave it out, or {', '.join(named)}.")
+        config = dataclasses.replace(config, pretrained_model_name_or_path=model)
+    if all(getattr(config, name) is None for name in _DATA):
+        config = dataclasses.replace(config, generated_circles=1)
+    validate(config, "flax")
+    return config
+
+
+def _check_file(file: Path | None) -> None:
+    """Before minutes are spent on what is to be written there."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise ValueError(
+            f"--json is {file}, but there is no folder {file.absolute().parent}: make it, or give another."
+        )
+
+
+def _write(file: Path | None, figures: dict[str, Any]) -> None:
+    if file is not None:
+        file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def _model(config: TrainConfig, model: str | None) -> tuple[ModelConfigs, NoiseSchedule]:

@@ -1,10 +1,9 @@
 """The largest batch per chip that fits, without and with gradient checkpointing."""
 
 import dataclasses
-import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, get_args
+from functools import partial
+from typing import get_args
 
 from flax_trainer.base_models import ModelConfigs
 from flax_trainer.compile_report.report import DoesNotFitError, Report, compile_report
@@ -14,42 +13,34 @@ from flax_trainer.models.gradient_checkpointing import CheckpointingPolicy
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 
+NONE = "none"
+
 
 def find_batch_size(
-    config: TrainConfig,
-    configs: ModelConfigs,
-    schedule: NoiseSchedule,
-    target: Target,
-    from_cache: bool,
-    json_file: Path | None,
-) -> int:
-    """Print what each way to save memory allows; returns the exit code, 1 where nothing fits."""
-    found: dict[str, dict[str, Any] | None] = {}
-    for policy in (None, *get_args(CheckpointingPolicy)):
-        name = policy or "none"
+    config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, target: Target, *, from_cache: bool
+) -> dict[str, Report | None]:
+    """Print every try; returns, by what the backward pass recomputes, the report of the largest batch that fits."""
 
-        def fits(batch_size: int, policy: CheckpointingPolicy | None = policy, name: str = name) -> Report | None:
-            tried = dataclasses.replace(
-                config,
-                train_batch_size=batch_size,
-                gradient_checkpointing=policy is not None,
-                gradient_checkpointing_policy=policy or config.gradient_checkpointing_policy,
-            )
-            try:
-                report = compile_report(tried, configs, schedule, target, from_cache=from_cache)
-            except DoesNotFitError:
-                report = None
-            print(batch_size_line(name, batch_size, report), flush=True)
-            return report
+    def report_of(policy: CheckpointingPolicy | None, batch_size: int) -> Report | None:
+        tried = dataclasses.replace(
+            config,
+            train_batch_size=batch_size,
+            gradient_checkpointing=policy is not None,
+            gradient_checkpointing_policy=policy or config.gradient_checkpointing_policy,
+        )
+        try:
+            report = compile_report(tried, configs, schedule, target, from_cache=from_cache)
+        except DoesNotFitError:
+            report = None
+        print(batch_size_line(policy or NONE, batch_size, report), flush=True)
+        return report
 
-        largest = search(fits, config.train_batch_size)
-        found[name] = None if largest is None else largest.as_json()
-    for name, figures in found.items():
-        size = "nothing" if figures is None else f"--train_batch_size {figures['images_per_chip']}"
+    policies: tuple[CheckpointingPolicy | None, ...] = (None, *get_args(CheckpointingPolicy))
+    found = {policy or NONE: search(partial(report_of, policy), config.train_batch_size) for policy in policies}
+    for name, largest in found.items():
+        size = "nothing" if largest is None else f"--train_batch_size {largest.config.train_batch_size}"
         print(f"{name}: {size} fits")
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=2) + "\n")
-    return 0 if any(found.values()) else 1
+    return found
 
 
 def search(fits: Callable[[int], Report | None], start: int) -> Report | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from flax_trainer.compile_report.hlo import Instruction, Program, bytes_of
-from flax_trainer.compile_report.kernels import KernelCost, KernelKey, kernel_key
+from flax_trainer.compile_report.kernels import KernelKey, kernel_key
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.profile_parts import part_of
 
@@ -44,8 +44,11 @@ class Costs:
     unknown_loops: int
 
 
-def costs_of(program: Program, kernels: Mapping[KernelKey, KernelCost], target: Target) -> Costs:
-    """Count a program for the chips of a target. `cycles` leaves out the messages between chips."""
+def costs_of(program: Program, kernels: Mapping[KernelKey, float], target: Target) -> Costs:
+    """Count a program for the chips of a target; `kernels` are the FLOPs that `kernel_flops` finds in it.
+
+    `cycles` leaves out the messages between chips.
+    """
     counter = _Counter(program, kernels, target)
     costs = counter.run(program.entry, 1)
     collectives = math.fsum(cost.cycles for cost in costs if cost.kind == "collectives")
@@ -69,7 +72,7 @@ def _shares(costs: list[Cost], attribute: str) -> dict[str, float]:
 
 
 class _Counter:
-    def __init__(self, program: Program, kernels: Mapping[KernelKey, KernelCost], target: Target):
+    def __init__(self, program: Program, kernels: Mapping[KernelKey, float], target: Target):
         self._program, self._kernels, self._target = program, kernels, target
         self.unknown_loops = 0
 
@@ -108,7 +111,7 @@ class _Counter:
         yield from self.run(instruction.called["body"][0], times * trips)
 
     def _trips(self, computation: str, loop: Instruction) -> int | None:
-        """How often a loop runs that counts from one constant to another, as `jax.lax.scan` does."""
+        """How often a loop runs that counts from 0 to a constant, as those of `jax.lax` do; None for others."""
         condition = list(self._program.computations[loop.called["condition"][0]].values())
         constants = {
             instruction.name: int(match[1])
@@ -128,7 +131,7 @@ class _Counter:
             name = instruction.op_name.split("/")[-2]  # …/NAME/pallas_call
             key = kernel_key(name, [operand.shapes[0][1] for operand in operands])
             seconds = max(
-                self._kernels[key].padded_flops / (chip.peak_tflops * 1e12),
+                self._kernels[key] / (chip.peak_tflops * 1e12),
                 self._bytes(computation, instruction) / (chip.hbm_gb_per_s * 1e9),
             )
             return seconds * chip.clock_ghz * 1e9

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flax_trainer.engine import Engine
-from flax_trainer.mesh_engine import SLICES_OF_ROWS, WHOLE, MeshEngine, spec_of
+from flax_trainer.mesh_engine import FSDP, SLICES_OF_ROWS, WHOLE, MeshEngine, spec_of
 from flax_trainer.pmap_engine import AXIS, PmapEngine
 from flax_trainer.step import TrainStep
 from shared.config import TrainConfig
@@ -78,7 +78,7 @@ class MeshOnTopology(MeshEngine):
     """`MeshEngine` compiles for whatever its mesh consists of."""
 
     def shapes(self, state: Any, frozen: Any, batch: Mapping[str, np.ndarray]) -> tuple[Any, Any, Any]:
-        hosts, fsdp_devices = len({device.process_index for device in self.mesh.devices.flat}), self.mesh.shape["fsdp"]
+        hosts, fsdp_devices = len({device.process_index for device in self.mesh.devices.flat}), self.mesh.shape[FSDP]
 
         def shape(sizes: tuple[int, ...], dtype: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(self.mesh, spec))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
@@ -14,17 +13,16 @@ LANES = 128  # a TPU multiplies matrices whose sides are multiples of this; shor
 KernelKey = tuple[str, tuple[tuple[int, ...], ...]]
 
 
-@dataclass(frozen=True)
-class KernelCost:
-    """Of one call. `padded_flops` counts products with their sides filled up to the lanes."""
+def kernel_flops(jaxpr: Jaxpr) -> dict[KernelKey, float]:
+    """FLOPs of every Pallas kernel of a traced program, by its name and the shapes of its operands.
 
-    flops: float
-    padded_flops: float
-
-
-def kernel_costs(jaxpr: Jaxpr) -> dict[KernelKey, KernelCost]:
-    """The cost of every Pallas kernel of a traced program, by its name and the shapes of its operands."""
-    return {kernel_key(call.params["name"], _shapes(call)): _cost(call) for call in _pallas_calls(jaxpr)}
+    The sides of its products count filled up to the lanes: that is what the multipliers are busy with.
+    """
+    return {
+        kernel_key(call.params["name"], _shapes(call)): math.prod(call.params["grid_mapping"].grid)
+        * total_flops(call.params["jaxpr"], _padded_product_flops)
+        for call in _pallas_calls(jaxpr)
+    }
 
 
 def kernel_key(name: str, operand_shapes: Any) -> KernelKey:
@@ -38,11 +36,6 @@ def _pallas_calls(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
         else:
             for inner in jaxprs_in_params(equation.params):
                 yield from _pallas_calls(inner)
-
-
-def _cost(call: JaxprEqn) -> KernelCost:
-    body, blocks = call.params["jaxpr"], math.prod(call.params["grid_mapping"].grid)
-    return KernelCost(blocks * total_flops(body), blocks * total_flops(body, _padded_product_flops))
 
 
 def _padded_product_flops(product: JaxprEqn) -> float:

@@ -13,7 +13,7 @@ from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, ModelConfigs, d
 from flax_trainer.compile_report.costs import Costs, costs_of
 from flax_trainer.compile_report.engines import engine_on
 from flax_trainer.compile_report.hlo import parse_program
-from flax_trainer.compile_report.kernels import kernel_costs
+from flax_trainer.compile_report.kernels import kernel_flops
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.configured_step import configured_train_step, matmul_precision, objective_of
 from flax_trainer.model_flops import flops_of, model_flops_per_image
@@ -23,7 +23,7 @@ from flax_trainer.state import TrainState
 from flax_trainer.step import FrozenParams
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader, BatchSpec
-from shared.data.sources import open_sources
+from shared.data.sources.circles import CirclesSource
 from shared.diffusion.schedule import NoiseSchedule
 from shared.trained_parts import is_decoder, prefixed
 
@@ -86,8 +86,8 @@ class Report:
             "images_per_chip": self.images_per_chip,
             "estimated_cycles": costs.cycles,
             "collective_cycles": costs.collective_cycles,
-            "cycles_by_part": dict(costs.by_part),
-            "cycles_by_kind": dict(costs.by_kind),
+            "cycles_by_part": costs.by_part,
+            "cycles_by_kind": costs.by_kind,
             "loops_of_unknown_length": costs.unknown_loops,
             "step_seconds": self.seconds,
             "images_per_second": self.images_per_second,
@@ -107,15 +107,6 @@ class Report:
         }
 
 
-@dataclass(frozen=True)
-class _Arrays:
-    """The shapes of a step's arguments, before they are placed."""
-
-    state: TrainState
-    frozen: FrozenParams
-    batch: dict[str, Any]
-
-
 def compile_report(
     config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, target: Target, *, from_cache: bool = False
 ) -> Report:
@@ -131,9 +122,9 @@ def compile_report(
     devices = target.devices()
     engine = engine_on(config, devices)
     models = define_models(config, configs, schedule, devices[0])
-    arrays = _arrays(config, models, target, from_cache)
+    state, frozen, batch = _shapes(config, models, target, from_cache)
     step = configured_train_step(config, models, engine)
-    arguments = (*engine.shapes(arrays.state, arrays.frozen, arrays.batch), np.float32(0))
+    arguments = (*engine.shapes(state, frozen, batch), np.float32(0))
     traced = jax.make_jaxpr(step)(*arguments)
 
     started = time.perf_counter()
@@ -144,7 +135,7 @@ def compile_report(
             raise DoesNotFitError(str(error)) from error
         raise
     compile_seconds = time.perf_counter() - started
-    costs = costs_of(parse_program(compiled.as_text() or ""), kernel_costs(traced.jaxpr), target)
+    costs = costs_of(parse_program(compiled.as_text() or ""), kernel_flops(traced.jaxpr), target)
     analysis, images = compiled.cost_analysis(), config.train_batch_size * config.gradient_accumulation_steps
     assert analysis is not None, "the TPU compiler analyses costs"
     return Report(
@@ -152,18 +143,19 @@ def compile_report(
         config,
         images,
         images * target.chips,
-        _memory(compiled, arguments, target),
+        _memory(compiled, *arguments[:2]),
         costs,
         flops_of(traced.jaxpr) / target.chips,
         analysis["bytes accessed"] + costs.bytes_not_counted,
-        model_flops_per_image(
-            models.defs, objective_of(config, models), arrays.state.params, arrays.frozen, arrays.batch
-        ),
+        model_flops_per_image(models.defs, objective_of(config, models), state.params, frozen, batch),
         compile_seconds,
     )
 
 
-def _arrays(config: TrainConfig, models: BaseModels, target: Target, from_cache: bool) -> _Arrays:
+def _shapes(
+    config: TrainConfig, models: BaseModels, target: Target, from_cache: bool
+) -> tuple[TrainState, FrozenParams, dict[str, Any]]:
+    """A step's arguments before they are placed: the state, the frozen models, a host's batch."""
     configs, dtype = models.configs, COMPUTE_DTYPES[config.mixed_precision or "no"]
     trained = split(FlaxControlNetModel.abstract(configs.controlnet))[1]
     unet = split(FlaxUNet2DConditionModel.abstract(configs.unet))[1]
@@ -181,8 +173,8 @@ def _arrays(config: TrainConfig, models: BaseModels, target: Target, from_cache:
     in_dtype = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, dtype), frozen)
     batch = _host_batch(config, models, target)
     if from_cache:
-        return _Arrays(state, FrozenParams(in_dtype.unet, {}, {}), _encoded(batch, models, dtype))
-    return _Arrays(state, in_dtype, batch)
+        return state, FrozenParams(in_dtype.unet, {}, {}), _encoded(batch, models, dtype)
+    return state, in_dtype, batch
 
 
 def _encoded(batch: dict[str, Any], models: BaseModels, dtype: Any) -> dict[str, Any]:
@@ -199,9 +191,8 @@ def _encoded(batch: dict[str, Any], models: BaseModels, dtype: Any) -> dict[str,
 def _host_batch(config: TrainConfig, models: BaseModels, target: Target) -> dict[str, np.ndarray]:
     """What a host of the slice would load for a step, empty."""
     rows = config.train_batch_size * target.chips
-    source, _ = open_sources(config)
     loader = BatchLoader(
-        source,
+        CirclesSource(1, config.resolution, config.seed),  # the shapes are those of any data
         config,
         lambda captions: np.zeros((len(captions), models.configs.text_encoder.max_position_embeddings), np.int32),
         BatchSpec(rows * config.gradient_accumulation_steps, config.gradient_accumulation_steps, target.chips),
@@ -212,10 +203,9 @@ def _host_batch(config: TrainConfig, models: BaseModels, target: Target) -> dict
     return loader.blank()
 
 
-def _memory(compiled: jax.stages.Compiled, arguments: tuple[Any, ...], target: Target) -> Memory:
+def _memory(compiled: jax.stages.Compiled, state: TrainState, frozen: FrozenParams) -> Memory:
     analysis = compiled.memory_analysis()
     assert analysis is not None, "the TPU compiler analyses memory"
-    state, frozen = arguments[0], arguments[1]
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return Memory(
         _bytes_per_chip(state.params),

@@ -63,7 +63,7 @@ _SHAPES_2D = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8
 
 @dataclass(frozen=True)
 class Target:
-    """A slice: `chips` chips as JAX's devices, of which the first `local_chips` belong to the first host."""
+    """A slice of chips, which are JAX's devices."""
 
     name: str
     chip: Chip

@@ -7,9 +7,8 @@ from flax_trainer.compile_report.report import GIB, Report
 from flax_trainer.compile_report.targets import Target
 from shared.config import TrainConfig
 
-_NEEDED = re.compile(
-    r"(?:Used|temporaries) \(?([\d.]+)G\)? (?:of|exceeds available HBM) \(?([\d.]+)G"
-)  # XLA's two ways
+# XLA says it in two ways.
+_NEEDED = re.compile(r"(?:Used|temporaries) \(?([\d.]+)G\)? (?:of|exceeds available HBM) \(?([\d.]+)G")
 
 
 def report_text(report: Report) -> str:
@@ -69,7 +68,7 @@ def does_not_fit_text(config: TrainConfig, target: Target, error: ValueError) ->
 
 def batch_size_line(policy: str, batch_size: int, report: Report | None) -> str:
     """One line per try of the search."""
-    tried = f"{policy:<18}{batch_size:>4} images per chip"
+    tried = f"{policy:<18}--train_batch_size {batch_size:<4}"
     if report is None:
         return f"{tried}  does not fit"
     return (

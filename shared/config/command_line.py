@@ -50,14 +50,15 @@ def parse_command_line(argv: Sequence[str], backend: Backend) -> TrainConfig:
     return config
 
 
-def configuration_of(argv: Sequence[str], backend: Backend) -> TrainConfig:
-    """The configuration that these flags ask for, checked; for programs that have flags of their own beside them.
+def read_configuration(argv: Sequence[str]) -> TrainConfig:
+    """What these flags, and the --config file among them, say; `validate` is left to the caller.
+
+    For programs that have flags of their own beside those of a training.
 
     Raises:
-        ValueError: a mistake of the user.
+        ValueError: an unknown flag, or a value of the wrong type.
     """
     config, _ = _resolve(argv)
-    validate(config, backend)
     return config
 
 

@@ -87,8 +87,14 @@ def write_configurations(folder: Path, **unet: object) -> Path:
 
 
 def test_a_folder_of_configurations_is_enough(pmap: tuple[str, dict[str, Any]], folder: Path) -> None:
-    """Batches that bring latents need no VAE; the data's flags are those of a training command."""
-    model = ["--pretrained_model_name_or_path", write_configurations(folder / "model"), "--generated_circles", 50]
+    """Batches that bring latents need no VAE; a training's own --config will do, and its data are not read."""
+    (folder / "config.yaml").write_text("train_shards: /nowhere/{000..099}.tar\nmax_train_steps: 10\n")
+    model = [
+        "--pretrained_model_name_or_path",
+        write_configurations(folder / "model"),
+        "--config",
+        folder / "config.yaml",
+    ]
     _, figures = report(folder / "cached.json", "--target", "v4-8", *model, *TINY[2:], "--cached_latents")
     _, online = pmap
     assert figures["model_flops"] == online["model_flops"]
@@ -112,6 +118,8 @@ def test_what_does_not_fit_is_said_plainly(folder: Path) -> None:
     ("arguments", "message"),
     [
         (["--target", "v4-9", *TINY], "--target is 'v4-9'"),
+        (["--target", "v4-8", *TINY, "--json", "/nowhere/a.json"], "there is no folder /nowhere"),
+        (["--target", "v4-8", *TINY, "--controlnet_model_name_or_path", "x"], "--model tiny stands for all models"),
         (["--target", "v4-8"], "--pretrained_model_name_or_path is missing"),
         (["--target", "v4-8", *TINY, "--mixed_precison", "bf16"], "mixed_precision"),
         (["--target", "v4-8", *TINY, "--parallelism", "mesh", "--fsdp_devices", "3"], "--fsdp_devices is 3"),

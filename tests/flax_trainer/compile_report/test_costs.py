@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from flax_trainer.compile_report.costs import Costs, costs_of
 from flax_trainer.compile_report.hlo import Instruction, parse_program
-from flax_trainer.compile_report.kernels import kernel_costs
+from flax_trainer.compile_report.kernels import kernel_flops
 from flax_trainer.compile_report.targets import Target, parse_target
 from flax_trainer.model_flops import flops_of
 from flax_trainer.models.attention_kernels import flash_attention_tpu
@@ -34,7 +34,7 @@ def count(function: Callable[..., Any], *arguments: Any, target: Target = V4) ->
     traced = jax.make_jaxpr(function)(*arguments)
     text = jax.jit(function).lower(*arguments).compile().as_text()
     assert text is not None
-    return costs_of(parse_program(text), kernel_costs(traced.jaxpr), target), flops_of(traced.jaxpr)
+    return costs_of(parse_program(text), kernel_flops(traced.jaxpr), target), flops_of(traced.jaxpr)
 
 
 def layer(x: jax.Array, weight: jax.Array) -> jax.Array:
