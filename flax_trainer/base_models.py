@@ -145,6 +145,10 @@ def define_models(
     )
     controlnet = FlaxControlNetModel.abstract(configs.controlnet)
     unet = FlaxUNet2DConditionModel.abstract(configs.unet)
+    vae = FlaxAutoencoderKL.abstract(configs.vae)
+    if device.platform == "tpu":
+        for model in (controlnet, unet, vae):
+            model.enable_tpu_convolutions()
     for model in (controlnet, unet):
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing(config.gradient_checkpointing_policy)
@@ -155,7 +159,7 @@ def define_models(
     defs = ModelDefs(
         controlnet=split(controlnet)[0],
         unet=split(unet)[0],
-        vae=split(FlaxAutoencoderKL.abstract(configs.vae))[0],
+        vae=split(vae)[0],
         text_encoder=split(FlaxCLIPTextModel.abstract(configs.text_encoder))[0],
     )
     return BaseModels(defs, configs, schedule)

@@ -20,6 +20,7 @@ from jax.interpreters import partial_eval
 from flax_trainer.models.attention import Attention
 from flax_trainer.models.functional import ModelDef
 from flax_trainer.models.gradient_checkpointing import CheckpointedModule
+from flax_trainer.models.layers import Conv
 from flax_trainer.step import FrozenParams, ModelDefs, Objective, encode_batch, per_sample_losses
 
 M = TypeVar("M", bound=nnx.Module)
@@ -34,7 +35,7 @@ def model_flops_per_image(
     tracing a full-size model takes seconds.
 
     Args:
-        defs: the models; their attention and gradient checkpointing do not matter.
+        defs: the models; how they compute attention and convolutions, and gradient checkpointing, do not matter.
         params: what is trained.
         frozen: what is not.
         batch: arrays with leading axes [A, B], as `BatchLoader` makes them.
@@ -108,11 +109,13 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _plain(definition: ModelDef[M]) -> ModelDef[M]:
-    """The model without what trades computation for memory."""
+    """The model without what trades computation for memory or for a better use of the device."""
     model = nnx.merge(definition.graphdef, nnx.from_flat_state([(path, None) for path, _, _ in definition.paths]))
     for _, module in nnx.iter_modules(model):
         if isinstance(module, CheckpointedModule):
             module.checkpointing = None
         if isinstance(module, Attention):
             module.kernel = "plain"
+        if isinstance(module, Conv):
+            module.for_tpu = False
     return replace(definition, graphdef=nnx.graphdef(model))

@@ -83,9 +83,5 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _torch_layout(array: np.ndarray) -> np.ndarray:
-    """Flax's HWIO and [in, out] → OIHW and [out, in]. (A ControlNet has no other arrays of these ranks.)"""
-    if array.ndim == 4:
-        array = array.transpose(3, 2, 0, 1)
-    elif array.ndim == 2:
-        array = array.T
-    return np.ascontiguousarray(array)
+    """Flax's WHIO and [in, out] → OIHW and [out, in]. (A ControlNet has no other arrays of these ranks.)"""
+    return np.ascontiguousarray(array.T if array.ndim in (2, 4) else array)

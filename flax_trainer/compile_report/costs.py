@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from flax_trainer.compile_report.hlo import Instruction, Program, bytes_of
-from flax_trainer.compile_report.kernels import KernelKey, kernel_key
+from flax_trainer.compile_report.kernels import KernelKey, attention_flops, kernel_key
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.profile_parts import part_of
 
@@ -127,17 +127,20 @@ class _Counter:
     def _cycles(self, computation: str, instruction: Instruction) -> float:
         chip = self._target.chip
         if _PALLAS in instruction.text:
-            operands = self._program.operands(computation, instruction)
-            name = instruction.op_name.split("/")[-2]  # …/NAME/pallas_call
-            key = kernel_key(name, [operand.shapes[0][1] for operand in operands])
             seconds = max(
-                self._kernels[key] / (chip.peak_tflops * 1e12),
+                self._kernel_flops(computation, instruction) / (chip.peak_tflops * 1e12),
                 self._bytes(computation, instruction) / (chip.hbm_gb_per_s * 1e9),
             )
             return seconds * chip.clock_ghz * 1e9
         if instruction.opcode.removesuffix("-start") in COLLECTIVES:
             return self._message_seconds(instruction) * chip.clock_ghz * 1e9
         return instruction.cycles
+
+    def _kernel_flops(self, computation: str, instruction: Instruction) -> float:
+        shapes = [operand.shapes[0][1] for operand in self._program.operands(computation, instruction)]
+        if not instruction.op_name.endswith("/pallas_call"):
+            return attention_flops(*shapes)  # the one kernel that XLA writes by itself, for plain attention
+        return self._kernels[kernel_key(instruction.op_name.split("/")[-2], shapes)]  # …/NAME/pallas_call
 
     def _message_seconds(self, instruction: Instruction) -> float:
         """Of a ring over all chips: every byte passes every link once, twice where sums go back to all."""

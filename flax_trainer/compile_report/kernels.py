@@ -29,6 +29,14 @@ def kernel_key(name: str, operand_shapes: Any) -> KernelKey:
     return name, tuple(map(tuple, operand_shapes))
 
 
+def attention_flops(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]) -> float:
+    """Of the products QKᵀ and PV, from the factors' shapes: [..., Q, D], [..., K, D] and [..., K, E]."""
+    *batch, queries, features = query
+    keys, value_features = value[-2:]
+    assert key[-2:] == (keys, features), (query, key, value)
+    return 2.0 * math.prod(batch) * queries * _filled(keys) * (_filled(features) + _filled(value_features))
+
+
 def _pallas_calls(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":

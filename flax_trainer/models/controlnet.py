@@ -17,7 +17,8 @@ from flax import nnx
 from flax_trainer.models.adapter import from_torch_layout, torch_shape
 from flax_trainer.models.functional import Params, split
 from flax_trainer.models.gradient_checkpointing import CheckpointedModule, checkpointed
-from flax_trainer.models.layers import Conv
+from flax_trainer.models.layers import Conv, convolve
+from flax_trainer.models.tpu_convolutions import to_blocks, weight_for_blocks
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from flax_trainer.models.unet_config import ControlNetConfig
 from flax_trainer.models.unet_encoder import ENCODER_PREFIXES, UNetEncoder, state_channels
@@ -41,12 +42,27 @@ class ControlNetConditioningEmbedding(CheckpointedModule):
 
     def __call__(self, condition_BYXC: jax.Array) -> jax.Array:
         def embed(condition_BYXC: jax.Array) -> jax.Array:
-            h_BHWC = nnx.silu(self.conv_in(condition_BYXC))
-            for conv in self.blocks:
-                h_BHWC = nnx.silu(conv(h_BHWC))
+            block = self._block(condition_BYXC)
+            h_BHWC = to_blocks(condition_BYXC, block)
+            for conv in (self.conv_in, *self.blocks):
+                h_BHWC = nnx.silu(conv(h_BHWC) if block == 1 else _on_blocks(conv, h_BHWC, block))
+                block = max(1, block // conv.stride)
             return self.conv_out(h_BHWC)
 
         return checkpointed(embed, self.checkpointing)(condition_BYXC)
+
+    def _block(self, condition_BYXC: jax.Array) -> int:
+        """Pixels along the side of the blocks in which to begin. At full resolution the channels are few."""
+        block = self.reduction // 2
+        height, width = condition_BYXC.shape[1:3]
+        return block if self.conv_in.for_tpu and block > 1 and height % block == width % block == 0 else 1
+
+
+def _on_blocks(conv: Conv, x_BHWC: jax.Array, block: int) -> jax.Array:
+    """The convolution of what lies in blocks of so many pixels; its result lies in blocks, smaller by its stride."""
+    weight_QPCO = weight_for_blocks(conv.weight[...].astype(x_BHWC.dtype), conv.stride, block)
+    bias_O = jnp.tile(conv.bias[...].astype(x_BHWC.dtype), (block // conv.stride) ** 2)
+    return convolve(x_BHWC, weight_QPCO, stride=1, padding=1, for_tpu=True) + bias_O
 
 
 class FlaxControlNetModel(UNetEncoder):

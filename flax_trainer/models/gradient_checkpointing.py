@@ -1,13 +1,15 @@
 """What the backward pass keeps of the forward pass, and what it computes once more (Chen et al. 2016)."""
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import jax
 from flax import nnx
 
 CheckpointingPolicy = Literal["everything", "all_but_products"]
 Result = TypeVar("Result")
+
+CONVOLUTION = "convolution"  # the name under which layers give their convolutions' results to `checkpoint_name`
 
 
 class CheckpointedModule(nnx.Module):
@@ -29,14 +31,11 @@ def checkpointed(function: Callable[..., Result], policy: CheckpointingPolicy | 
     return function if policy is None else jax.checkpoint(function, policy=_POLICIES[policy])
 
 
-def _is_product_with_weights(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    # A product of attention has the batch and the heads for batch dimensions; one with weights has none.
-    return primitive is jax.lax.conv_general_dilated_p or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
-        primitive, **parameters
-    )
-
-
 _POLICIES: dict[CheckpointingPolicy, Callable[..., bool]] = {
     "everything": jax.checkpoint_policies.nothing_saveable,
-    "all_but_products": _is_product_with_weights,
+    # A product of attention has the batch and the heads for batch dimensions; one with weights has none.
+    "all_but_products": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(CONVOLUTION),
+    ),
 }

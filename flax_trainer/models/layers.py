@@ -1,8 +1,9 @@
 """The few layers that every model here is made of.
 
-Axes: B batch, H height, W width, C channels, L sequence length, D features, I inputs, O outputs.
+Axes: B batch, H height, W width, C channels, L sequence length, D features, I inputs, O outputs,
+Q P a kernel's width and height.
 
-Parameters carry PyTorch's names (`weight`, `bias`) and the layouts that suit TPUs (HWIO convolutions, IO linears);
+Parameters carry PyTorch's names (`weight`, `bias`) and the layouts that suit TPUs (WHIO convolutions, IO linears);
 `adapter.py` turns one into the other. A layer computes in the dtype of its input: callers cast parameters, once.
 Constructors make zeros: values come from a file or from `shared.initialisation`, never from here.
 """
@@ -10,28 +11,45 @@ Constructors make zeros: values come from a file or from `shared.initialisation`
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from flax_trainer.models.adapter import CONV, LINEAR, PLAIN
+from flax_trainer.models.gradient_checkpointing import CONVOLUTION
+from flax_trainer.models.tpu_convolutions import convolve_by_columns, has_few_images
 
 
 class Conv(nnx.Module):
-    """2-D convolution over BHWC, `torch.nn.Conv2d` with symmetric zero padding."""
+    """2-D convolution over BHWC, `torch.nn.Conv2d` with symmetric zero padding.
+
+    `for_tpu`: in the form that suits a TPU, which may not suit other devices.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, padding: int = 0):
         self.weight = nnx.Param(jnp.zeros((kernel_size, kernel_size, in_channels, out_channels)), layout=CONV)
         self.bias = nnx.Param(jnp.zeros((out_channels,)), layout=PLAIN)
         self.stride = stride
         self.padding = padding
+        self.for_tpu = False
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        weight_QPCO = self.weight[...].astype(x_BHWC.dtype)
+        y_BHWC = convolve(x_BHWC, weight_QPCO, self.stride, self.padding, for_tpu=self.for_tpu)
+        return y_BHWC + self.bias[...].astype(x_BHWC.dtype)
+
+
+def convolve(x_BHWC: jax.Array, weight_QPCO: jax.Array, stride: int, padding: int, *, for_tpu: bool) -> jax.Array:
+    """Without a bias."""
+    if for_tpu and has_few_images(x_BHWC):
+        y_BHWC = convolve_by_columns(x_BHWC, weight_QPCO, stride, padding)
+    else:
         y_BHWC = jax.lax.conv_general_dilated(
             x_BHWC,
-            self.weight[...].astype(x_BHWC.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=[(self.padding, self.padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            weight_QPCO,
+            window_strides=(stride, stride),
+            padding=[(padding, padding)] * 2,
+            dimension_numbers=("NHWC", "WHIO", "NHWC"),
         )
-        return y_BHWC + self.bias[...].astype(x_BHWC.dtype)
+    return checkpoint_name(y_BHWC, CONVOLUTION)
 
 
 class Linear(nnx.Module):

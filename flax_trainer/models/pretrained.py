@@ -67,6 +67,12 @@ class PretrainedModel(nnx.Module):
     def __init__(self, config: Any):
         self.config = config
 
+    def enable_tpu_convolutions(self) -> None:
+        """Compute convolutions in the forms that suit a TPU (see `tpu_convolutions.py`)."""
+        for _, module in nnx.iter_modules(self):
+            if isinstance(module, layers.Conv):
+                module.for_tpu = True
+
     # --- construction -----------------------------------------------------------------------------------------------
 
     @classmethod

@@ -38,13 +38,22 @@ Gradients = tuple[jax.Array, Params]
 class Loss:
     """The training loss of latents and text, of models that compute in a given way."""
 
-    def __init__(self, unet: dict[str, Any], policy: CheckpointingPolicy | None, kernel: AttentionKernel):
+    def __init__(
+        self,
+        unet: dict[str, Any],
+        policy: CheckpointingPolicy | None,
+        kernel: AttentionKernel,
+        *,
+        for_tpu: bool = False,
+    ):
         unet_model = FlaxUNet2DConditionModel.abstract(unet)
         controlnet_model = FlaxControlNetModel.abstract(
             ControlNetConfig.from_unet_config(unet_model.config, conditioning_embedding_out_channels=WIDTHS)
         )
         for model in (unet_model, controlnet_model):
             model.enable_memory_efficient_attention(kernel)
+            if for_tpu:
+                model.enable_tpu_convolutions()
             if policy is not None:
                 model.enable_gradient_checkpointing(policy)
         controlnet_def, self.abstract_params = split(controlnet_model)
@@ -162,6 +171,13 @@ def test_the_forward_pass_keeps_a_fraction() -> None:
     )
     assert everything < products / 3 < none / 30
     assert blockwise < none / 5
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_convolutions_for_tpus_leave_no_more_behind(policy: CheckpointingPolicy) -> None:
+    """They are sums of several, in float32, of which none is worth keeping."""
+    plain, for_tpu = (Loss(DEEP_UNET, policy, "plain", for_tpu=for_tpu).kept_bytes() for for_tpu in (False, True))
+    assert for_tpu == pytest.approx(plain, rel=0.01)
 
 
 def test_a_policy_decides_what_runs_twice() -> None:

@@ -40,6 +40,7 @@ def count(name: str, resolution: int, *, saves_memory: bool = False, batch: tupl
         for model in (unet, controlnet):
             model.enable_gradient_checkpointing()
             model.enable_memory_efficient_attention("blockwise")
+            model.enable_tpu_convolutions()
     parts = {
         "unet": split(unet),
         "controlnet": split(controlnet),

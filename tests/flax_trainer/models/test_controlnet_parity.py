@@ -81,19 +81,22 @@ def run_flax_unet(unet: FlaxUNet2DConditionModel, x: dict[str, jax.Array], down:
 
 
 @pytest.mark.parametrize(
-    ("config", "height", "width"),
+    ("config", "height", "width", "for_tpu"),
     [
-        pytest.param(TINY_SD1 | TWO_RESOLUTIONS, 11, 19, id="sd1-odd"),
-        pytest.param(TINY_SD2, 12, 20, id="sd2"),
-        pytest.param(TINY_SDXL, 8, 6, id="sdxl"),
+        pytest.param(TINY_SD1 | TWO_RESOLUTIONS, 11, 19, False, id="sd1-odd"),
+        pytest.param(TINY_SD1 | TWO_RESOLUTIONS, 11, 19, True, id="sd1-odd-tpu"),
+        pytest.param(TINY_SD2, 12, 20, False, id="sd2"),
+        pytest.param(TINY_SDXL, 8, 6, False, id="sdxl"),
     ],
 )
-def test_chained_output_and_all_gradients_agree_with_diffusers(config: dict[str, Any], height: int, width: int) -> None:
+def test_chained_output_and_all_gradients_agree_with_diffusers(
+    config: dict[str, Any], height: int, width: int, for_tpu: bool
+) -> None:
     unet, controlnet = torch_unet(config), torch_controlnet(torch_unet(config))
     inputs = make_inputs(config, height, width)
     target = np.random.default_rng(1).standard_normal(inputs["sample"].shape, np.float32)
-    unet_definition, unet_params = flax_copy(unet)
-    definition, params = flax_copy(controlnet)
+    unet_definition, unet_params = flax_copy(unet, for_tpu=for_tpu)
+    definition, params = flax_copy(controlnet, for_tpu=for_tpu)
 
     @partial(jax.jit, compiler_options=FAST_COMPILE)
     def flax_step(params: Any, unet_params: Any, x: dict[str, jax.Array]) -> Any:

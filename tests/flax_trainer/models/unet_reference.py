@@ -121,10 +121,13 @@ def json_config(model: TorchModel) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in model.config.items()}
 
 
-def flax_copy(model: TorchModel) -> tuple[ModelDef[Any], Params]:
+def flax_copy(model: TorchModel, *, for_tpu: bool = False) -> tuple[ModelDef[Any], Params]:
     """This project's model of the same architecture, with the same weights."""
     cls = FlaxUNet2DConditionModel if isinstance(model, UNet2DConditionModel) else FlaxControlNetModel
-    definition, _ = split(cls.abstract(json_config(model)))
+    abstract = cls.abstract(json_config(model))
+    if for_tpu:
+        abstract.enable_tpu_convolutions()
+    definition, _ = split(abstract)
     return definition, params_of(model, definition.layouts)
 
 
