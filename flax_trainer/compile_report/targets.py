@@ -99,11 +99,10 @@ class Target:
             ) from error
 
     def _options(self) -> dict[str, Any]:
-        if self.chips == 1:
-            return {"chips_per_host_bounds": (1, 1, 1)}
+        on_host = {"chips_per_host_bounds": (1, 1, 1) if self.chips == 1 else (2, 2, 1)}
         if self.chip.name == "v4":
-            return {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1), "num_slices": 1}
-        return {}
+            return on_host | {"chip_config_name": "megacore", "num_slices": 1}
+        return on_host if self.chips == 1 else {}
 
 
 def parse_target(name: str) -> Target:

@@ -15,10 +15,10 @@ import numpy as np
 from flax import nnx
 
 from flax_trainer.models.adapter import from_torch_layout, torch_shape
+from flax_trainer.models.convolution_kernels import convolve, to_blocks, weight_for_blocks
 from flax_trainer.models.functional import Params, split
 from flax_trainer.models.gradient_checkpointing import CheckpointedModule, checkpointed
-from flax_trainer.models.layers import Conv, convolve
-from flax_trainer.models.tpu_convolutions import to_blocks, weight_for_blocks
+from flax_trainer.models.layers import Conv
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from flax_trainer.models.unet_config import ControlNetConfig
 from flax_trainer.models.unet_encoder import ENCODER_PREFIXES, UNetEncoder, state_channels

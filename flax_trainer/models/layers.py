@@ -11,11 +11,9 @@ Constructors make zeros: values come from a file or from `shared.initialisation`
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from flax_trainer.models.adapter import CONV, LINEAR, PLAIN
-from flax_trainer.models.gradient_checkpointing import CONVOLUTION
-from flax_trainer.models.tpu_convolutions import convolve_by_columns, has_few_images
+from flax_trainer.models.convolution_kernels import convolve
 
 
 class Conv(nnx.Module):
@@ -35,21 +33,6 @@ class Conv(nnx.Module):
         weight_QPCO = self.weight[...].astype(x_BHWC.dtype)
         y_BHWC = convolve(x_BHWC, weight_QPCO, self.stride, self.padding, for_tpu=self.for_tpu)
         return y_BHWC + self.bias[...].astype(x_BHWC.dtype)
-
-
-def convolve(x_BHWC: jax.Array, weight_QPCO: jax.Array, stride: int, padding: int, *, for_tpu: bool) -> jax.Array:
-    """Without a bias."""
-    if for_tpu and has_few_images(x_BHWC):
-        y_BHWC = convolve_by_columns(x_BHWC, weight_QPCO, stride, padding)
-    else:
-        y_BHWC = jax.lax.conv_general_dilated(
-            x_BHWC,
-            weight_QPCO,
-            window_strides=(stride, stride),
-            padding=[(padding, padding)] * 2,
-            dimension_numbers=("NHWC", "WHIO", "NHWC"),
-        )
-    return checkpoint_name(y_BHWC, CONVOLUTION)
 
 
 class Linear(nnx.Module):

@@ -68,7 +68,7 @@ class PretrainedModel(nnx.Module):
         self.config = config
 
     def enable_tpu_convolutions(self) -> None:
-        """Compute convolutions in the forms that suit a TPU (see `tpu_convolutions.py`)."""
+        """Compute convolutions in the forms that suit a TPU (see `convolution_kernels.py`)."""
         for _, module in nnx.iter_modules(self):
             if isinstance(module, layers.Conv):
                 module.for_tpu = True

@@ -57,6 +57,19 @@ def test_a_product_takes_about_what_its_flops_take() -> None:
     assert costs.unknown_loops == 0
 
 
+def test_the_attention_kernel_that_xla_writes_by_itself_counts() -> None:
+    """In place of plain attention; its call has neither a name nor an estimate."""
+
+    def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        scores = jnp.einsum("bqd,bkd->bqk", query, key)
+        return jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores), value)
+
+    costs, flops = count(attention, *[bf16(2, 2 * N, 512)] * 3)
+    assert flops == 2 * 2 * 2 * (2 * N) ** 2 * 512
+    assert 0.5 < flops / seconds(costs) / (V4.chip.peak_tflops * 1e12) <= 1
+    assert "attention" in costs.by_kind
+
+
 def test_a_loop_counts_as_often_as_it_runs() -> None:
     once, flops = count(layers(1), bf16(N, N), bf16(N, N))
     ten, flops_of_ten = count(layers(10), bf16(N, N), bf16(N, N))

@@ -1,4 +1,4 @@
-"""The forms of convolutions that suit TPUs, against PyTorch's convolution."""
+"""Convolutions in all their forms against PyTorch's."""
 
 from functools import partial
 from typing import Any
@@ -15,15 +15,14 @@ from jax.sharding import NamedSharding, PartitionSpec, use_abstract_mesh
 from flax_trainer.mesh_engine import DATA, MeshEngine
 from flax_trainer.models.adapter import CONV, from_torch_layout
 from flax_trainer.models.controlnet import ControlNetConditioningEmbedding
-from flax_trainer.models.functional import split
-from flax_trainer.models.layers import convolve
-from flax_trainer.models.tpu_convolutions import (
+from flax_trainer.models.convolution_kernels import (
     ENOUGH_IMAGES,
-    convolve_by_columns,
+    convolve,
     has_few_images,
     to_blocks,
     weight_for_blocks,
 )
+from flax_trainer.models.functional import split
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -55,7 +54,7 @@ def assert_close(ours: Any, reference: Arrays, tolerance: float = 1e-5) -> None:
 
 
 @given(
-    batch=st.integers(1, 3),
+    batch=st.sampled_from([1, 2, ENOUGH_IMAGES]),
     height=st.integers(1, 9),
     width=st.integers(1, 9),
     kernel_size=st.sampled_from([1, 3]),
@@ -64,16 +63,17 @@ def assert_close(ours: Any, reference: Arrays, tolerance: float = 1e-5) -> None:
 )
 @example(batch=2, height=8, width=6, kernel_size=3, stride=1, padding=1)
 @example(batch=2, height=7, width=9, kernel_size=3, stride=2, padding=1)
+@example(batch=ENOUGH_IMAGES, height=6, width=8, kernel_size=3, stride=2, padding=1)
 @example(batch=1, height=9, width=9, kernel_size=3, stride=2, padding=0)  # a downsampler that pads one side only
 @example(batch=2, height=1, width=1, kernel_size=3, stride=1, padding=1)
 @settings(max_examples=8, deadline=None)
-def test_a_sum_over_columns_is_the_convolution(
+def test_a_form_for_tpus_is_the_convolution(
     batch: int, height: int, width: int, kernel_size: int, stride: int, padding: int
 ) -> None:
     if min(height, width) + 2 * padding < kernel_size:
         return
     x_BHWC, weight_OIHW = draw((batch, height, width, 5), (7, 5, kernel_size, kernel_size))
-    function = partial(convolve_by_columns, stride=stride, padding=padding)
+    function = partial(convolve, stride=stride, padding=padding, for_tpu=True)
     y, gradients_of = jax.vjp(function, jnp.asarray(x_BHWC), jnp.asarray(from_torch_layout(weight_OIHW, CONV)))
     assert_close((y, *gradients_of(y)), torch_convolution(x_BHWC, weight_OIHW, stride, padding))
 
@@ -82,7 +82,7 @@ def test_columns_are_added_up_in_float32() -> None:
     """In bfloat16, 256 + 1 is 256: a sum of rounded columns would lose the ones at either side."""
     x_BHWC = jnp.asarray([1.0, 256.0, 1.0], jnp.bfloat16).reshape(1, 1, 3, 1)
     weight_QPCO = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
-    assert convolve_by_columns(x_BHWC, weight_QPCO, 1, 1)[0, 0, 1, 0] == 258
+    assert convolve(x_BHWC, weight_QPCO, 1, 1, for_tpu=True)[0, 0, 1, 0] == 258
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -100,15 +100,15 @@ def test_blocks_convolved_are_the_pixels_convolved(stride: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "widths", "products"),
+    ("height", "width", "widths", "kernels"),
     [
         pytest.param(32, 48, (4, 8, 8, 12), {(4 * 4 * 3, 4 * 4 * 4), (4 * 4 * 4, 2 * 2 * 8)}, id="in-blocks"),
-        pytest.param(31, 48, (4, 8, 8, 12), {(3, 4), (4, 8)}, id="odd-height"),
-        pytest.param(32, 48, (4, 8), {(3, 4), (4, 8)}, id="one-reduction"),
+        pytest.param(31, 48, (4, 8, 8, 12), {(3, 4), (4, 4)}, id="odd-height"),
+        pytest.param(32, 48, (4, 8), {(3, 4), (4, 4)}, id="one-reduction"),
     ],
 )
 def test_the_conditioning_network_begins_in_blocks_where_it_can(
-    height: int, width: int, widths: tuple[int, ...], products: set[tuple[int, int]]
+    height: int, width: int, widths: tuple[int, ...], kernels: set[tuple[int, int]]
 ) -> None:
     model = ControlNetConditioningEmbedding(3, widths, 8)
     definition, params = split(model)
@@ -123,12 +123,12 @@ def test_the_conditioning_network_begins_in_blocks_where_it_can(
         return bound
 
     program = jax.make_jaxpr(run(for_tpu=True))(condition_BYXC)
-    kernels = {
+    used = {
         equation.invars[1].aval.shape[2:]
         for equation in program.eqns
         if equation.primitive.name == "conv_general_dilated"
     }
-    assert products <= kernels
+    assert kernels <= used
     assert_close([run(for_tpu=True)(condition_BYXC)], (np.asarray(run(for_tpu=False)(condition_BYXC)),))
 
 
@@ -148,7 +148,7 @@ def test_rows_that_are_divided_over_devices_stay_where_they_are() -> None:
     rows = NamedSharding(mesh, PartitionSpec(DATA))
     x_BHWC, weight_OIHW = draw((8, 6, 6, 4), (4, 4, 3, 3))
     weight_QPCO = jnp.asarray(from_torch_layout(weight_OIHW, CONV))
-    compiled = jax.jit(partial(convolve_by_columns, stride=1, padding=1), in_shardings=(rows, None))
+    compiled = jax.jit(partial(convolve, stride=1, padding=1, for_tpu=True), in_shardings=(rows, None))
     compiled = compiled.lower(x_BHWC, weight_QPCO).compile()
     y = compiled(jax.device_put(x_BHWC, rows), weight_QPCO)
     assert y.sharding.is_equivalent_to(rows, y.ndim)

@@ -1,11 +1,12 @@
-"""Convolutions in the forms that fill a TPU where XLA's own does not; results differ by rounding alone.
+"""The ways to compute a convolution: as XLA does, or in forms that fill a TPU better; results differ by rounding alone.
 
 Axes: B batch, H height, W width (of pixels or blocks of them), C input channels, O output channels, Q P the kernel's
 width and height, N neighbours, K R pixels along the side of an input and an output block.
 
 A TPU's registers and multipliers hold 8 or 16 rows of 128 lanes. XLA puts channels into the lanes and images into the
 rows, so it wants 128 channels or more, and 8 images or more. Fewer images it cuts into strips, whose edges it copies
-to one another before every convolution. Figures: docs/benchmarks.md, "Convolutions on a TPU v4".
+to one another before every convolution. And the gradient of a convolution with a stride it computes with the zeros
+that lie between the numbers. Figures: docs/benchmarks.md, "Convolutions on a TPU v4".
 """
 
 from collections.abc import Callable
@@ -15,9 +16,33 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from flax_trainer.models.gradient_checkpointing import CONVOLUTION
 
 ENOUGH_IMAGES = 8  # per device, for XLA's own form to be the faster one
 NEIGHBOURS = 3  # a 3x3 kernel reads the block before, the block itself and the block after
+
+Kept = tuple[jax.Array | None, jax.Array | None]
+
+
+def convolve(x_BHWC: jax.Array, weight_QPCO: jax.Array, stride: int, padding: int, *, for_tpu: bool) -> jax.Array:
+    """A 2-D convolution without a bias.
+
+    Args:
+        x_BHWC, weight_QPCO: two arrays of one floating dtype.
+        stride, padding: of both directions, as for `torch.nn.Conv2d`.
+        for_tpu: in the forms that suit a TPU; other devices are slower with them.
+    Returns:
+        [B, H', W', O] in that dtype, summed in float32.
+    """
+    few_images = has_few_images(x_BHWC)
+    form = _Form(x_BHWC.shape, weight_QPCO.shape, stride, padding, few_images)
+    if for_tpu and (few_images or stride > 1):
+        y_BHWO = _by_columns(x_BHWC, weight_QPCO, form)
+    else:
+        y_BHWO = _as_xla_does(x_BHWC, weight_QPCO, form)
+    return checkpoint_name(y_BHWO, CONVOLUTION)
 
 
 def has_few_images(x_BHWC: jax.Array) -> bool:
@@ -27,40 +52,40 @@ def has_few_images(x_BHWC: jax.Array) -> bool:
     return x_BHWC.shape[0] < ENOUGH_IMAGES * devices
 
 
-def convolve_by_columns(x_BHWC: jax.Array, weight_QPCO: jax.Array, stride: int, padding: int) -> jax.Array:
-    """A 2-D convolution as the sum, over the kernel's columns, of convolutions along H, for which W is more images.
-
-    Args:
-        x_BHWC, weight_QPCO: two arrays of one floating dtype.
-        stride, padding: of both directions, as for `torch.nn.Conv2d`.
-    Returns:
-        [B, H', W', O] in that dtype, summed in float32.
-    """
-    return _by_columns(x_BHWC, weight_QPCO, _Form(x_BHWC.shape, weight_QPCO.shape, stride, padding))
-
-
 class _Form(NamedTuple):
     x_shape: tuple[int, ...]
     weight_shape: tuple[int, ...]
     stride: int
     padding: int
+    few_images: bool
+
+
+def _as_xla_does(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x_BHWC,
+        weight_QPCO,
+        window_strides=(form.stride, form.stride),
+        padding=[(form.padding, form.padding)] * 2,
+        dimension_numbers=("NHWC", "WHIO", "NHWC"),
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnames=("form",))
 def _by_columns(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form) -> jax.Array:
-    return _sum_over_columns(x_BHWC, weight_QPCO, form, jnp.float32).astype(x_BHWC.dtype)
+    """As a sum over the kernel's columns: the gradients, and of few images the result."""
+    if form.few_images:
+        return _sum_over_columns(x_BHWC, weight_QPCO, form, jnp.float32).astype(x_BHWC.dtype)
+    return _as_xla_does(x_BHWC, weight_QPCO, form)
 
 
-def _forward(x: Any, weight: Any, form: _Form) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
+def _forward(x: Any, weight: Any, form: _Form) -> tuple[jax.Array, Kept]:
     """Keeps what the gradients take that are asked for; those of frozen weights are not."""
     kept = (x.value if weight.perturbed else None, weight.value if x.perturbed else None)
     return _by_columns(x.value, weight.value, form), kept
 
 
-def _backward(
-    form: _Form, kept: tuple[jax.Array | None, jax.Array | None], cotangent_BHWO: jax.Array
-) -> tuple[jax.Array | None, jax.Array | None]:
-    """In the results' dtype, for JAX cannot transpose a convolution whose result has another one than its factors."""
+def _backward(form: _Form, kept: Kept, cotangent_BHWO: jax.Array) -> Kept:
+    """Sums in the cotangent's dtype: JAX transposes no convolution whose result has another one than its factors."""
     x_BHWC, weight_QPCO = kept
     dtype = cotangent_BHWO.dtype
 
@@ -81,6 +106,7 @@ _by_columns.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _sum_over_columns(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The sum, over the kernel's columns, of convolutions along H, for which W is more images."""
     (batch, height, width, _), columns, stride = form.x_shape, form.weight_shape[0], form.stride
     out_width = (width + 2 * form.padding - columns) // stride + 1
     padded_BHWC = jnp.pad(x_BHWC, ((0, 0), (0, 0), (form.padding, form.padding), (0, 0)))
