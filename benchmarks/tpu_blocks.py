@@ -1,14 +1,17 @@
 """What one block of Stable Diffusion 1.5 at 512 px takes on a TPU v4, by the estimate of the TPU's compiler.
 
     python3 -m benchmarks.tpu_blocks transformer --attention plain splash [--images 8] [--channels 320]
-    python3 -m benchmarks.tpu_blocks resnet --images 2 --channels 640
+    python3 -m benchmarks.tpu_blocks resnet --images 2 --channels 640 --convolutions xla tpu
+    python3 -m benchmarks.tpu_blocks conditioning --images 2 --convolutions xla tpu
 
 Compiled are a forward pass and, from a second one, the gradients of weights and input, in bf16 with float32 weights.
 No TPU is needed; `pip install 'jax[tpu]'` brings the compiler.
 """
 
 import argparse
+import itertools
 import os
+from collections.abc import Callable
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -24,62 +27,81 @@ from flax_trainer.compile_report.kernels import kernel_flops
 from flax_trainer.compile_report.targets import parse_target
 from flax_trainer.model_flops import flops_of
 from flax_trainer.models.attention import Attention, Transformer2DModel, TransformerSpec
+from flax_trainer.models.controlnet import ControlNetConditioningEmbedding
 from flax_trainer.models.functional import cast, split
+from flax_trainer.models.layers import Conv
 from flax_trainer.models.resnet import ResnetBlock2D, ResnetSpec
 
 TARGET = parse_target("v4-8")
 SIDES = {320: 64, 640: 32, 1280: 16}  # of the feature maps with so many channels
 TRANSFORMER = TransformerSpec(8, 1, 768, 32, use_linear_projection=False, only_cross_attention=False)
+CONDITIONING_WIDTHS = (16, 32, 96, 256)
 RESNET = ResnetSpec(time_embed_dim=1280, norm_num_groups=32, norm_eps=1e-5)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("block", choices=["transformer", "resnet"])
+    parser.add_argument("block", choices=["transformer", "resnet", "conditioning"])
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--channels", type=int, choices=SIDES, default=320)
     parser.add_argument("--attention", nargs="+", choices=["plain", "blockwise", "splash"], default=["splash"])
+    parser.add_argument("--convolutions", nargs="+", choices=["xla", "tpu"], default=["tpu"])
     arguments = parser.parse_args()
-    print(f"{'attention':<12}{'M cycles':>10}{'of peak':>10}{'GB':>8}   cycles by kind of work (compiler estimate)")
-    for attention in arguments.attention if arguments.block == "transformer" else ["-"]:
-        measure(arguments.block, arguments.images, arguments.channels, attention)
+    print(f"{'':<16}{'M cycles':>10}{'of peak':>10}{'GB':>8}   cycles by kind of work (compiler estimate)")
+    attentions = arguments.attention if arguments.block == "transformer" else ["plain"]
+    for attention, convolutions in itertools.product(attentions, arguments.convolutions):
+        measure(arguments.block, arguments.images, arguments.channels, attention, convolutions)
 
 
-def measure(block: str, images: int, channels: int, attention: Any) -> None:
+def measure(block: str, images: int, channels: int, attention: Any, convolutions: str) -> None:
     sharding = SingleDeviceSharding(TARGET.devices()[0])
 
     def array(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
+    y = array(images, SIDES[channels], SIDES[channels], channels)
+    x, context = y, list[Any]()
     if block == "transformer":
         model: Any = nnx.eval_shape(lambda: Transformer2DModel(channels, TRANSFORMER))
-        context = array(images, 77, TRANSFORMER.cross_attention_dim)
-    else:
+        context = [array(images, 77, TRANSFORMER.cross_attention_dim)]
+    elif block == "resnet":
         model = nnx.eval_shape(lambda: ResnetBlock2D(channels, channels, RESNET))
-        context = array(images, RESNET.time_embed_dim)
+        context = [array(images, RESNET.time_embed_dim)]
+    else:
+        model = nnx.eval_shape(lambda: ControlNetConditioningEmbedding(3, CONDITIONING_WIDTHS, channels))
+        x = array(images, model.reduction * SIDES[channels], model.reduction * SIDES[channels], 3)
+    inputs = ({name: array(*w.shape, dtype=jnp.float32) for name, w in split(model)[1].items()}, x, context, y)
+    flops = flops_of(jax.make_jaxpr(forward_and_gradients(model, block))(*inputs).jaxpr)  # without filled-up zeros
+
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Attention):
             module.kernel = attention
-    definition, params = split(model)
-
-    def forward(params: Any, x: jax.Array, context: jax.Array) -> jax.Array:
-        return definition.bind(cast(params, jnp.bfloat16))(x, context)
-
-    def both(params: Any, x: jax.Array, context: jax.Array, cotangent: jax.Array) -> Any:
-        gradients = jax.vjp(lambda params, x: forward(params, x, context), params, x)[1](cotangent)
-        return forward(params, x, context), gradients
-
-    x = array(images, SIDES[channels], SIDES[channels], channels)
-    inputs = ({name: array(*value.shape, dtype=jnp.float32) for name, value in params.items()}, x, context, x)
-    program = jax.make_jaxpr(both)(*inputs).jaxpr
-    compiled = jax.jit(both).lower(*inputs).compile()
-    costs = costs_of(parse_program(compiled.as_text() or ""), kernel_flops(program), TARGET)
+        if isinstance(module, Conv):
+            module.for_tpu = convolutions == "tpu"
+    function = forward_and_gradients(model, block)
+    compiled = jax.jit(function).lower(*inputs).compile()
+    kernels = kernel_flops(jax.make_jaxpr(function)(*inputs).jaxpr)
+    costs = costs_of(parse_program(compiled.as_text() or ""), kernels, TARGET)
     analysis = compiled.cost_analysis() or {}
-    seconds = costs.cycles / (TARGET.chip.clock_ghz * 1e9)
-    share = flops_of(program) / seconds / (TARGET.chip.peak_tflops * 1e12)
+    share = flops / (costs.cycles / (TARGET.chip.clock_ghz * 1e9)) / (TARGET.chip.peak_tflops * 1e12)
     gigabytes = (analysis["bytes accessed"] + costs.bytes_not_counted) / 1e9
     kinds = ", ".join(f"{kind} {cycles / 1e6:.2f}" for kind, cycles in costs.by_kind.items())
-    print(f"{attention:<12}{costs.cycles / 1e6:>10.2f}{share:>10.1%}{gigabytes:>8.1f}   {kinds}", flush=True)
+    label = f"{attention}, {convolutions}"
+    print(f"{label:<16}{costs.cycles / 1e6:>10.2f}{share:>10.1%}{gigabytes:>8.1f}   {kinds}", flush=True)
+
+
+def forward_and_gradients(model: Any, block: str) -> Callable[..., Any]:
+    definition, _ = split(model)
+
+    def forward(params: Any, x: jax.Array, context: Any) -> jax.Array:
+        return definition.bind(cast(params, jnp.bfloat16))(x, *context)
+
+    def both(params: Any, x: jax.Array, context: Any, cotangent: jax.Array) -> Any:
+        gradients = jax.vjp(lambda params, x: forward(params, x, context), params, x)[1](cotangent)
+        # Of the conditioning network, nobody asks for the image's gradient.
+        return forward(params, x, context), gradients[:1] if block == "conditioning" else gradients
+
+    return both
 
 
 if __name__ == "__main__":

@@ -322,7 +322,7 @@ def test_ctrl_c_leaves_the_training_and_the_same_command_takes_it_up(cloud: Clou
             if line == "At work.\n":
                 break
         (cloud.folder / "end").touch()
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "The training is finished" in output
     assert len(cloud.trainings()) == 1
@@ -336,7 +336,7 @@ def test_a_training_that_was_stopped_is_resumed_by_the_same_command(cloud: Cloud
     command = [*VM, *STORAGE, "--", OUTPUT]
     output = interrupt_at_work(cloud, command)
     (stop,) = (line.partition(": ")[2] for line in output.splitlines() if line.startswith("# Stop the training"))
-    subprocess.run(["bash", "-c", stop], env=cloud.environment(), check=True, timeout=60)
+    subprocess.run(["bash", "-c", stop], env=cloud.environment(), check=True, timeout=120)
     remains = cloud.folder / "hosts" / "0" / "controlnet-training"
     assert (remains / "exit_code").read_text() == "0\n"
     assert STOPPED in (remains / "log").read_text()
@@ -353,7 +353,7 @@ def interrupt_at_work(cloud: Cloud, command: list[str]) -> str:
             if line == "At work.\n":
                 break
         os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     return output
 

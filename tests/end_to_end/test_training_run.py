@@ -159,7 +159,8 @@ def test_accumulated_and_threaded_batches_train_the_same(
 ) -> None:
     more = ["--train_batch_size", 2, "--gradient_accumulation_steps", 4, "--dataloader_num_workers", 3]
     backend.train(arguments(base_model, tmp_path, *more, "--max_train_steps", 4))
-    np.testing.assert_allclose(losses(tmp_path), losses(run)[:4], rtol=1e-5)
+    # AdamW's first steps have the sign of each gradient, so they amplify the rounding of sums in another order.
+    np.testing.assert_allclose(losses(tmp_path), losses(run)[:4], rtol=3e-5)
 
 
 def test_a_resumed_run_continues_bit_for_bit(backend: Backend, base_model: Path, run: Path, tmp_path: Path) -> None:
