@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, FlaxCLIPTextModel
 
 from flax_trainer.compile_report.costs import costs_of
 from flax_trainer.compile_report.hlo import parse_program
-from flax_trainer.compile_report.targets import CHIPS, Target
+from flax_trainer.compile_report.targets import parse_target
 
 FROM_UNET = (
     *("in_channels", "down_block_types", "only_cross_attention", "block_out_channels", "layers_per_block"),
@@ -38,10 +38,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, required=True)
     parser.add_argument("--resolution", type=int, required=True)
     arguments = parser.parse_args()
-    target = Target("one chip of a v4-8", CHIPS["v4"], (1, 1, 1))
+    target = parse_target("v4-8")
     step, shapes = train_step(json.loads(arguments.architecture.read_text()), arguments.images, arguments.resolution)
     started = time.perf_counter()
-    compiled = jax.pmap(step, "batch", devices=target.devices(), donate_argnums=0).lower(*shapes).compile()
+    compiled = jax.pmap(step, "batch", devices=target.devices()[:1], donate_argnums=0).lower(*shapes).compile()
     seconds = time.perf_counter() - started
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
     costs = costs_of(parse_program(compiled.as_text()), {}, target)

@@ -97,7 +97,11 @@ def _configuration(training: list[str], model: str | None) -> TrainConfig:
 
 def _check_file(file: Path | None) -> None:
     """Before minutes are spent on what is to be written there."""
-    if file is not None and not file.absolute().parent.is_dir():
+    if file is None:
+        return
+    if file.is_dir():
+        raise ValueError(f"--json is {file}, which is a folder: give a file's name, as {file / 'report.json'}.")
+    if not file.absolute().parent.is_dir():
         raise ValueError(
             f"--json is {file}, but there is no folder {file.absolute().parent}: make it, or give another."
         )

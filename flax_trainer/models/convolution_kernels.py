@@ -21,7 +21,8 @@ from jax.ad_checkpoint import checkpoint_name
 from flax_trainer.models.gradient_checkpointing import CONVOLUTION
 
 ENOUGH_IMAGES = 8  # per device, for XLA's own form to be the faster one
-NEIGHBOURS = 3  # a 3x3 kernel reads the block before, the block itself and the block after
+KERNEL_SIZE = 3  # of the kernels that convolve blocks
+NEIGHBOURS = 3  # which the ones of that size read: the block before, the block itself and the block after
 
 Kept = tuple[jax.Array | None, jax.Array | None]
 
@@ -142,7 +143,8 @@ def weight_for_blocks(weight_QPCO: jax.Array, stride: int, block: int) -> jax.Ar
     Returns:
         [3, 3, K·K·C, R·R·O], the neighbours along W first.
     """
-    channels, out_channels = weight_QPCO.shape[2:]
+    *sides, channels, out_channels = weight_QPCO.shape
+    assert sides == [KERNEL_SIZE, KERNEL_SIZE], sides
     side_NKRP = jnp.asarray(_pixels_read(stride, block), weight_QPCO.dtype)
     weight = jnp.einsum("nkrp,mlsq,qpco->mnklcrso", side_NKRP, side_NKRP, weight_QPCO)
     return weight.reshape(NEIGHBOURS, NEIGHBOURS, block**2 * channels, (block // stride) ** 2 * out_channels)
@@ -150,10 +152,10 @@ def weight_for_blocks(weight_QPCO: jax.Array, stride: int, block: int) -> jax.Ar
 
 def _pixels_read(stride: int, block: int) -> np.ndarray:
     """[N, K, R, P], 1 where an output block's pixel R reads pixel K of its neighbour N with the kernel's element P."""
-    out_block, kernel_size = block // stride, NEIGHBOURS
-    reads = np.zeros((NEIGHBOURS, block, out_block, kernel_size), np.float32)
+    out_block = block // stride
+    reads = np.zeros((NEIGHBOURS, block, out_block, KERNEL_SIZE), np.float32)
     for pixel in range(out_block):
-        for element in range(kernel_size):
+        for element in range(KERNEL_SIZE):
             position = block + stride * pixel + element - 1  # counted from the first pixel of the block before
             reads[position // block, position % block, pixel, element] = 1
     return reads

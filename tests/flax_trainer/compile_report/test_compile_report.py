@@ -119,6 +119,7 @@ def test_what_does_not_fit_is_said_plainly(folder: Path) -> None:
     [
         (["--target", "v4-9", *TINY], "--target is 'v4-9'"),
         (["--target", "v4-8", *TINY, "--json", "/nowhere/a.json"], "there is no folder /nowhere"),
+        (["--target", "v4-8", *TINY, "--json", "/"], "--json is /, which is a folder"),
         (["--target", "v4-8", *TINY, "--controlnet_model_name_or_path", "x"], "--model tiny stands for all models"),
         (["--target", "v4-8"], "--pretrained_model_name_or_path is missing"),
         (["--target", "v4-8", *TINY, "--mixed_precison", "bf16"], "mixed_precision"),
