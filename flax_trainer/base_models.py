@@ -149,10 +149,11 @@ def define_models(
     if device.platform == "tpu":
         for model in (controlnet, unet, vae):
             model.enable_tpu_convolutions()
-    for model in (controlnet, unet):
-        if config.gradient_checkpointing:
+    if config.gradient_checkpointing:
+        for model in (controlnet, unet):
             model.enable_gradient_checkpointing(config.gradient_checkpointing_policy)
-        if config.enable_xformers_memory_efficient_attention:
+    if config.enable_xformers_memory_efficient_attention:
+        for model in (controlnet, unet, vae):
             model.enable_memory_efficient_attention(memory_efficient_kernel(device))
     if config.only_mid_control:
         controlnet.enable_only_mid_control()

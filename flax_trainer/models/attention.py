@@ -56,7 +56,11 @@ class GEGLU(nnx.Module):
         self.proj = Linear(channels, 2 * inner_channels)
 
     def __call__(self, x_BLC: jax.Array) -> jax.Array:
-        value, gate = jnp.split(self.proj(x_BLC), 2, axis=-1)
+        assert self.proj.bias is not None
+        # Two products, for the gradient of a split one is put together from two halves: a copy of the largest array.
+        weights = jnp.split(self.proj.weight[...].astype(x_BLC.dtype), 2, axis=-1)
+        biases = jnp.split(self.proj.bias[...].astype(x_BLC.dtype), 2)
+        value, gate = (x_BLC @ weight + bias for weight, bias in zip(weights, biases, strict=True))
         return value * gelu(gate)
 
 

@@ -17,13 +17,19 @@ AttentionKernel = Literal["plain", "blockwise", "splash", "cudnn"]
 Gradients = tuple[jax.Array, jax.Array, jax.Array]  # of the query, the key and the value
 
 SCORES_PER_BLOCK = 2**24  # 64 MiB in float32: an eighth of those of one 512 px image, 8 heads of 4096² positions
+# Of one head: a position then has no more scores than its feed-forward network has features. Captions' 77 keys are few.
+FEW_KEYS_PER_FEATURE = 8
 
 SPLASH_MIN_LENGTH = 1024  # shorter ones have few scores
 SPLASH_LANES = 128  # lengths must be multiples of it
 SPLASH_BLOCKS = (512, 384, 256, SPLASH_LANES)
 # Of the keys whose gradients are computed at a time: each such block makes a part of the queries' gradients, which are
-# added up afterwards. Larger ones need more than the 16 MiB of a TPU core's own memory.
+# added up afterwards. Larger ones need more than the 16 MiB of a TPU core's own memory, and 4096 fit only in small
+# heads, with queries and keys coming 256 at a time.
 SPLASH_GRADIENT_BLOCKS = (2048, 1536, 1024, 768, *SPLASH_BLOCKS)
+LARGEST_GRADIENT_BLOCK = 4096
+LARGEST_GRADIENT_BLOCK_MAX_FEATURES = 64
+LARGEST_GRADIENT_BLOCK_ROWS = 256
 WITHOUT_SPLASH = ("TPU v2", "TPU v3")
 
 CUDNN_COMPUTE_CAPABILITY = 8.0
@@ -50,8 +56,9 @@ def dot_product_attention(
     Args:
         query_BQND, key_BKND, value_BKND: three arrays of one floating dtype.
         kernel: how it is computed; results differ by rounding alone. "plain" keeps all scores for the backward pass.
-            "blockwise" holds a block of them at a time, on any device. "splash" (TPU) and "cudnn" (NVIDIA) are fused
-            kernels where lengths, dtype and head size allow them, and blockwise attention elsewhere.
+            "blockwise" holds a block of them at a time, on any device; where keys are few, all until they are used.
+            "splash" (TPU) and "cudnn" (NVIDIA) are fused kernels where lengths, dtype and head size allow them, and
+            blockwise attention elsewhere.
     Returns:
         [B, Q, N, D] in that dtype.
     """
@@ -66,6 +73,8 @@ def _attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array
         return _on_each_device(flash_attention_tpu)(query_BQND, key_BKND, value_BKND)
     if kernel == "cudnn" and _fits_cudnn(query_BQND):
         return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="cudnn")
+    if key_BKND.shape[1] <= FEW_KEYS_PER_FEATURE * key_BKND.shape[3]:
+        return jax.checkpoint(plain_attention)(query_BQND, key_BKND, value_BKND)
     return blockwise_attention(query_BQND, key_BKND, value_BKND)
 
 
@@ -146,24 +155,37 @@ flash_attention_tpu.defvjp(_flash_forward, _flash_backward)
 
 def _splash(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, interpret: bool) -> jax.Array:
     (_, queries, heads, features), keys = query_BQND.shape, key_BKND.shape[1]
-    block_q, block_kv = _largest_divisor(SPLASH_BLOCKS, queries), _largest_divisor(SPLASH_BLOCKS, keys)
-    gradient_blocks = SPLASH_GRADIENT_BLOCKS if features <= SPLASH_LANES else SPLASH_BLOCKS
-    block_kv_gradient = _largest_divisor(gradient_blocks, keys)
     attend = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([splash_attention.FullMask((queries, keys))] * heads),
-        block_sizes=splash_attention.BlockSizes(
-            block_q=block_q,
-            block_kv=block_kv,
-            block_q_dkv=block_q,
-            block_kv_dkv=block_kv_gradient,
-            block_kv_dkv_compute=_largest_divisor(SPLASH_BLOCKS, block_kv_gradient),
-            use_fused_bwd_kernel=True,
-        ),
+        block_sizes=_splash_blocks(queries, keys, features),
         interpret=interpret,
     )
     scaled_BQND = query_BQND * jnp.asarray(features**-0.5, query_BQND.dtype)
     query_BNQD, key_BNKD, value_BNKD = (array.swapaxes(1, 2) for array in (scaled_BQND, key_BKND, value_BKND))
     return jax.vmap(attend)(query_BNQD, key_BNKD, value_BNKD).swapaxes(1, 2)
+
+
+def _splash_blocks(queries: int, keys: int, features: int) -> splash_attention.BlockSizes:
+    rows = gradient_rows = _largest_divisor(SPLASH_BLOCKS, queries)
+    gradient_blocks = SPLASH_GRADIENT_BLOCKS if features <= SPLASH_LANES else SPLASH_BLOCKS
+    gradient_block = _largest_divisor(gradient_blocks, keys)
+    gradient_keys = _largest_divisor(SPLASH_BLOCKS, gradient_block)
+    if keys % LARGEST_GRADIENT_BLOCK == 0 and features <= LARGEST_GRADIENT_BLOCK_MAX_FEATURES:
+        gradient_block, gradient_keys = LARGEST_GRADIENT_BLOCK, LARGEST_GRADIENT_BLOCK_ROWS
+        gradient_rows = min(rows, LARGEST_GRADIENT_BLOCK_ROWS)
+    # Features in the rows need none of the 128 lanes that they would not fill.
+    features_first = splash_attention.QKVLayout.SEQ_MINOR
+    return splash_attention.BlockSizes(
+        block_q=rows,
+        block_kv=_largest_divisor(SPLASH_BLOCKS, keys),
+        block_q_dkv=gradient_rows,
+        block_kv_dkv=gradient_block,
+        block_kv_dkv_compute=gradient_keys,
+        use_fused_bwd_kernel=True,
+        q_layout=features_first,
+        k_layout=features_first,
+        v_layout=features_first,
+    )
 
 
 def _on_each_device(kernel: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

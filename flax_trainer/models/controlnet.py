@@ -62,7 +62,7 @@ def _on_blocks(conv: Conv, x_BHWC: jax.Array, block: int) -> jax.Array:
     """The convolution of what lies in blocks of so many pixels; its result lies in blocks, smaller by its stride."""
     weight_QPCO = weight_for_blocks(conv.weight[...].astype(x_BHWC.dtype), conv.stride, block)
     bias_O = jnp.tile(conv.bias[...].astype(x_BHWC.dtype), (block // conv.stride) ** 2)
-    return convolve(x_BHWC, weight_QPCO, stride=1, padding=1, for_tpu=True) + bias_O
+    return convolve(x_BHWC, weight_QPCO, stride=1, padding=(1, 1), for_tpu=True) + bias_O
 
 
 class FlaxControlNetModel(UNetEncoder):

@@ -27,12 +27,15 @@ NEIGHBOURS = 3  # which the ones of that size read: the block before, the block 
 Kept = tuple[jax.Array | None, jax.Array | None]
 
 
-def convolve(x_BHWC: jax.Array, weight_QPCO: jax.Array, stride: int, padding: int, *, for_tpu: bool) -> jax.Array:
+def convolve(
+    x_BHWC: jax.Array, weight_QPCO: jax.Array, stride: int, padding: tuple[int, int], *, for_tpu: bool
+) -> jax.Array:
     """A 2-D convolution without a bias.
 
     Args:
         x_BHWC, weight_QPCO: two arrays of one floating dtype.
-        stride, padding: of both directions, as for `torch.nn.Conv2d`.
+        stride: of both directions.
+        padding: zeros (before, after) in both directions.
         for_tpu: in the forms that suit a TPU; other devices are slower with them.
     Returns:
         [B, H', W', O] in that dtype, summed in float32.
@@ -57,7 +60,7 @@ class _Form(NamedTuple):
     x_shape: tuple[int, ...]
     weight_shape: tuple[int, ...]
     stride: int
-    padding: int
+    padding: tuple[int, int]
     few_images: bool
 
 
@@ -66,7 +69,7 @@ def _as_xla_does(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form) -> jax.
         x_BHWC,
         weight_QPCO,
         window_strides=(form.stride, form.stride),
-        padding=[(form.padding, form.padding)] * 2,
+        padding=[form.padding] * 2,
         dimension_numbers=("NHWC", "WHIO", "NHWC"),
     )
 
@@ -109,8 +112,8 @@ _by_columns.defvjp(_forward, _backward, symbolic_zeros=True)
 def _sum_over_columns(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form, dtype: jax.typing.DTypeLike) -> jax.Array:
     """The sum, over the kernel's columns, of convolutions along H, for which W is more images."""
     (batch, height, width, _), columns, stride = form.x_shape, form.weight_shape[0], form.stride
-    out_width = (width + 2 * form.padding - columns) // stride + 1
-    padded_BHWC = jnp.pad(x_BHWC, ((0, 0), (0, 0), (form.padding, form.padding), (0, 0)))
+    out_width = (width + sum(form.padding) - columns) // stride + 1
+    padded_BHWC = jnp.pad(x_BHWC, ((0, 0), (0, 0), form.padding, (0, 0)))
 
     def convolved(column: int) -> jax.Array:
         read_BHWC = padded_BHWC[:, :, column : column + stride * (out_width - 1) + 1 : stride]
@@ -118,7 +121,7 @@ def _sum_over_columns(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form, dt
             read_BHWC.swapaxes(0, 1).reshape(height, batch * out_width, -1),
             weight_QPCO[column],
             window_strides=(stride,),
-            padding=[(form.padding, form.padding)],
+            padding=[form.padding],
             dimension_numbers=("HNC", "HIO", "HNC"),
             preferred_element_type=dtype,
         )

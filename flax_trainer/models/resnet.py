@@ -47,12 +47,10 @@ class Downsample2D(nnx.Module):
     """Halve H and W with a strided convolution. Padding 0 pads one row below and one column to the right instead."""
 
     def __init__(self, channels: int, padding: int):
-        self.conv = Conv(channels, channels, 3, stride=2, padding=padding)
+        self.conv = Conv(channels, channels, 3, stride=2, padding=padding or (0, 1))
 
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        if self.conv.padding == 0:
-            x_BHWC = jnp.pad(x_BHWC, ((0, 0), (0, 1), (0, 1), (0, 0)))
-        return self.conv(x_BHWC)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(x)
 
 
 class Upsample2D(nnx.Module):

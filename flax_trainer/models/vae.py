@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.attention_kernels import dot_product_attention
+from flax_trainer.models.attention_kernels import AttentionKernel, dot_product_attention
+from flax_trainer.models.convolution_kernels import has_few_images
 from flax_trainer.models.layers import Conv, GroupNorm, Linear
 from flax_trainer.models.pretrained import PretrainedModel
 from flax_trainer.models.resnet import Downsample2D, Upsample2D
+from flax_trainer.models.strips import STRIPS, from_strips, to_strips
 
 NORM_EPS = 1e-6
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
@@ -115,6 +117,12 @@ class FlaxAutoencoderKL(PretrainedModel):
         self.quant_conv = Conv(moments, moments, 1) if config.use_quant_conv else None
         self.post_quant_conv = Conv(latents, latents, 1) if config.use_post_quant_conv else None
 
+    def enable_memory_efficient_attention(self, kernel: AttentionKernel) -> None:
+        """Compute all attention with this kernel (see `dot_product_attention`)."""
+        for _, module in nnx.iter_modules(self):
+            if isinstance(module, SpatialAttention):
+                module.kernel = kernel
+
     @property
     def scale_factor(self) -> int:
         """Pixels per latent position, along each side: 8 for Stable Diffusion."""
@@ -169,11 +177,17 @@ class Encoder(nnx.Module):
         self.conv_out = Conv(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def __call__(self, pixels_BHWC: jax.Array) -> jax.Array:
-        x_BHWC = self.conv_in(pixels_BHWC)
+        in_strips = self._in_strips(pixels_BHWC)
+        x = self.conv_in(to_strips(pixels_BHWC) if in_strips else pixels_BHWC)
         for block in self.down_blocks:
-            x_BHWC = block(x_BHWC)
-        x_BHWC = self.mid_block(x_BHWC)
+            x = block(x)
+        x_BHWC = self.mid_block(from_strips(x) if in_strips else x)
         return self.conv_out(nnx.silu(self.conv_norm_out(x_BHWC)))
+
+    def _in_strips(self, pixels_BHWC: jax.Array) -> bool:
+        """Whether a TPU gets few images, whose strips have whole columns at every resolution."""
+        reduction = 2 ** (len(self.down_blocks) - 1)
+        return self.conv_in.for_tpu and has_few_images(pixels_BHWC) and pixels_BHWC.shape[2] % (STRIPS * reduction) == 0
 
 
 class Decoder(nnx.Module):
@@ -265,12 +279,13 @@ class SpatialAttention(nnx.Module):
         self.to_k = Linear(channels, channels)
         self.to_v = Linear(channels, channels)
         self.to_out = nnx.List([Linear(channels, channels)])
+        self.kernel: AttentionKernel = "plain"
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         batch, _, _, channels = x_BHWC.shape
         h_BLC = self.group_norm(x_BHWC).reshape(batch, -1, channels)
         query, key, value = (project(h_BLC)[:, :, None, :] for project in (self.to_q, self.to_k, self.to_v))
-        h_BLC = self.to_out[0](dot_product_attention(query, key, value)[:, :, 0, :])
+        h_BLC = self.to_out[0](dot_product_attention(query, key, value, self.kernel)[:, :, 0, :])
         return x_BHWC + h_BLC.reshape(x_BHWC.shape)
 
 

@@ -72,7 +72,7 @@ def test_a_form_for_tpus_is_the_convolution(
 ) -> None:
     assume(min(height, width) + 2 * padding >= kernel_size)
     x_BHWC, weight_OIHW = draw((batch, height, width, 5), (7, 5, kernel_size, kernel_size))
-    function = partial(convolve, stride=stride, padding=padding, for_tpu=True)
+    function = partial(convolve, stride=stride, padding=(padding, padding), for_tpu=True)
     y, gradients_of = jax.vjp(function, jnp.asarray(x_BHWC), jnp.asarray(from_torch_layout(weight_OIHW, CONV)))
     assert_close((y, *gradients_of(y)), torch_convolution(x_BHWC, weight_OIHW, stride, padding))
 
@@ -81,7 +81,7 @@ def test_columns_are_added_up_in_float32() -> None:
     """In bfloat16, 256 + 1 is 256: a sum of rounded columns would lose the ones at either side."""
     x_BHWC = jnp.asarray([1.0, 256.0, 1.0], jnp.bfloat16).reshape(1, 1, 3, 1)
     weight_QPCO = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
-    assert convolve(x_BHWC, weight_QPCO, 1, 1, for_tpu=True)[0, 0, 1, 0] == 258
+    assert convolve(x_BHWC, weight_QPCO, 1, (1, 1), for_tpu=True)[0, 0, 1, 0] == 258
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -91,7 +91,7 @@ def test_blocks_convolved_are_the_pixels_convolved(stride: int) -> None:
 
     def on_blocks(x_BHWC: jax.Array, weight_QPCO: jax.Array) -> jax.Array:
         weight = weight_for_blocks(weight_QPCO, stride, block)
-        return convolve(to_blocks(x_BHWC, block), weight, stride=1, padding=1, for_tpu=False)
+        return convolve(to_blocks(x_BHWC, block), weight, stride=1, padding=(1, 1), for_tpu=False)
 
     y, gradients_of = jax.vjp(on_blocks, jnp.asarray(x_BHWC), jnp.asarray(from_torch_layout(weight_OIHW, CONV)))
     expected, *gradients = torch_convolution(x_BHWC, weight_OIHW, stride, padding=1)
@@ -147,7 +147,7 @@ def test_rows_that_are_divided_over_devices_stay_where_they_are() -> None:
     rows = NamedSharding(mesh, PartitionSpec(DATA))
     x_BHWC, weight_OIHW = draw((8, 6, 6, 4), (4, 4, 3, 3))
     weight_QPCO = jnp.asarray(from_torch_layout(weight_OIHW, CONV))
-    compiled = jax.jit(partial(convolve, stride=1, padding=1, for_tpu=True), in_shardings=(rows, None))
+    compiled = jax.jit(partial(convolve, stride=1, padding=(1, 1), for_tpu=True), in_shardings=(rows, None))
     compiled = compiled.lower(x_BHWC, weight_QPCO).compile()
     y = compiled(jax.device_put(x_BHWC, rows), weight_QPCO)
     assert y.sharding.is_equivalent_to(rows, y.ndim)

@@ -95,6 +95,34 @@ def test_odd_sizes_agree_with_diffusers(tmp_path, height, width):
     assert relative_error(decode(ours, mean), decoded) < 1e-5
 
 
+@pytest.mark.parametrize(("images", "in_strips"), [(2, True), (8, False)])
+def test_the_form_for_tpus_agrees_with_diffusers(tmp_path, images, in_strips):
+    """Few images are cut into 8 strips, whose width the three resolutions halve twice."""
+    theirs = torch_vae()
+    theirs.save_pretrained(tmp_path)
+    ours = FlaxAutoencoderKL.from_pretrained(tmp_path)
+    ours.enable_tpu_convolutions()
+    pixels = np.random.default_rng(2).uniform(-1, 1, (images, 24, 64, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs.encode(to_torch(pixels)).latent_dist.mean
+    assert relative_error(encode(ours, pixels)[0], expected) < 1e-5
+    made = {
+        variable.aval.shape for equation in jax.make_jaxpr(ours.encoder)(pixels).eqns for variable in equation.outvars
+    }
+    assert in_strips == ((images, 8, 24, 8, 8) in made)
+
+
+def test_a_width_that_strips_do_not_divide_agrees_too(tmp_path):
+    theirs = torch_vae()
+    theirs.save_pretrained(tmp_path)
+    ours = FlaxAutoencoderKL.from_pretrained(tmp_path)
+    ours.enable_tpu_convolutions()
+    pixels = np.random.default_rng(2).uniform(-1, 1, (1, 33, 48, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs.encode(to_torch(pixels)).latent_dist.mean
+    assert relative_error(encode(ours, pixels)[0], expected) < 1e-5
+
+
 def test_extreme_log_variances_are_clamped_as_in_diffusers(tmp_path, pixels):
     theirs = torch_vae()
     with torch.no_grad():
