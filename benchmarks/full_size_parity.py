@@ -113,9 +113,9 @@ def _flax(config: TrainConfig) -> tuple[float, dict[str, np.ndarray]]:
 
     @jax.jit
     def loss_and_grads(params, frozen, batch):  # type: ignore[no-untyped-def]
-        latents, text = encode_batch(models.defs, frozen, batch, objective)
+        latents, prompt = encode_batch(models.defs, frozen, batch, objective)
         return jax.value_and_grad(
-            lambda params: per_sample_losses(params, frozen.unet, latents, text, batch, models.defs, objective).mean()
+            lambda params: per_sample_losses(params, frozen.unet, latents, prompt, batch, models.defs, objective).mean()
         )(params)
 
     loss, grads = loss_and_grads(initial.controlnet, initial.frozen, batch)

@@ -36,7 +36,7 @@ SIDES = ("reference", "cached", "online")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="sd15")
+    parser.add_argument("--architecture", choices=["tiny", "sd15", "sd21"], default="sd15")
     parser.add_argument("--images", type=int, default=2, help="per chip")
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)

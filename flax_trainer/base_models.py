@@ -16,6 +16,7 @@ from flax_trainer.models import (
     ControlNetConfig,
     FlaxAutoencoderKL,
     FlaxCLIPTextModel,
+    FlaxCLIPTextModelWithProjection,
     FlaxControlNetModel,
     FlaxUNet2DConditionModel,
     UNet2DConditionConfig,
@@ -27,7 +28,7 @@ from flax_trainer.models.pretrained import HostParams
 from flax_trainer.step import FrozenParams, ModelDefs
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
-from shared.model_fit import check_models_fit
+from shared.model_fit import check_models_fit, check_trainable
 from shared.trained_parts import DOWN_RESIDUALS, is_decoder, only_mid_control_notice, prefixed
 
 logger = logging.getLogger(__name__)
@@ -42,9 +43,16 @@ class ModelConfigs(NamedTuple):
     controlnet: ControlNetConfig
     vae: AutoencoderKLConfig
     text_encoder: CLIPTextConfig
+    text_encoder_2: CLIPTextConfig | None = None  # SDXL's
 
     @classmethod
-    def of(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], text_encoder: Mapping[str, Any]) -> "ModelConfigs":
+    def of(
+        cls,
+        unet: Mapping[str, Any],
+        vae: Mapping[str, Any],
+        text_encoder: Mapping[str, Any],
+        text_encoder_2: Mapping[str, Any] | None = None,
+    ) -> "ModelConfigs":
         """From the fields of their `config.json`, with the ControlNet that starts from this UNet."""
         unet_config = UNet2DConditionConfig.from_dict(unet)
         return cls(
@@ -52,6 +60,7 @@ class ModelConfigs(NamedTuple):
             ControlNetConfig.from_unet_config(unet_config),
             AutoencoderKLConfig.from_dict(vae),
             CLIPTextConfig.from_dict(text_encoder),
+            None if text_encoder_2 is None else CLIPTextConfig.from_dict(text_encoder_2),
         )
 
 
@@ -96,6 +105,7 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
     base = str(config.pretrained_model_name_or_path)
     dtype = COMPUTE_DTYPES[config.mixed_precision or "no"]
     options = _options(config)
+    check_trainable(base, FlaxUNet2DConditionModel.load_config(base, subfolder="unet", **_config_options(config)))
     unet_config, unet = FlaxUNet2DConditionModel.load_params(base, subfolder="unet", **options)
     text_config, text_encoder = FlaxCLIPTextModel.load_params(base, subfolder="text_encoder", dtype=dtype, **options)
     vae_config, vae = _load_vae(config, base, dtype, options)
@@ -110,13 +120,12 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
 
 
 def read_configs(config: TrainConfig) -> ModelConfigs:
-    """What `load_base_models` would load, without the weights, which need not be there.
+    """What `load_base_models` would load, without the weights, which need not be there; of SDXL, too.
 
     Raises:
         ValueError: a configuration is missing or not supported.
     """
-    base, options = str(config.pretrained_model_name_or_path), _options(config)
-    del options["variant"]
+    base, options = str(config.pretrained_model_name_or_path), _config_options(config)
     unet = FlaxUNet2DConditionModel.load_config(base, subfolder="unet", **options)
     return ModelConfigs(
         unet,
@@ -129,6 +138,9 @@ def read_configs(config: TrainConfig) -> ModelConfigs:
         if config.pretrained_vae_model_name_or_path is None
         else FlaxAutoencoderKL.load_config(config.pretrained_vae_model_name_or_path, cache_dir=config.cache_dir),
         FlaxCLIPTextModel.load_config(base, subfolder="text_encoder", **options),
+        None
+        if unet.addition_embed_type is None
+        else FlaxCLIPTextModelWithProjection.load_config(base, subfolder="text_encoder_2", **options),
     )
 
 
@@ -141,7 +153,12 @@ def define_models(
         ValueError: they do not fit each other.
     """
     check_models_fit(
-        str(config.pretrained_model_name_or_path), configs.unet, configs.text_encoder, configs.vae, configs.controlnet
+        str(config.pretrained_model_name_or_path),
+        configs.unet,
+        configs.text_encoder,
+        configs.vae,
+        configs.controlnet,
+        configs.text_encoder_2,
     )
     controlnet = FlaxControlNetModel.abstract(configs.controlnet)
     unet = FlaxUNet2DConditionModel.abstract(configs.unet)
@@ -162,6 +179,9 @@ def define_models(
         unet=split(unet)[0],
         vae=split(vae)[0],
         text_encoder=split(FlaxCLIPTextModel.abstract(configs.text_encoder))[0],
+        text_encoder_2=None
+        if configs.text_encoder_2 is None
+        else split(FlaxCLIPTextModelWithProjection.abstract(configs.text_encoder_2))[0],
     )
     return BaseModels(defs, configs, schedule)
 
@@ -181,7 +201,11 @@ def save_unet(folder: Path, config: TrainConfig, decoder: HostParams) -> None:
 
 
 def _options(config: TrainConfig) -> dict[str, Any]:
-    return {"revision": config.revision, "variant": config.variant, "cache_dir": config.cache_dir}
+    return _config_options(config) | {"variant": config.variant}
+
+
+def _config_options(config: TrainConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "cache_dir": config.cache_dir}
 
 
 def _load_vae(

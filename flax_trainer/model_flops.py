@@ -21,6 +21,7 @@ from flax_trainer.models.attention import Attention
 from flax_trainer.models.functional import ModelDef
 from flax_trainer.models.gradient_checkpointing import CheckpointedModule
 from flax_trainer.models.layers import Conv
+from flax_trainer.sampling import Prompt
 from flax_trainer.step import FrozenParams, ModelDefs, Objective, encode_batch, per_sample_losses
 
 M = TypeVar("M", bound=nnx.Module)
@@ -42,12 +43,12 @@ def model_flops_per_image(
     """
     image = {name: jax.ShapeDtypeStruct((1, *array.shape[2:]), array.dtype) for name, array in batch.items()}
     defs = replace(defs, controlnet=_plain(defs.controlnet), unet=_plain(defs.unet))
-    latents, text = jax.eval_shape(partial(encode_batch, defs, objective=objective), frozen, image)
+    latents, prompt = jax.eval_shape(partial(encode_batch, defs, objective=objective), frozen, image)
 
-    def loss(params: Any, unet: Any, latents: jax.Array, text: jax.Array, image: dict[str, jax.Array]) -> jax.Array:
-        return per_sample_losses(params, unet, latents, text, image, defs, objective)[0]
+    def loss(params: Any, unet: Any, latents: jax.Array, prompt: Prompt, image: dict[str, jax.Array]) -> jax.Array:
+        return per_sample_losses(params, unet, latents, prompt, image, defs, objective)[0]
 
-    return flops_of(jax.make_jaxpr(jax.grad(loss))(params, frozen.unet, latents, text, image).jaxpr)
+    return flops_of(jax.make_jaxpr(jax.grad(loss))(params, frozen.unet, latents, prompt, image).jaxpr)
 
 
 def flops_of(jaxpr: Jaxpr) -> float:

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxUNet2DConditionModel
+from flax_trainer.models import (
+    FlaxAutoencoderKL,
+    FlaxCLIPTextModel,
+    FlaxCLIPTextModelWithProjection,
+    FlaxUNet2DConditionModel,
+)
 from shared.byte_tokenizer import VOCABULARY_SIZE, write_byte_tokenizer
 
 Config = dict[str, Any]
@@ -23,6 +28,7 @@ class Architecture:
     vae: Config
     text_encoder: Config
     scheduler: Config
+    text_encoder_2: Config | None = None  # SDXL's
 
 
 _SCHEDULER: Config = {
@@ -36,6 +42,21 @@ _SCHEDULER: Config = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+
+
+_SDXL_SCHEDULER: Config = {
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "interpolation_type": "linear",
+    "timestep_spacing": "leading",
+    "use_karras_sigmas": False,
+    "steps_offset": 1,
+}
+_SDXL_LATENTS: Config = {"scaling_factor": 0.13025, "force_upcast": True}
 
 
 def _vae(block_out_channels: list[int], layers_per_block: int, norm_num_groups: int) -> Config:
@@ -123,30 +144,91 @@ ARCHITECTURES = {
         | {"hidden_act": "gelu"},
         scheduler=_SCHEDULER,
     ),
-}
-
-_MODEL_INDEX: Config = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "safety_checker": [None, None],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
+    # Stable Diffusion XL with the fewest channels and blocks that keep every kind of layer.
+    "tiny_xl": Architecture(
+        unet={
+            "sample_size": 8,
+            "in_channels": 4,
+            "out_channels": 4,
+            "block_out_channels": [32, 64],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+            "layers_per_block": 1,
+            "attention_head_dim": [2, 4],
+            "transformer_layers_per_block": [1, 2],
+            "cross_attention_dim": 32 + 64,
+            "norm_num_groups": 8,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 48 + 6 * 8,
+        },
+        vae=_vae([8, 16, 16, 16], layers_per_block=1, norm_num_groups=4) | _SDXL_LATENTS,
+        text_encoder=_text_encoder(VOCABULARY_SIZE, hidden_size=32, layers=2, heads=2, intermediate_size=64),
+        scheduler=_SDXL_SCHEDULER,
+        text_encoder_2=_text_encoder(VOCABULARY_SIZE, hidden_size=64, layers=3, heads=4, intermediate_size=128)
+        | {"hidden_act": "gelu", "projection_dim": 48},
+    ),
+    # The published configuration of stable-diffusion-xl-base-1.0.
+    "sdxl": Architecture(
+        unet={
+            "sample_size": 128,
+            "in_channels": 4,
+            "out_channels": 4,
+            "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+            "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+            "layers_per_block": 2,
+            "attention_head_dim": [5, 10, 20],
+            "transformer_layers_per_block": [1, 2, 10],
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        vae=_vae([128, 256, 512, 512], layers_per_block=2, norm_num_groups=32) | _SDXL_LATENTS | {"sample_size": 1024},
+        text_encoder=_text_encoder(49408, hidden_size=768, layers=12, heads=12, intermediate_size=3072)
+        | {"projection_dim": 768},
+        scheduler=_SDXL_SCHEDULER,
+        text_encoder_2=_text_encoder(49408, hidden_size=1280, layers=32, heads=20, intermediate_size=5120)
+        | {"hidden_act": "gelu", "projection_dim": 1280},
+    ),
 }
 
 
 def write_random_model(name: str, folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> None:
-    """Write the model, the same for the same seed; diffusers' `StableDiffusionPipeline.from_pretrained` loads it."""
+    """Write the model, the same for the same seed; diffusers' `DiffusionPipeline.from_pretrained` loads it."""
     architecture = ARCHITECTURES[name]
     FlaxUNet2DConditionModel.from_config(architecture.unet, seed=seed).save_pretrained(folder / "unet")
     FlaxAutoencoderKL.from_config(architecture.vae, seed=seed).save_pretrained(folder / "vae")
     FlaxCLIPTextModel.from_config(architecture.text_encoder, seed=seed).save_pretrained(folder / "text_encoder")
     write_byte_tokenizer(folder / "tokenizer")
+    if architecture.text_encoder_2 is not None:
+        text_encoder_2 = FlaxCLIPTextModelWithProjection.from_config(architecture.text_encoder_2, seed=seed)
+        text_encoder_2.save_pretrained(folder / "text_encoder_2")
+        write_byte_tokenizer(folder / "tokenizer_2")
     scheduler = architecture.scheduler | {"prediction_type": prediction_type}
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    _write_json(folder / "model_index.json", _MODEL_INDEX)
+    _write_json(folder / "model_index.json", _model_index(architecture))
+
+
+def _model_index(architecture: Architecture) -> Config:
+    index: Config = {
+        "_class_name": "StableDiffusionPipeline",
+        "scheduler": ["diffusers", architecture.scheduler["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    if architecture.text_encoder_2 is None:
+        return index | {"feature_extractor": [None, None], "safety_checker": [None, None]}
+    return index | {
+        "_class_name": "StableDiffusionXLPipeline",
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }
 
 
 def _write_json(path: Path, content: Config) -> None:

@@ -1,6 +1,6 @@
 """The training step, as pure functions of the state, the frozen models and a batch.
 
-Axes: A accumulation slices, B batch, H W latent height and width, C channels, L tokens, D features.
+Axes: A accumulation slices, B batch, H W latent height and width, C channels, L tokens, D features, P pooled features.
 The batch is the contract of `shared.data.batches`: everything random in it is already drawn, so a step draws nothing.
 """
 
@@ -14,9 +14,16 @@ import numpy as np
 import optax
 
 from flax_trainer.loss_scaling import unscaled_gradients
-from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxControlNetModel, FlaxUNet2DConditionModel
+from flax_trainer.models import (
+    FlaxAutoencoderKL,
+    FlaxCLIPTextModel,
+    FlaxCLIPTextModelWithProjection,
+    FlaxControlNetModel,
+    FlaxUNet2DConditionModel,
+)
 from flax_trainer.models.functional import ModelDef, Params, cast
 from flax_trainer.optimizer import AdamWSettings, Scalar, adamw_update, kept_if
+from flax_trainer.sampling import Prompt
 from flax_trainer.state import TrainState
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
 from shared.trained_parts import is_decoder, prefixed, separated
@@ -35,6 +42,7 @@ class FrozenParams(NamedTuple):
     unet: dict[str, Any]
     vae: dict[str, Any]
     text_encoder: dict[str, Any]
+    text_encoder_2: dict[str, Any] = {}  # noqa: RUF012 (nothing writes to it); SDXL's
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class ModelDefs:
     unet: ModelDef[FlaxUNet2DConditionModel]
     vae: ModelDef[FlaxAutoencoderKL]
     text_encoder: ModelDef[FlaxCLIPTextModel]
+    text_encoder_2: ModelDef[FlaxCLIPTextModelWithProjection] | None = None
+    """SDXL's; the UNet and the ControlNet of a run that has one are SDXL's, too."""
     cast: Callable[[Params, jax.typing.DTypeLike], Params] = cast
     """What brings trained parameters, as they are kept, into the form that is computed with."""
 
@@ -75,27 +85,40 @@ def normalise_condition(conditioning_pixel_values: jax.Array) -> jax.Array:
     return conditioning_pixel_values.astype(jnp.float32) / 255.0
 
 
-def encode_batch(
-    defs: ModelDefs, frozen: FrozenParams, batch: Batch, objective: Objective
-) -> tuple[jax.Array, jax.Array]:
-    """What the frozen encoders make of a batch: (latents float32 [B,H,W,C], encoder_hidden_states [B,L,D]).
+def encode_batch(defs: ModelDefs, frozen: FrozenParams, batch: Batch, objective: Objective) -> tuple[jax.Array, Prompt]:
+    """What the frozen encoders make of a batch: (latents float32 [B,H,W,C], encoded captions).
+
+    A batch for SDXL has captions for both encoders, `input_ids` and `input_ids_2` int32 [B,L], and `time_ids` float32
+    [B,6]: original height and width, top and left edge of the crop, target height and width.
 
     A batch in its second form has that already: `latent_mean`, `latent_std` [B,H,W,C] for `pixel_values`, and
-    `prompt_embeds` [B,L,D] for `input_ids`. Its run needs no VAE and no text encoder, and `frozen` may lack theirs.
+    `prompt_embeds` [B,L,D] for `input_ids`; for those of SDXL, `pooled_prompt_embeds` [B,P] as well, and `time_ids` as
+    before. Its run needs no VAE and no text encoder, and `frozen` may lack theirs.
     """
     dtype = objective.compute_dtype
     if "latent_mean" in batch:
-        mean_BHWC, std_BHWC, hidden_states_BLD = (
-            batch[name] for name in ("latent_mean", "latent_std", "prompt_embeds")
-        )
+        mean_BHWC, std_BHWC = batch["latent_mean"], batch["latent_std"]
+        hidden_states_BLD, pooled_BP = batch["prompt_embeds"], batch.get("pooled_prompt_embeds")
     else:
         with jax.named_scope("vae"):
             pixels_BYXC = normalise_pixels(batch["pixel_values"]).astype(dtype)
             mean_BHWC, std_BHWC = defs.vae.bind(frozen.vae).encode(pixels_BYXC)
         with jax.named_scope("text_encoder"):
-            hidden_states_BLD, _ = defs.text_encoder.bind(frozen.text_encoder)(batch["input_ids"])
+            hidden_states_BLD, pooled_BP = _encode_captions(defs, frozen, batch)
     sample_BHWC = mean_BHWC.astype(jnp.float32) + std_BHWC.astype(jnp.float32) * batch["vae_noise"]
-    return sample_BHWC * objective.scaling_factor, hidden_states_BLD.astype(dtype)
+    added = None if pooled_BP is None else {"text_embeds": pooled_BP, "time_ids": batch["time_ids"]}
+    return sample_BHWC * objective.scaling_factor, Prompt(hidden_states_BLD.astype(dtype), added)
+
+
+def _encode_captions(defs: ModelDefs, frozen: FrozenParams, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+    """(hidden states [B,L,D], for SDXL the pooled vector [B,P])"""
+    text_encoder = defs.text_encoder.bind(frozen.text_encoder)
+    if defs.text_encoder_2 is None:
+        return text_encoder(batch["input_ids"])[0], None
+    # Podell et al. 2023 (SDXL), section 2.1: both encoders' penultimate states side by side, the second's pooled text.
+    first_BLD, _ = text_encoder(batch["input_ids"], penultimate=True)
+    second_BLD, pooled_BP = defs.text_encoder_2.bind(frozen.text_encoder_2)(batch["input_ids_2"], penultimate=True)
+    return jnp.concatenate((first_BLD, second_BLD), axis=-1), pooled_BP
 
 
 def computing_params(
@@ -110,7 +133,7 @@ def per_sample_losses(
     params: Params,
     frozen_unet: Params,
     latents_BHWC: jax.Array,
-    encoder_hidden_states_BLD: jax.Array,
+    prompt: Prompt,
     batch: Batch,
     defs: ModelDefs,
     objective: Objective,
@@ -127,16 +150,18 @@ def per_sample_losses(
         down_residuals, mid_residual = defs.controlnet.bind(controlnet_params)(
             noisy_BHWC,
             timesteps_B,
-            encoder_hidden_states_BLD,
+            prompt.encoder_hidden_states_BLD,
             normalise_condition(batch["conditioning_pixel_values"]).astype(dtype),
+            added_cond_kwargs=prompt.added_cond_kwargs,
         )
     with jax.named_scope("unet"):
         prediction_BHWC = defs.unet.bind(unet_params)(
             noisy_BHWC,
             timesteps_B,
-            encoder_hidden_states_BLD,
+            prompt.encoder_hidden_states_BLD,
             down_block_additional_residuals=down_residuals,
             mid_block_additional_residual=mid_residual,
+            added_cond_kwargs=prompt.added_cond_kwargs,
         )
     return jnp.square(prediction_BHWC.astype(jnp.float32) - target_BHWC).mean(axis=(1, 2, 3))
 
@@ -158,10 +183,10 @@ def make_train_step(
     def loss_and_grads(
         params: Params, frozen: FrozenParams, slice_: Batch, scale: jax.Array | None
     ) -> tuple[jax.Array, Params]:
-        latents_BHWC, text_BLD = encode_batch(defs, frozen, slice_, objective)
+        latents_BHWC, prompt = encode_batch(defs, frozen, slice_, objective)
 
         def loss(params: Params) -> jax.Array:
-            losses_B = per_sample_losses(params, frozen.unet, latents_BHWC, text_BLD, slice_, defs, objective)
+            losses_B = per_sample_losses(params, frozen.unet, latents_BHWC, prompt, slice_, defs, objective)
             return jnp.mean(jnp.asarray(objective.loss_weights)[slice_["timesteps"]] * losses_B)
 
         if scale is None:
@@ -217,7 +242,7 @@ def make_evaluation_step(defs: ModelDefs, objective: Objective) -> Callable[[Par
     """`(params, frozen, batch) → losses [B]`: the training loss of each sample, not weighted by timestep."""
 
     def evaluation_step(params: Params, frozen: FrozenParams, batch: Batch) -> jax.Array:
-        latents_BHWC, text_BLD = encode_batch(defs, frozen, batch, objective)
-        return per_sample_losses(params, frozen.unet, latents_BHWC, text_BLD, batch, defs, objective)
+        latents_BHWC, prompt = encode_batch(defs, frozen, batch, objective)
+        return per_sample_losses(params, frozen.unet, latents_BHWC, prompt, batch, defs, objective)
 
     return evaluation_step

@@ -3,27 +3,36 @@
 from typing import Any
 
 
-def check_models_fit(base: str, unet: Any, text_encoder: Any, vae: Any, controlnet: Any) -> None:
-    """Refuse models that cannot work together, before anything is computed.
-
-    Args:
-        base: what the user calls the base model.
-        unet, text_encoder, vae, controlnet: their configurations, with the attributes of diffusers' (for the text
-            encoder, transformers') `config.json`.
+def check_trainable(base: str, unet: Any) -> None:
+    """Refuse a base model, told from its UNet's configuration, that neither backend trains on.
 
     Raises:
-        ValueError: the first thing that does not fit.
+        ValueError: it is a Stable Diffusion XL.
     """
     if unet.addition_embed_type is not None:
         raise ValueError(
             f"--pretrained_model_name_or_path {base} is a Stable Diffusion XL model; training on those is not "
             "supported yet. Use a Stable Diffusion 1.x or 2.x model."
         )
-    pairs = {
-        "text features of the UNet (cross_attention_dim) and the text encoder (hidden_size)": (
-            unet.cross_attention_dim,
-            text_encoder.hidden_size,
-        ),
+
+
+def check_models_fit(
+    base: str, unet: Any, text_encoder: Any, vae: Any, controlnet: Any, text_encoder_2: Any | None = None
+) -> None:
+    """Refuse models that cannot work together, before anything is computed.
+
+    Args:
+        base: what the user calls the base model.
+        unet, text_encoder, vae, controlnet: their configurations, with the attributes of diffusers' (for the text
+            encoder, transformers') `config.json`.
+        text_encoder_2: Stable Diffusion XL's second one. Training reads none, and without it that is refused.
+
+    Raises:
+        ValueError: the first thing that does not fit.
+    """
+    if text_encoder_2 is None:
+        check_trainable(base, unet)
+    pairs = _text_features(unet, text_encoder, text_encoder_2) | {
         "channels of the UNet (in_channels) and the VAE (latent_channels)": (unet.in_channels, vae.latent_channels),
         "text features (cross_attention_dim) of the UNet and the ControlNet": (
             unet.cross_attention_dim,
@@ -39,6 +48,27 @@ def check_models_fit(base: str, unet: Any, text_encoder: Any, vae: Any, controln
                 f"These models do not belong together: the {what} are {one} and {other}. Give a ControlNet and a VAE "
                 f"that were made for {base}."
             )
+
+
+def _text_features(unet: Any, text_encoder: Any, text_encoder_2: Any | None) -> dict[str, tuple[Any, Any]]:
+    if text_encoder_2 is None:
+        return {
+            "text features of the UNet (cross_attention_dim) and the text encoder (hidden_size)": (
+                unet.cross_attention_dim,
+                text_encoder.hidden_size,
+            )
+        }
+    return {
+        "text features of the UNet (cross_attention_dim) and both text encoders (hidden_size)": (
+            unet.cross_attention_dim,
+            text_encoder.hidden_size + text_encoder_2.hidden_size,
+        ),
+        "added features of the UNet (projection_class_embeddings_input_dim) and those of its six sizes "
+        "(addition_time_embed_dim) and the second text encoder (projection_dim)": (
+            unet.projection_class_embeddings_input_dim,
+            6 * unet.addition_time_embed_dim + text_encoder_2.projection_dim,
+        ),
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from flax_trainer.base_models import ModelConfigs, read_configs
 from flax_trainer.compile_report.batch_size import find_batch_size
 from flax_trainer.compile_report.report import DoesNotFitError, compile_report
 from flax_trainer.compile_report.targets import Target, parse_target
-from flax_trainer.compile_report.text import does_not_fit_text, report_text
+from flax_trainer.compile_report.text import NOT_TRAINED_YET, does_not_fit_text, report_text
 from flax_trainer.random_model import ARCHITECTURES
 from shared.config import TrainConfig, read_configuration, validate
 from shared.diffusion.schedule import NoiseSchedule
@@ -66,6 +66,8 @@ def main(argv: list[str]) -> int:
 
 def _report(config: TrainConfig, target: Target, own: argparse.Namespace) -> int:
     configs, schedule = _model(config, own.model)
+    if configs.text_encoder_2 is not None:
+        print(NOT_TRAINED_YET, flush=True)
     if own.find_batch_size:
         found = find_batch_size(config, configs, schedule, target, from_cache=own.cached_latents)
         _write(own.json, {policy: None if report is None else report.as_json() for policy, report in found.items()})
@@ -117,10 +119,9 @@ def _model(config: TrainConfig, model: str | None) -> tuple[ModelConfigs, NoiseS
         return read_configs(config), NoiseSchedule.from_pretrained(
             str(config.pretrained_model_name_or_path), revision=config.revision, cache_dir=config.cache_dir
         )
-    architecture = ARCHITECTURES[model]
-    return ModelConfigs.of(architecture.unet, architecture.vae, architecture.text_encoder), NoiseSchedule.from_config(
-        architecture.scheduler
-    )
+    parts = ARCHITECTURES[model]
+    configs = ModelConfigs.of(parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2)
+    return configs, NoiseSchedule.from_config(parts.scheduler)
 
 
 if __name__ == "__main__":

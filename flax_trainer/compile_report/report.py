@@ -17,7 +17,13 @@ from flax_trainer.compile_report.kernels import kernel_flops
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.configured_step import configured_train_step, matmul_precision, objective_of
 from flax_trainer.model_flops import flops_of, model_flops_per_image
-from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxControlNetModel, FlaxUNet2DConditionModel
+from flax_trainer.models import (
+    FlaxAutoencoderKL,
+    FlaxCLIPTextModel,
+    FlaxCLIPTextModelWithProjection,
+    FlaxControlNetModel,
+    FlaxUNet2DConditionModel,
+)
 from flax_trainer.models.functional import split
 from flax_trainer.state import TrainState
 from flax_trainer.step import FrozenParams
@@ -169,6 +175,9 @@ def _shapes(
         unet,
         split(FlaxAutoencoderKL.abstract(configs.vae))[1],
         split(FlaxCLIPTextModel.abstract(configs.text_encoder))[1],
+        {}
+        if configs.text_encoder_2 is None
+        else split(FlaxCLIPTextModelWithProjection.abstract(configs.text_encoder_2))[1],
     )
     in_dtype = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, dtype), frozen)
     batch = _host_batch(config, models, target)
@@ -179,12 +188,17 @@ def _shapes(
 
 def _encoded(batch: dict[str, Any], models: BaseModels, dtype: Any) -> dict[str, Any]:
     """The batch's second form (see `flax_trainer.step.encode_batch`)."""
-    rest = {name: array for name, array in batch.items() if name not in ("pixel_values", "input_ids")}
-    latents, text = batch["noise"], (*batch["input_ids"].shape, models.configs.text_encoder.hidden_size)
+    first, second = models.configs.text_encoder, models.configs.text_encoder_2
+    rest = {name: batch[name] for name in batch if name not in ("pixel_values", "input_ids", "input_ids_2")}
+    latents, features = batch["noise"], first.hidden_size
+    if second is not None:
+        features += second.hidden_size
+        pooled = (*batch["timesteps"].shape, second.projection_dim)
+        rest["pooled_prompt_embeds"] = jax.ShapeDtypeStruct(pooled, dtype)
     return rest | {
         "latent_mean": latents,
         "latent_std": latents,
-        "prompt_embeds": jax.ShapeDtypeStruct(text, dtype),
+        "prompt_embeds": jax.ShapeDtypeStruct((*batch["input_ids"].shape, features), dtype),
     }
 
 
@@ -200,7 +214,12 @@ def _host_batch(config: TrainConfig, models: BaseModels, target: Target) -> dict
         num_train_timesteps=models.schedule.num_train_timesteps,
         process_count=target.hosts,
     )
-    return loader.blank()
+    batch, text_encoder_2 = loader.blank(), models.configs.text_encoder_2
+    if text_encoder_2 is not None:  # the loader makes no batches for SDXL yet
+        leading = batch["timesteps"].shape
+        batch["input_ids_2"] = np.zeros((*leading, text_encoder_2.max_position_embeddings), np.int32)
+        batch["time_ids"] = np.zeros((*leading, 6), np.float32)
+    return batch
 
 
 def _memory(compiled: jax.stages.Compiled, state: TrainState, frozen: FrozenParams) -> Memory:

@@ -7,6 +7,8 @@ from flax_trainer.compile_report.report import GIB, Report
 from flax_trainer.compile_report.targets import Target
 from shared.config import TrainConfig
 
+NOT_TRAINED_YET = "train_flax.py does not train on Stable Diffusion XL yet: this is what its step would take."
+
 # XLA says it in two ways.
 _NEEDED = re.compile(r"(?:Used|temporaries) \(?([\d.]+)G\)? (?:of|exceeds available HBM) \(?([\d.]+)G")
 

@@ -34,7 +34,7 @@ def unet(noisy_BHWC: jax.Array, *_: jax.Array, mid_block_additional_residual: ja
 
 
 STAND_INS: Any = ModelDefs(
-    controlnet=StandIn(lambda params: lambda *inputs: ((), params["weight"] * inputs[3][:, ::8, ::8, :1])),
+    controlnet=StandIn(lambda params: lambda *inputs, **_: ((), params["weight"] * inputs[3][:, ::8, ::8, :1])),
     unet=StandIn(lambda params: unet),
     vae=StandIn(lambda params: Autoencoder()),
     text_encoder=StandIn(lambda params: lambda ids_BL: (jnp.zeros((*ids_BL.shape, 1)), None)),

@@ -16,6 +16,7 @@ from flax_trainer.models.attention_kernels import AttentionKernel
 from flax_trainer.models.functional import Params, split
 from flax_trainer.models.gradient_checkpointing import CheckpointingPolicy, checkpointed
 from flax_trainer.random_model import ARCHITECTURES
+from flax_trainer.sampling import Prompt
 from flax_trainer.step import ModelDefs, Objective, per_sample_losses
 from shared.diffusion.schedule import NoiseSchedule
 
@@ -64,7 +65,8 @@ class Loss:
         self.objective = Objective(schedule, np.ones(1000, np.float32), 0.18215, jnp.dtype("float32"))
 
     def __call__(self, params: Params, unet: Params, batch: Batch) -> jax.Array:
-        return per_sample_losses(params, unet, batch["latents"], batch["text"], batch, self.defs, self.objective).mean()
+        prompt = Prompt(batch["text"])
+        return per_sample_losses(params, unet, batch["latents"], prompt, batch, self.defs, self.objective).mean()
 
     def gradients(self, params: Params, unet: Params, batch: Batch) -> Gradients:
         return jax.value_and_grad(self)(params, unet, batch)

@@ -186,7 +186,10 @@ def test_a_divided_state_is_saved_as_it_lies_and_restored_whole(engine: MeshEngi
 def controlnet(params: Any) -> Any:
     """With an array that is divided and one that is not."""
     map_BHWC = params["large"].reshape(1, 8, 8, 64)
-    return lambda *inputs: ((), (map_BHWC * inputs[3][:, ::8, ::8, :1]).mean(-1, keepdims=True) + params["small"])
+    return lambda *inputs, **_: (
+        (),
+        (map_BHWC * inputs[3][:, ::8, ::8, :1]).mean(-1, keepdims=True) + params["small"],
+    )
 
 
 def batch_of(slices: int, rows: int) -> dict[str, np.ndarray]:

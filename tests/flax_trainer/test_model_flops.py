@@ -18,6 +18,7 @@ from flax_trainer.models import (
     ControlNetConfig,
     FlaxAutoencoderKL,
     FlaxCLIPTextModel,
+    FlaxCLIPTextModelWithProjection,
     FlaxControlNetModel,
     FlaxUNet2DConditionModel,
     UNet2DConditionConfig,
@@ -47,6 +48,8 @@ def count(name: str, resolution: int, *, saves_memory: bool = False, batch: tupl
         "vae": split(FlaxAutoencoderKL.abstract(architecture.vae)),
         "text_encoder": split(FlaxCLIPTextModel.abstract(architecture.text_encoder)),
     }
+    if architecture.text_encoder_2 is not None:
+        parts["text_encoder_2"] = split(FlaxCLIPTextModelWithProjection.abstract(architecture.text_encoder_2))
     defs = ModelDefs(**{part: definition for part, (definition, _) in parts.items()})
     params: dict[str, Any] = {part: values for part, (_, values) in parts.items()}
     side = resolution // 8
@@ -54,6 +57,8 @@ def count(name: str, resolution: int, *, saves_memory: bool = False, batch: tupl
         "pixel_values": ((resolution, resolution, 3), np.uint8),
         "conditioning_pixel_values": ((resolution, resolution, 3), np.uint8),
         "input_ids": ((77,), np.int32),
+        "input_ids_2": ((77,), np.int32),
+        "time_ids": ((6,), np.float32),
         "vae_noise": ((side, side, 4), np.float32),
         "noise": ((side, side, 4), np.float32),
         "timesteps": ((), np.int32),
@@ -65,7 +70,7 @@ def count(name: str, resolution: int, *, saves_memory: bool = False, batch: tupl
         defs,
         objective,
         params["controlnet"],
-        FrozenParams(params["unet"], params["vae"], params["text_encoder"]),
+        FrozenParams(params["unet"], params["vae"], params["text_encoder"], params.get("text_encoder_2", {})),
         {name: jax.ShapeDtypeStruct((*batch, *shape), dtype) for name, (shape, dtype) in shapes.items()},
     )
 
@@ -77,18 +82,24 @@ def flops(function: Any, *shapes: tuple[int, ...]) -> float:
 # --- the models ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "resolution", "tera"), [("sd15", 512, 2.265), ("sd21", 768, 6.263)])
-def test_published_models_take_what_their_layers_add_up_to(name: str, resolution: int, tera: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "resolution", "depths", "tera"),
+    [("sd15", 512, (1, 1, 1), 2.265), ("sd21", 768, (1, 1, 1), 6.263), ("sdxl", 1024, (0, 2, 10), 20.016)],
+)
+def test_published_models_take_what_their_layers_add_up_to(
+    name: str, resolution: int, depths: tuple[int, int, int], tera: float
+) -> None:
     """Forward passes, counted alone, put together by hand.
 
     Every layer takes as much for each of its two gradients, by its input and by its weights, as forward; the
     ControlNet needs both and the frozen decoder the first. Attention takes twice as much, for both factors of its
-    products depend on the input.
+    products depend on the input. `depths` are the transformers' layers at the UNet's first three resolutions.
     """
     unet, controlnet, decoder = forward_passes(name, resolution)
     positions = [(resolution // 8 // shrunk) ** 2 for shrunk in (1, 2, 4)]
     attention = sum(
-        3 * 2 * 2 * length**2 * channels for length, channels in zip(positions, (320, 640, 1280), strict=True)
+        3 * depth * 2 * 2 * length**2 * channels
+        for depth, length, channels in zip(depths, positions, (320, 640, 1280), strict=True)
     )
     counted = count(name, resolution)
     assert counted == pytest.approx(unet + 3 * controlnet + decoder + attention, rel=3e-3)
@@ -104,6 +115,10 @@ def forward_passes(name: str, resolution: int) -> tuple[float, float, float]:
         jax.ShapeDtypeStruct((1,), jnp.int32),
         jax.ShapeDtypeStruct((1, 77, config.cross_attention_dim), jnp.float32),
     )
+    added = {  # SDXL's; the others pass over it
+        "text_embeds": jax.ShapeDtypeStruct((1, 1280), jnp.float32),
+        "time_ids": jax.ShapeDtypeStruct((1, 6), jnp.float32),
+    }
     condition = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
     unet, unet_params = split(FlaxUNet2DConditionModel.abstract(config))
     controlnet, params = split(FlaxControlNetModel.abstract(ControlNetConfig.from_unet_config(config)))
@@ -111,11 +126,14 @@ def forward_passes(name: str, resolution: int) -> tuple[float, float, float]:
     def of(function: Any, *arguments: Any) -> float:
         return flops_of(jax.make_jaxpr(function)(*arguments).jaxpr)
 
-    def control(params: Any, *arguments: Any) -> Any:
-        return controlnet.bind(params)(*arguments)
+    def control(params: Any, added: Any, *arguments: Any) -> Any:
+        return controlnet.bind(params)(*arguments, added_cond_kwargs=added)
 
-    whole = of(lambda params, *arguments: unet.bind(params)(*arguments), unet_params, *inputs)
-    down, mid = jax.eval_shape(control, params, *inputs, condition)
+    def denoise(params: Any, added: Any, *arguments: Any) -> Any:
+        return unet.bind(params)(*arguments, added_cond_kwargs=added)
+
+    whole = of(denoise, unet_params, added, *inputs)
+    down, mid = jax.eval_shape(control, params, added, *inputs, condition)
     # What the ControlNet has beyond a UNet's encoder: 1×1 convolutions of its results, and those of the condition.
     results = sum(2 * math.prod(residual.shape) * residual.shape[-1] for residual in (*down, mid))
     widths, sides = (3, 16, 16, 32, 32, 96, 96, 256, 320), (8, 8, 4, 4, 2, 2, 1, 1)
@@ -123,7 +141,7 @@ def forward_passes(name: str, resolution: int) -> tuple[float, float, float]:
         2 * 9 * (side * shrunk) ** 2 * before * after
         for (before, after), shrunk in zip(pairwise(widths), sides, strict=True)
     )
-    copied = of(control, params, *inputs, condition)
+    copied = of(control, params, added, *inputs, condition)
     return whole, copied, whole - (copied - results - condition_layers)
 
 

@@ -1,6 +1,7 @@
 """The training step against the same training written with diffusers' and PyTorch's own parts."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import diffusers
 import jax
@@ -8,16 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPTextModel
 
-from flax_trainer.base_models import BaseModels, InitialParams, load_base_models
-from flax_trainer.models.adapter import from_torch_layout
+from flax_trainer.base_models import BaseModels, InitialParams, define_models, load_base_models, read_configs
+from flax_trainer.models import (
+    FlaxAutoencoderKL,
+    FlaxCLIPTextModel,
+    FlaxCLIPTextModelWithProjection,
+    FlaxUNet2DConditionModel,
+)
 from flax_trainer.optimizer import AdamWSettings
+from flax_trainer.random_model import write_random_model
 from flax_trainer.state import TrainState
-from flax_trainer.step import FrozenParams, Objective, TrainStep, make_evaluation_step, make_train_step
+from flax_trainer.step import FrozenParams, Objective, TrainStep, encode_batch, make_evaluation_step, make_train_step
 from shared.config import TrainConfig
 from shared.diffusion.loss_weighting import min_snr_weights
 from shared.diffusion.schedule import NoiseSchedule
+from tests.flax_trainer.models.unet_reference import FAST_COMPILE, randomise
+from tests.flax_trainer.torch_reference import TorchReference
 
 SETTINGS = AdamWSettings(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.01, max_grad_norm=0.1)
 LEARNING_RATE = 1e-3
@@ -65,51 +73,6 @@ def step(loaded: tuple[BaseModels, InitialParams]) -> TrainStep:
     return jax.jit(make_train_step(models.defs, objective(models), SETTINGS))
 
 
-class TorchReference:
-    """A ControlNet training of diffusers' models, written as its guide describes it."""
-
-    def __init__(self, base_model: Path):
-        self.vae = diffusers.AutoencoderKL.from_pretrained(base_model / "vae")
-        self.unet = diffusers.UNet2DConditionModel.from_pretrained(base_model / "unet")
-        self.text_encoder = CLIPTextModel.from_pretrained(base_model / "text_encoder")
-        self.scheduler = diffusers.DDPMScheduler.from_pretrained(base_model / "scheduler")
-        self.controlnet = diffusers.ControlNetModel.from_unet(self.unet)
-        self.unet.requires_grad_(False)
-
-    def loss(
-        self, batch: dict[str, np.ndarray], *, controlled: bool = True, snr_gamma: float | None = None
-    ) -> torch.Tensor:
-        def channels_first(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).movedim(-1, 1).float()
-
-        with torch.no_grad():
-            posterior = self.vae.encode(channels_first(batch["pixel_values"]) / 127.5 - 1).latent_dist
-            latents = posterior.mean + posterior.std * channels_first(batch["vae_noise"])
-            latents = latents * self.vae.config.scaling_factor
-            text = self.text_encoder(torch.from_numpy(batch["input_ids"]).long())[0]
-        noise, timesteps = channels_first(batch["noise"]), torch.from_numpy(batch["timesteps"]).long()
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        residuals = {}
-        if controlled:
-            condition = channels_first(batch["conditioning_pixel_values"]) / 255
-            down, mid = self.controlnet(noisy, timesteps, text, condition, return_dict=False)
-            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-        prediction = self.unet(noisy, timesteps, text, **residuals).sample
-        per_sample = (prediction - noise).square().mean(dim=(1, 2, 3))
-        if snr_gamma is not None:
-            snr = diffusers.training_utils.compute_snr(self.scheduler, timesteps)
-            per_sample = per_sample * torch.minimum(snr, torch.full_like(snr, snr_gamma)) / snr
-        return per_sample.mean()
-
-
-def torch_values(reference: TorchReference, models: BaseModels) -> dict[str, np.ndarray]:
-    layouts = models.defs.controlnet.layouts
-    return {
-        name: from_torch_layout(value.detach().numpy(), layouts[name])
-        for name, value in reference.controlnet.named_parameters()
-    }
-
-
 def relative_difference(ours: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(np.asarray(ours) - reference) / max(np.linalg.norm(reference), 1e-12))
 
@@ -119,15 +82,12 @@ def test_a_batch_may_bring_what_the_frozen_encoders_make_of_it(
 ) -> None:
     """diffusers' VAE and transformers' text encoder made it here; the losses are those of the batch of pixels."""
     models, initial = loaded
-    reference, batch = TorchReference(base_model), batch_of(4)
-    with torch.no_grad():
-        pixels = torch.from_numpy(batch["pixel_values"]).movedim(-1, 1).float() / 127.5 - 1
-        posterior = reference.vae.encode(pixels).latent_dist
-        text = reference.text_encoder(torch.from_numpy(batch["input_ids"]).long())[0]
-    encoded = {name: value for name, value in batch.items() if name not in ("pixel_values", "input_ids")} | {
-        "latent_mean": posterior.mean.movedim(1, -1).numpy(),
-        "latent_std": posterior.std.movedim(1, -1).numpy(),
-        "prompt_embeds": text.numpy(),
+    batch = batch_of(4)
+    encoded = TorchReference(base_model).in_second_form(batch)
+    assert encoded.keys() == batch.keys() - {"pixel_values", "input_ids"} | {
+        "latent_mean",
+        "latent_std",
+        "prompt_embeds",
     }
     evaluate = jax.jit(make_evaluation_step(models.defs, objective(models)))
     without_encoders = FrozenParams(initial.frozen.unet, {}, {})
@@ -144,7 +104,7 @@ def test_training_follows_diffusers_step_for_step(
     """Same start, same batches: losses, gradient norms and every parameter after three clipped AdamW steps."""
     models, initial = loaded
     reference = TorchReference(base_model)
-    state = TrainState.create({name: value.copy() for name, value in torch_values(reference, models).items()})
+    state = TrainState.create(reference.controlnet_params(models.defs))
     optimizer = torch.optim.AdamW(
         reference.controlnet.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01
     )
@@ -159,7 +119,7 @@ def test_training_follows_diffusers_step_for_step(
         assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-5)
         assert float(metrics["grad_norm"]) == pytest.approx(grad_norm.item(), rel=1e-4)
     assert int(state.step) == STEPS
-    for name, expected in torch_values(reference, models).items():
+    for name, expected in reference.controlnet_params(models.defs).items():
         # Adam divides by the gradient's own size, so rounding of gradients near zero moves single weights by up to lr.
         assert relative_difference(state.params[name], expected) < 1e-3, name
 
@@ -236,3 +196,89 @@ def test_the_step_is_given_its_frozen_models(loaded: tuple[BaseModels, InitialPa
     baked_in = sum(np.asarray(constant).nbytes for constant in jaxpr.consts)
     assert baked_in < sum(value.nbytes for value in initial.frozen.unet.values()) / 10
     assert isinstance(initial.frozen, FrozenParams)
+
+
+# --- Stable Diffusion XL ----------------------------------------------------------------------------------------------
+
+
+class XL(NamedTuple):
+    models: BaseModels
+    frozen: FrozenParams
+    reference: TorchReference  # whose ControlNet is random in every parameter
+
+
+@pytest.fixture(scope="module")
+def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("xl")
+    write_random_model("tiny_xl", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def xl(xl_folder: Path) -> XL:
+    schedule = NoiseSchedule.from_pretrained(str(xl_folder))
+    models = define_models(config(xl_folder), read_configs(config(xl_folder)), schedule, jax.devices()[0])
+    parts = {
+        "unet": FlaxUNet2DConditionModel,
+        "vae": FlaxAutoencoderKL,
+        "text_encoder": FlaxCLIPTextModel,
+        "text_encoder_2": FlaxCLIPTextModelWithProjection,
+    }
+    frozen = {part: cls.load_params(xl_folder, subfolder=part)[1] for part, cls in parts.items()}
+    reference = TorchReference(xl_folder)
+    randomise(reference.controlnet, seed=1)
+    return XL(models, FrozenParams(**frozen), reference)
+
+
+def xl_batch_of(count: int) -> dict[str, np.ndarray]:
+    """Texts that end in different places, images of different sizes."""
+    rng, batch = np.random.default_rng(1), batch_of(count)
+    batch["input_ids_2"] = rng.integers(0, 500, (count, 77), np.int32)
+    batch["input_ids_2"][np.arange(count), rng.integers(5, 77, count)] = 513
+    return batch | {"time_ids": rng.integers(0, 1024, (count, 6)).astype(np.float32)}
+
+
+def test_xl_captions_are_encoded_as_its_pipeline_does(xl_folder: Path, xl: XL) -> None:
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(xl_folder)
+    assert isinstance(pipeline, diffusers.StableDiffusionXLPipeline)
+    captions = ["a red circle", "", "a blue circle on a green background", "two"]
+    with torch.no_grad():
+        embeds, _, pooled, _ = pipeline.encode_prompt(captions, device="cpu", do_classifier_free_guidance=False)
+    ids = {
+        name: tokenizer(captions, padding="max_length", truncation=True, max_length=77, return_tensors="np").input_ids
+        for name, tokenizer in (("input_ids", pipeline.tokenizer), ("input_ids_2", pipeline.tokenizer_2))
+    }
+    batch = xl_batch_of(4) | ids
+    _, prompt = encode_batch(xl.models.defs, xl.frozen, batch, objective(xl.models))
+    assert prompt.added_cond_kwargs is not None
+    assert relative_difference(prompt.encoder_hidden_states_BLD, embeds.numpy()) < 1e-5
+    assert relative_difference(prompt.added_cond_kwargs["text_embeds"], pooled.numpy()) < 1e-5
+    np.testing.assert_array_equal(prompt.added_cond_kwargs["time_ids"], batch["time_ids"])
+
+
+@pytest.mark.parametrize("form", ["pixels and token ids", "latents and embeddings"])
+def test_xl_loss_and_gradients_are_those_of_diffusers(xl: XL, form: str) -> None:
+    models, frozen, reference = xl
+    batch = xl_batch_of(4)
+    reference.controlnet.zero_grad()
+    loss = reference.loss(batch)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(reference.controlnet.parameters(), SETTINGS.max_grad_norm)
+    if form == "latents and embeddings":
+        batch, frozen = reference.in_second_form(batch), FrozenParams(frozen.unet, {}, {})
+
+    start = TrainState.create(reference.controlnet_params(models.defs))
+    step = jax.jit(make_train_step(models.defs, objective(models), SETTINGS), compiler_options=FAST_COMPILE)
+    state, metrics = step(start, frozen, in_slices(batch, 1), np.float32(LEARNING_RATE))
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(norm.item(), rel=1e-4)
+    for name, gradient in reference.controlnet_gradients(models.defs).items():
+        assert relative_difference(state.mu[name] / (1 - SETTINGS.beta1), gradient) < 1e-4, name
+        assert not np.array_equal(state.params[name], start.params[name]), name
+
+
+def test_xl_is_refused_for_training_before_weights_are_looked_for(xl_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text((xl_folder / "unet" / "config.json").read_text())
+    with pytest.raises(ValueError, match="is a Stable Diffusion XL model; training on those is not supported yet"):
+        load_base_models(config(tmp_path), NoiseSchedule.from_pretrained(str(xl_folder)))

@@ -79,6 +79,34 @@ def test_what_does_not_fit_is_named_with_both_values(changes: dict[str, Any], pa
         assert part in message
 
 
+def xl_configurations(**changes: Any) -> dict[str, SimpleNamespace]:
+    """Those of stable-diffusion-xl-base-1.0, but for `projection_dim` and the like of its second text encoder."""
+    given = configurations(unet__cross_attention_dim=2048, controlnet__cross_attention_dim=2048)
+    vars(given["unet"]).update(
+        addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816
+    )
+    given["text_encoder_2"] = SimpleNamespace(**({"hidden_size": 1280, "projection_dim": 1280} | changes))
+    return given
+
+
+def test_stable_diffusion_xl_fits_with_both_its_text_encoders() -> None:
+    check_models_fit(BASE, **xl_configurations())
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"hidden_size": 1024}, ["both text encoders", "2048", "1792"]),
+        ({"projection_dim": 1024}, ["projection_class_embeddings_input_dim", "2816", "2560"]),
+    ],
+)
+def test_another_second_text_encoder_does_not_fit(changes: dict[str, int], parts: list[str]) -> None:
+    with pytest.raises(ValueError, match=BASE) as refused:
+        check_models_fit(BASE, **xl_configurations(**changes))
+    for part in parts:
+        assert part in str(refused.value)
+
+
 @pytest.mark.parametrize("kind", ["text_time", "text"])
 def test_stable_diffusion_xl_is_told_apart_before_all_else(kind: str) -> None:
     message = refusal(unet__addition_embed_type=kind, unet__cross_attention_dim=2048)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from flax_trainer.compile_report.batch_size import search
+from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection
+from flax_trainer.models.functional import split
 from flax_trainer.random_model import ARCHITECTURES
 from tests.end_to_end.running import PROJECT
 
@@ -74,10 +76,12 @@ def test_the_other_engine_divides_the_state(pmap: tuple[str, dict[str, Any]], fo
     assert figures["collective_cycles"] > 0
 
 
-def write_configurations(folder: Path, **unet: object) -> Path:
-    """The tiny model's folder without weights, with changes to its UNet."""
-    architecture = ARCHITECTURES["tiny"]
+def write_configurations(folder: Path, name: str = "tiny", **unet: object) -> Path:
+    """A model's folder without weights, with changes to its UNet."""
+    architecture = ARCHITECTURES[name]
     parts = {"unet": architecture.unet | unet, "vae": architecture.vae, "text_encoder": architecture.text_encoder}
+    if architecture.text_encoder_2 is not None:
+        parts["text_encoder_2"] = architecture.text_encoder_2
     for part, config in parts.items():
         (folder / part).mkdir(parents=True)
         (folder / part / "config.json").write_text(json.dumps(config))
@@ -100,6 +104,34 @@ def test_a_folder_of_configurations_is_enough(pmap: tuple[str, dict[str, Any]], 
     assert figures["model_flops"] == online["model_flops"]
     assert figures["flops"] < online["flops"]
     assert not {"vae", "text_encoder"} & set(figures["cycles_by_part"])
+
+
+def test_stable_diffusion_xl_is_known_though_not_trained(folder: Path) -> None:
+    """From its configurations, and by name with batches that bring latents, both texts and the pooled one."""
+    from_folder = ["--pretrained_model_name_or_path", write_configurations(folder / "xl", "tiny_xl")]
+    text, online = report(folder / "xl.json", "--target", "v4-8", *from_folder, *TINY[2:])
+    by_name, cached = report(
+        folder / "xl-cached.json", "--target", "v4-8", "--model", "tiny_xl", *TINY[2:], "--cached_latents"
+    )
+    for printed in (text, by_name):
+        assert printed.startswith("train_flax.py does not train on Stable Diffusion XL yet: this is what its step ")
+    assert cached["model_flops"] == online["model_flops"]
+    assert cached["flops"] < online["flops"]
+    assert {"vae", "text_encoder"} <= set(online["cycles_by_part"])
+    assert not {"vae", "text_encoder"} & set(cached["cycles_by_part"])
+    assert cached["trained_gib"] == online["trained_gib"]
+    assert online["frozen_gib"] - cached["frozen_gib"] == pytest.approx(bytes_of_encoders("tiny_xl") / 2**30, rel=1e-6)
+
+
+def bytes_of_encoders(name: str) -> int:
+    """Of the VAE and both text encoders in bfloat16."""
+    architecture = ARCHITECTURES[name]
+    models = (
+        FlaxAutoencoderKL.abstract(architecture.vae),
+        FlaxCLIPTextModel.abstract(architecture.text_encoder),
+        FlaxCLIPTextModelWithProjection.abstract(architecture.text_encoder_2 or {}),
+    )
+    return sum(2 * value.size for model in models for value in split(model)[1].values())
 
 
 def test_what_does_not_fit_is_said_plainly(folder: Path) -> None:
