@@ -3,8 +3,10 @@
     python3 -m benchmarks.tpu_blocks transformer --attention plain splash [--images 8] [--channels 320]
     python3 -m benchmarks.tpu_blocks resnet --images 2 --channels 640 --convolutions xla tpu
     python3 -m benchmarks.tpu_blocks conditioning --images 2 --convolutions xla tpu
+    python3 -m benchmarks.tpu_blocks vae_encoder --images 2 --convolutions xla tpu
 
-Compiled are a forward pass and, from a second one, the gradients of weights and input, in bf16 with float32 weights.
+Compiled are a forward pass and, from a second one, the gradients of weights and input, in bf16 with float32 weights;
+of the VAE's encoder, which is frozen, a forward pass.
 No TPU is needed; `pip install 'jax[tpu]'` brings the compiler.
 """
 
@@ -31,24 +33,27 @@ from flax_trainer.models.controlnet import ControlNetConditioningEmbedding
 from flax_trainer.models.functional import cast, split
 from flax_trainer.models.layers import Conv
 from flax_trainer.models.resnet import ResnetBlock2D, ResnetSpec
+from flax_trainer.models.vae import AutoencoderKLConfig, Encoder, SpatialAttention
+from flax_trainer.random_model import ARCHITECTURES
 
 TARGET = parse_target("v4-8")
 SIDES = {320: 64, 640: 32, 1280: 16}  # of the feature maps with so many channels
 TRANSFORMER = TransformerSpec(8, 1, 768, 32, use_linear_projection=False, only_cross_attention=False)
 CONDITIONING_WIDTHS = (16, 32, 96, 256)
+PIXELS = 512
 RESNET = ResnetSpec(time_embed_dim=1280, norm_num_groups=32, norm_eps=1e-5)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("block", choices=["transformer", "resnet", "conditioning"])
+    parser.add_argument("block", choices=["transformer", "resnet", "conditioning", "vae_encoder"])
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--channels", type=int, choices=SIDES, default=320)
     parser.add_argument("--attention", nargs="+", choices=["plain", "blockwise", "splash"], default=["splash"])
     parser.add_argument("--convolutions", nargs="+", choices=["xla", "tpu"], default=["tpu"])
     arguments = parser.parse_args()
     print(f"{'':<16}{'M cycles':>10}{'of peak':>10}{'GB':>8}   cycles by kind of work (compiler estimate)")
-    attentions = arguments.attention if arguments.block == "transformer" else ["plain"]
+    attentions = arguments.attention if arguments.block in ("transformer", "vae_encoder") else ["plain"]
     for attention, convolutions in itertools.product(attentions, arguments.convolutions):
         measure(arguments.block, arguments.images, arguments.channels, attention, convolutions)
 
@@ -67,18 +72,22 @@ def measure(block: str, images: int, channels: int, attention: Any, convolutions
     elif block == "resnet":
         model = nnx.eval_shape(lambda: ResnetBlock2D(channels, channels, RESNET))
         context = [array(images, RESNET.time_embed_dim)]
+    elif block == "vae_encoder":
+        config = AutoencoderKLConfig.from_dict(ARCHITECTURES["sd15"].vae)
+        model = nnx.eval_shape(lambda: Encoder(config))
+        x = array(images, PIXELS, PIXELS, config.in_channels)
     else:
         model = nnx.eval_shape(lambda: ControlNetConditioningEmbedding(3, CONDITIONING_WIDTHS, channels))
         x = array(images, model.reduction * SIDES[channels], model.reduction * SIDES[channels], 3)
     inputs = ({name: array(*w.shape, dtype=jnp.float32) for name, w in split(model)[1].items()}, x, context, y)
-    flops = flops_of(jax.make_jaxpr(forward_and_gradients(model, block))(*inputs).jaxpr)  # without filled-up zeros
+    flops = flops_of(jax.make_jaxpr(compiled_part(model, block))(*inputs).jaxpr)  # without filled-up zeros
 
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, Attention):
+        if isinstance(module, Attention | SpatialAttention):
             module.kernel = attention
         if isinstance(module, Conv):
             module.for_tpu = convolutions == "tpu"
-    function = forward_and_gradients(model, block)
+    function = compiled_part(model, block)
     compiled = jax.jit(function).lower(*inputs).compile()
     kernels = kernel_flops(jax.make_jaxpr(function)(*inputs).jaxpr)
     costs = costs_of(parse_program(compiled.as_text() or ""), kernels, TARGET)
@@ -90,18 +99,21 @@ def measure(block: str, images: int, channels: int, attention: Any, convolutions
     print(f"{label:<16}{costs.cycles / 1e6:>10.2f}{share:>10.1%}{gigabytes:>8.1f}   {kinds}", flush=True)
 
 
-def forward_and_gradients(model: Any, block: str) -> Callable[..., Any]:
+def compiled_part(model: Any, block: str) -> Callable[..., Any]:
     definition, _ = split(model)
 
     def forward(params: Any, x: jax.Array, context: Any) -> jax.Array:
         return definition.bind(cast(params, jnp.bfloat16))(x, *context)
+
+    def forward_only(params: Any, x: jax.Array, context: Any, cotangent: jax.Array) -> jax.Array:
+        return forward(params, x, context)
 
     def both(params: Any, x: jax.Array, context: Any, cotangent: jax.Array) -> Any:
         gradients = jax.vjp(lambda params, x: forward(params, x, context), params, x)[1](cotangent)
         # Of the conditioning network, nobody asks for the image's gradient.
         return forward(params, x, context), gradients[:1] if block == "conditioning" else gradients
 
-    return both
+    return forward_only if block == "vae_encoder" else both
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 No TPU is needed. Both steps are compiled for one chip of a v4-8, bf16, and counted alike (as by
 `flax_trainer.compile_report`), so without the sum of gradients over chips, which is the same for both. `cached` is our
 step on batches that bring latents and text embeddings, `online` the one that encodes images and captions, as the
-reference does. FOLDER receives diffusers' environment. Each side takes ten to twenty minutes on two cores and up to
-20 GB of memory.
+reference does. FOLDER receives diffusers' environment. Each side takes ten to thirty minutes on two cores and up to
+28 GB of memory.
 """
 
 import argparse
