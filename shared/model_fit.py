@@ -25,7 +25,7 @@ def check_models_fit(
         base: what the user calls the base model.
         unet, text_encoder, vae, controlnet: their configurations, with the attributes of diffusers' (for the text
             encoder, transformers') `config.json`.
-        text_encoder_2: Stable Diffusion XL's second one. Training reads none, and without it that is refused.
+        text_encoder_2: that of Stable Diffusion XL, which is refused without it, as by training.
 
     Raises:
         ValueError: the first thing that does not fit.

@@ -17,8 +17,7 @@ AttentionKernel = Literal["plain", "blockwise", "splash", "cudnn"]
 Gradients = tuple[jax.Array, jax.Array, jax.Array]  # of the query, the key and the value
 
 SCORES_PER_BLOCK = 2**24  # 64 MiB in float32: an eighth of those of one 512 px image, 8 heads of 4096² positions
-# Of one head: a position then has no more scores than its feed-forward network has features. Captions' 77 keys are few.
-FEW_KEYS_PER_FEATURE = 8
+FEW_KEYS = 256  # a position then has no more scores than its feed-forward network has features; a caption has 77 keys
 
 SPLASH_MIN_LENGTH = 1024  # shorter ones have few scores
 SPLASH_LANES = 128  # lengths must be multiples of it
@@ -29,7 +28,7 @@ SPLASH_BLOCKS = (512, 384, 256, SPLASH_LANES)
 SPLASH_GRADIENT_BLOCKS = (2048, 1536, 1024, 768, *SPLASH_BLOCKS)
 LARGEST_GRADIENT_BLOCK = 4096
 LARGEST_GRADIENT_BLOCK_MAX_FEATURES = 64
-LARGEST_GRADIENT_BLOCK_ROWS = 256
+LARGEST_GRADIENT_BLOCK_ROWS = (256, SPLASH_LANES)
 WITHOUT_SPLASH = ("TPU v2", "TPU v3")
 
 CUDNN_COMPUTE_CAPABILITY = 8.0
@@ -48,7 +47,7 @@ def memory_efficient_kernel(device: jax.Device) -> AttentionKernel:
 def dot_product_attention(
     query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, kernel: AttentionKernel = "plain"
 ) -> jax.Array:
-    """softmax(QKᵀ/√D)V, every attention of the UNet and the ControlNet (Vaswani et al. 2017, equation 1).
+    """softmax(QKᵀ/√D)V, every attention of the UNet, the ControlNet and the VAE (Vaswani et al. 2017, equation 1).
 
     Logits are accumulated and normalised in float32 whatever the inputs' dtype. A product of two bfloat16 or float16
     numbers is exact in float32, so this is also what a checkpoint's `upcast_attention` asks for: it needs no code.
@@ -73,7 +72,7 @@ def _attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array
         return _on_each_device(flash_attention_tpu)(query_BQND, key_BKND, value_BKND)
     if kernel == "cudnn" and _fits_cudnn(query_BQND):
         return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="cudnn")
-    if key_BKND.shape[1] <= FEW_KEYS_PER_FEATURE * key_BKND.shape[3]:
+    if key_BKND.shape[1] <= FEW_KEYS:
         return jax.checkpoint(plain_attention)(query_BQND, key_BKND, value_BKND)
     return blockwise_attention(query_BQND, key_BKND, value_BKND)
 
@@ -166,21 +165,20 @@ def _splash(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, i
 
 
 def _splash_blocks(queries: int, keys: int, features: int) -> splash_attention.BlockSizes:
-    rows = gradient_rows = _largest_divisor(SPLASH_BLOCKS, queries)
-    gradient_blocks = SPLASH_GRADIENT_BLOCKS if features <= SPLASH_LANES else SPLASH_BLOCKS
-    gradient_block = _largest_divisor(gradient_blocks, keys)
-    gradient_keys = _largest_divisor(SPLASH_BLOCKS, gradient_block)
+    gradient_blocks: Sequence[int]
     if keys % LARGEST_GRADIENT_BLOCK == 0 and features <= LARGEST_GRADIENT_BLOCK_MAX_FEATURES:
-        gradient_block, gradient_keys = LARGEST_GRADIENT_BLOCK, LARGEST_GRADIENT_BLOCK_ROWS
-        gradient_rows = min(rows, LARGEST_GRADIENT_BLOCK_ROWS)
+        gradient_block, gradient_blocks = LARGEST_GRADIENT_BLOCK, LARGEST_GRADIENT_BLOCK_ROWS
+    else:
+        blocks = SPLASH_GRADIENT_BLOCKS if features <= SPLASH_LANES else SPLASH_BLOCKS
+        gradient_block, gradient_blocks = _largest_divisor(blocks, keys), SPLASH_BLOCKS
     # Features in the rows need none of the 128 lanes that they would not fill.
     features_first = splash_attention.QKVLayout.SEQ_MINOR
     return splash_attention.BlockSizes(
-        block_q=rows,
+        block_q=_largest_divisor(SPLASH_BLOCKS, queries),
         block_kv=_largest_divisor(SPLASH_BLOCKS, keys),
-        block_q_dkv=gradient_rows,
+        block_q_dkv=_largest_divisor(gradient_blocks, queries),
         block_kv_dkv=gradient_block,
-        block_kv_dkv_compute=gradient_keys,
+        block_kv_dkv_compute=_largest_divisor(gradient_blocks, gradient_block),
         use_fused_bwd_kernel=True,
         q_layout=features_first,
         k_layout=features_first,

@@ -109,10 +109,10 @@ class LayerNorm(nnx.Module):
 
 
 def _variance(x32: jax.Array, mean: jax.Array, axis: int | tuple[int, ...], given: jnp.dtype) -> jax.Array:
-    """Along an axis; of numbers given in 16 bits as mean square less squared mean, which takes one reading, not two.
+    """Along an axis; of numbers given in bfloat16 as mean square less squared mean, which takes one reading, not two.
 
-    What that loses in float32 is less than 16 bits had lost before, and a TPU sums both while it computes x.
+    What that loses in float32 is less than their 8 bits had lost before, and a TPU sums both while it computes x.
     """
-    if given == jnp.float32:
+    if given != jnp.bfloat16:
         return jnp.square(x32 - mean).mean(axis=axis, keepdims=True)
     return jnp.maximum(jnp.square(x32).mean(axis=axis, keepdims=True) - jnp.square(mean), 0)

@@ -33,7 +33,7 @@ def convolve_strips(x_BSHWC: jax.Array, weight_QPCO: jax.Array, stride: int, pad
         stride: of both directions; it divides W.
         padding: zeros (before, after) in both directions, at most 1 each.
     Returns:
-        [B, S, H', W', O] in that dtype.
+        [B, S, H', W', O] in that dtype. The sums of the outermost columns of a strip are rounded in two parts.
     """
     batch, strips, *_ = x_BSHWC.shape
     y_NHWO = jax.lax.conv_general_dilated(
@@ -56,7 +56,7 @@ def convolve_strips(x_BSHWC: jax.Array, weight_QPCO: jax.Array, stride: int, pad
 
 
 def _column(x_BSHC: jax.Array, weight_PCO: jax.Array, stride: int, padding: tuple[int, int]) -> jax.Array:
-    """One column, by one column of the kernel: [B, S, H', O]."""
+    """What one column of the kernel makes of one column of x, a neighbour's: [B, S, H', O]."""
     batch, strips, *_ = x_BSHC.shape
     y_NHO = jax.lax.conv_general_dilated(
         x_BSHC.reshape(batch * strips, *x_BSHC.shape[2:]),

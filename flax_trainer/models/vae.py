@@ -1,6 +1,6 @@
 """The autoencoder between pixels and latents.
 
-Axes: B batch, H height, W width, C channels, L positions of a feature map.
+Axes: B batch, S strips of an image (see `strips.py`), H height, W width, C channels, L positions of a feature map.
 
 Reference: Rombach et al. 2022 (arXiv:2112.10752, section 3.1); diffusers' `AutoencoderKL`, whose names are kept.
 """
@@ -212,17 +212,17 @@ class Decoder(nnx.Module):
 
 
 class DownEncoderBlock2D(nnx.Module):
-    """Residual blocks, then half the resolution."""
+    """Residual blocks, then half the resolution, of BHWC or the strips BSHWC."""
 
     def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, *, downsample: bool):
         self.resnets = _resnets(in_channels, out_channels, layers, groups)
         # Padding 0 stands for one row below and one column to the right, as the LDM encoder has it.
         self.downsamplers = nnx.List([Downsample2D(out_channels, padding=0)] if downsample else [])
 
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         for layer in (*self.resnets, *self.downsamplers):
-            x_BHWC = layer(x_BHWC)
-        return x_BHWC
+            x = layer(x)
+        return x
 
 
 class UpDecoderBlock2D(nnx.Module):
@@ -255,7 +255,7 @@ class MidBlock2D(nnx.Module):
 
 
 class VaeResnetBlock2D(nnx.Module):
-    """Pre-activation residual block without a time embedding."""
+    """Pre-activation residual block without a time embedding, of BHWC or the strips BSHWC."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         self.norm1 = GroupNorm(groups, in_channels, eps=NORM_EPS)
@@ -264,10 +264,10 @@ class VaeResnetBlock2D(nnx.Module):
         self.conv2 = Conv(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = None if in_channels == out_channels else Conv(in_channels, out_channels, 1)
 
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        h_BHWC = self.conv1(nnx.silu(self.norm1(x_BHWC)))
-        h_BHWC = self.conv2(nnx.silu(self.norm2(h_BHWC)))
-        return h_BHWC + (x_BHWC if self.conv_shortcut is None else self.conv_shortcut(x_BHWC))
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = self.conv1(nnx.silu(self.norm1(x)))
+        h = self.conv2(nnx.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class SpatialAttention(nnx.Module):

@@ -172,18 +172,21 @@ def test_blocks_become_smaller_as_the_batch_grows() -> None:
 
 
 def test_few_keys_need_no_blocks() -> None:
-    """A caption's 77: all their scores are less than what a feed-forward network makes of as many positions."""
+    """A caption's 77; but 4096 are many, whatever the head's size (the VAE's has 512 features)."""
     query, caption = (jax.ShapeDtypeStruct((8, length, 8, 40), jnp.float32) for length in (4096, 77))
     attention = gradients_of(partial(dot_product_attention, kernel="blockwise"))
     assert "scan" not in primitives(jax.make_jaxpr(attention)(query, caption, caption))
-    assert "scan" in primitives(jax.make_jaxpr(attention)(query, query, query))
+    one_head = jax.ShapeDtypeStruct((8, 4096, 1, 512), jnp.float32)
+    for many in (query, one_head):
+        assert "scan" in primitives(jax.make_jaxpr(attention)(many, many, many))
 
 
 # --- splash ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("batch", "length", "heads", "features"), [(2, 128, 2, 40), (1, 768, 3, 64), (1, 4096, 1, 40), (1, 4096, 1, 160)]
+    ("batch", "length", "heads", "features"),
+    [(2, 128, 2, 40), (1, 768, 3, 64), (1, 4096, 1, 40), (1, 4096, 1, 160), (1, 256, 1, 512)],
 )
 def test_flash_attention_for_tpus_is_attention(batch: int, length: int, heads: int, features: int) -> None:
     arrays = inputs(batch, length, length, heads, features)

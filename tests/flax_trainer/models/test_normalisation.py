@@ -25,12 +25,14 @@ def reference(module: torch.nn.Module, x_BHWC: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("ours", "theirs"), MODULES, ids=["groups", "layers"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("mean", [0.0, 3.0, -30.0])
-def test_sixteen_bits_lose_no_more_than_the_result_is_rounded(
+@pytest.mark.parametrize(
+    ("dtype", "mean"),
+    [("bfloat16", 0.0), ("bfloat16", -30.0), ("float16", 0.0), ("float16", -30.0), ("float16", 1000.0)],
+)
+def test_statistics_lose_no_more_than_the_result_is_rounded(
     ours: Callable[[], GroupNorm | LayerNorm], theirs: torch.nn.Module, dtype: str, mean: float
 ) -> None:
-    """Also where the mean is 30 times the standard deviation, far from what feature maps have."""
+    """Also where the mean is 30 times the standard deviation; of float16 numbers, whose steps are finer, 1000 times."""
     drawn = np.random.default_rng(0).normal(mean, 1, SHAPE)
     x_BHWC = jnp.asarray(drawn, dtype)
     expected = reference(theirs, np.asarray(x_BHWC, np.float64))

@@ -32,7 +32,7 @@ def test_strips_convolved_are_the_feature_map_convolved(
     width: int, kernel_size: int, stride: int, padding: tuple[int, int]
 ) -> None:
     """`width` columns a strip after the convolution; the result and the gradients of half its squares' sum."""
-    x_BHWC, weight_OIHW = draw(2, 6, STRIPS * width * stride, 5), draw(7, 5, kernel_size, kernel_size)
+    x_BHWC, weight_OIHW = draw(2, 7, STRIPS * width * stride, 5), draw(7, 5, kernel_size, kernel_size)
     x_BCHW = torch.from_numpy(x_BHWC.transpose(0, 3, 1, 2).copy()).requires_grad_()
     kernel = torch.from_numpy(weight_OIHW).requires_grad_()
     expected = torch.nn.functional.conv2d(torch.nn.functional.pad(x_BCHW, padding * 2), kernel, stride=stride)

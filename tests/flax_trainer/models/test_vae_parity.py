@@ -112,6 +112,20 @@ def test_the_form_for_tpus_agrees_with_diffusers(tmp_path, images, in_strips):
     assert in_strips == ((images, 8, 24, 8, 8) in made)
 
 
+def test_memory_efficient_attention_agrees_with_diffusers(tmp_path):
+    """In blocks of queries, for 72×72 positions, in the encoder and the decoder."""
+    theirs = torch_vae()
+    theirs.save_pretrained(tmp_path)
+    ours = FlaxAutoencoderKL.from_pretrained(tmp_path)
+    ours.enable_memory_efficient_attention("blockwise")
+    pixels = np.random.default_rng(2).uniform(-1, 1, (1, 288, 288, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs.encode(to_torch(pixels)).latent_dist.mean
+    assert relative_error(encode(ours, pixels)[0], expected) < 1e-5
+    assert "scan" in str(jax.make_jaxpr(ours.encode)(pixels))
+    assert "scan" in str(jax.make_jaxpr(ours.decode)(expected.numpy().transpose(0, 2, 3, 1)))
+
+
 def test_a_width_that_strips_do_not_divide_agrees_too(tmp_path):
     theirs = torch_vae()
     theirs.save_pretrained(tmp_path)
