@@ -3,9 +3,9 @@
     python3 -m flax_trainer.compile_report --target v4-8 --model sd15 --mixed_precision bf16 --train_batch_size 8
 
 Compiles the step that `train_flax.py` would run with the same flags (any of them; the data are not read, and need not
-be named), which takes, for Stable Diffusion on two cores, ten minutes and more than 18 GB of memory. Give --model, or
---pretrained_model_name_or_path with a folder or repository, of which only the config.json files are read. What it
-prints is a compiler's estimate.
+be named), which takes, for Stable Diffusion on two cores, ten to thirty minutes and up to 28 GB of memory. Give
+--model, or --pretrained_model_name_or_path with a folder or repository, of which only the config.json files are read.
+What it prints is a compiler's estimate.
 """
 
 import argparse
