@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.attention_kernels import AttentionKernel, dot_product_attention
-from flax_trainer.models.layers import Conv, GroupNorm, LayerNorm, Linear
+from flax_trainer.models.attention_kernels import dot_product_attention
+from flax_trainer.models.layers import AttentionLayer, Conv, GroupNorm, LayerNorm, Linear
 
 TRANSFORMER_NORM_EPS = 1e-6  # fixed in diffusers' Transformer2DModel, unlike the residual blocks' norm_eps
 FEED_FORWARD_MULTIPLIER = 4
@@ -30,16 +30,16 @@ class TransformerSpec:
     only_cross_attention: bool
 
 
-class Attention(nnx.Module):
+class Attention(AttentionLayer):
     """Multi-head attention from `channels` to a context of `context_channels`, without biases but the output's."""
 
     def __init__(self, channels: int, context_channels: int, heads: int):
+        super().__init__()
         self.to_q = Linear(channels, channels, use_bias=False)
         self.to_k = Linear(context_channels, channels, use_bias=False)
         self.to_v = Linear(context_channels, channels, use_bias=False)
         self.to_out = nnx.List([Linear(channels, channels)])
         self.heads = heads
-        self.kernel: AttentionKernel = "plain"
 
     def __call__(self, x_BQC: jax.Array, context_BKE: jax.Array) -> jax.Array:
         query_BQND = _split_heads(self.to_q(x_BQC), self.heads)

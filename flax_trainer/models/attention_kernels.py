@@ -23,8 +23,8 @@ SPLASH_MIN_LENGTH = 1024  # shorter ones have few scores
 SPLASH_LANES = 128  # lengths must be multiples of it
 SPLASH_BLOCKS = (512, 384, 256, SPLASH_LANES)
 # Of the keys whose gradients are computed at a time: each such block makes a part of the queries' gradients, which are
-# added up afterwards. Larger ones need more than the 16 MiB of a TPU core's own memory, and 4096 fit only in small
-# heads, with queries and keys coming 256 at a time.
+# added up afterwards. Larger ones need more than the 16 MiB of a TPU core's own memory, and 4096 fit only in
+# heads of few bytes, with queries and keys coming 256 at a time.
 SPLASH_GRADIENT_BLOCKS = (2048, 1536, 1024, 768, *SPLASH_BLOCKS)
 LARGEST_GRADIENT_BLOCK = 4096
 LARGEST_GRADIENT_BLOCK_MAX_BYTES = 128  # of a head's features at one position: 64 of 16 bits
@@ -156,7 +156,7 @@ def _splash(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, i
     (_, queries, heads, features), keys = query_BQND.shape, key_BKND.shape[1]
     attend = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([splash_attention.FullMask((queries, keys))] * heads),
-        block_sizes=_splash_blocks(queries, keys, features, features * query_BQND.dtype.itemsize),
+        block_sizes=_splash_blocks(queries, keys, features, query_BQND.dtype),
         interpret=interpret,
     )
     scaled_BQND = query_BQND * jnp.asarray(features**-0.5, query_BQND.dtype)
@@ -164,9 +164,10 @@ def _splash(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, i
     return jax.vmap(attend)(query_BNQD, key_BNKD, value_BNKD).swapaxes(1, 2)
 
 
-def _splash_blocks(queries: int, keys: int, features: int, bytes_of_a_position: int) -> splash_attention.BlockSizes:
+def _splash_blocks(queries: int, keys: int, features: int, dtype: jnp.dtype) -> splash_attention.BlockSizes:
     gradient_blocks: Sequence[int]
-    if keys % LARGEST_GRADIENT_BLOCK == 0 and bytes_of_a_position <= LARGEST_GRADIENT_BLOCK_MAX_BYTES:
+    is_small = features * dtype.itemsize <= LARGEST_GRADIENT_BLOCK_MAX_BYTES
+    if keys % LARGEST_GRADIENT_BLOCK == 0 and is_small:
         gradient_block, gradient_blocks = LARGEST_GRADIENT_BLOCK, LARGEST_GRADIENT_BLOCK_ROWS
     else:
         blocks = SPLASH_GRADIENT_BLOCKS if features <= SPLASH_LANES else SPLASH_BLOCKS

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flax_trainer.models.adapter import CONV, LINEAR, PLAIN
+from flax_trainer.models.attention_kernels import AttentionKernel
 from flax_trainer.models.convolution_kernels import convolve
 from flax_trainer.models.strips import STRIPS_NDIM, convolve_strips
 
@@ -58,6 +59,13 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.weight[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class AttentionLayer(nnx.Module):
+    """Base of the layers that attend; `kernel`: how they do (see `dot_product_attention`)."""
+
+    def __init__(self) -> None:
+        self.kernel: AttentionKernel = "plain"
 
 
 class Embedding(nnx.Module):

@@ -16,6 +16,7 @@ from flax import nnx
 
 from flax_trainer.models import layers
 from flax_trainer.models.adapter import LINEAR, from_torch_layout, to_torch_layout, torch_shape
+from flax_trainer.models.attention_kernels import AttentionKernel
 from flax_trainer.models.functional import Params, split
 from shared.initialisation import ModuleKind, initial_values
 from shared.model_files.hub_files import locate_config, locate_folder
@@ -72,6 +73,12 @@ class PretrainedModel(nnx.Module):
         for _, module in nnx.iter_modules(self):
             if isinstance(module, layers.Conv):
                 module.for_tpu = True
+
+    def enable_memory_efficient_attention(self, kernel: AttentionKernel) -> None:
+        """Compute attention with this kernel (see `dot_product_attention`)."""
+        for _, module in nnx.iter_modules(self):
+            if isinstance(module, layers.AttentionLayer):
+                module.kernel = kernel
 
     # --- construction -----------------------------------------------------------------------------------------------
 

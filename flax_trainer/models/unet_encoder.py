@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.attention import Attention, TransformerSpec
-from flax_trainer.models.attention_kernels import AttentionKernel
+from flax_trainer.models.attention import TransformerSpec
 from flax_trainer.models.embeddings import TimestepEmbedding, timestep_embedding
 from flax_trainer.models.gradient_checkpointing import CheckpointedModule, CheckpointingPolicy
 from flax_trainer.models.layers import Conv
@@ -45,12 +44,6 @@ class UNetEncoder(PretrainedModel):
         for _, module in nnx.iter_modules(self):
             if isinstance(module, CheckpointedModule):
                 module.checkpointing = policy
-
-    def enable_memory_efficient_attention(self, kernel: AttentionKernel) -> None:
-        """Compute all attention with this kernel (see `dot_product_attention`)."""
-        for _, module in nnx.iter_modules(self):
-            if isinstance(module, Attention):
-                module.kernel = kernel
 
     def embed_time(
         self, timesteps_B: jax.Array, added_cond_kwargs: Mapping[str, jax.Array] | None, dtype: jax.typing.DTypeLike

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.attention_kernels import AttentionKernel, dot_product_attention
+from flax_trainer.models.attention_kernels import dot_product_attention
 from flax_trainer.models.convolution_kernels import has_few_images
-from flax_trainer.models.layers import Conv, GroupNorm, Linear
+from flax_trainer.models.layers import AttentionLayer, Conv, GroupNorm, Linear
 from flax_trainer.models.pretrained import PretrainedModel
 from flax_trainer.models.resnet import Downsample2D, Upsample2D
 from flax_trainer.models.strips import STRIPS, from_strips, to_strips
@@ -116,12 +116,6 @@ class FlaxAutoencoderKL(PretrainedModel):
         moments, latents = 2 * config.latent_channels, config.latent_channels
         self.quant_conv = Conv(moments, moments, 1) if config.use_quant_conv else None
         self.post_quant_conv = Conv(latents, latents, 1) if config.use_post_quant_conv else None
-
-    def enable_memory_efficient_attention(self, kernel: AttentionKernel) -> None:
-        """Compute all attention with this kernel (see `dot_product_attention`)."""
-        for _, module in nnx.iter_modules(self):
-            if isinstance(module, SpatialAttention):
-                module.kernel = kernel
 
     @property
     def scale_factor(self) -> int:
@@ -270,16 +264,16 @@ class VaeResnetBlock2D(nnx.Module):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class SpatialAttention(nnx.Module):
+class SpatialAttention(AttentionLayer):
     """Single-head self-attention over the positions of a feature map, with a residual around it."""
 
     def __init__(self, channels: int, groups: int):
+        super().__init__()
         self.group_norm = GroupNorm(groups, channels, eps=NORM_EPS)
         self.to_q = Linear(channels, channels)
         self.to_k = Linear(channels, channels)
         self.to_v = Linear(channels, channels)
         self.to_out = nnx.List([Linear(channels, channels)])
-        self.kernel: AttentionKernel = "plain"
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         batch, _, _, channels = x_BHWC.shape
