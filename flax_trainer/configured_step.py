@@ -32,7 +32,11 @@ def objective_of(config: TrainConfig, models: BaseModels) -> Objective:
 
 
 def matmul_precision(config: TrainConfig) -> str:
-    """What `jax_default_matmul_precision` has to be, for products of float32 numbers."""
+    """What `jax_default_matmul_precision` has to be."""
+    if config.mixed_precision == "bf16":
+        # Nothing else is multiplied, and these products are exact in float32. Asked for more, XLA takes the trained
+        # weights before they are rounded to bfloat16, which a TPU then multiplies in three passes.
+        return "default"
     return "tensorfloat32" if config.allow_tf32 else "highest"
 
 

@@ -46,7 +46,7 @@ class Attention(AttentionLayer):
         key_BKND = _split_heads(self.to_k(context_BKE), self.heads)
         value_BKND = _split_heads(self.to_v(context_BKE), self.heads)
         y_BQND = dot_product_attention(query_BQND, key_BKND, value_BKND, self.kernel)
-        return self.to_out[0](y_BQND.reshape(x_BQC.shape))
+        return _join_heads(self.to_out[0], y_BQND)
 
 
 class GEGLU(nnx.Module):
@@ -123,15 +123,29 @@ class Transformer2DModel(nnx.Module):
 
     def __call__(self, x_BHWC: jax.Array, encoder_hidden_states_BKE: jax.Array) -> jax.Array:
         batch, height, width, channels = x_BHWC.shape
-        # A 1x1 convolution and a linear layer are the same map here, so both projections run on the feature map.
-        h_BLC = self.proj_in(self.norm(x_BHWC)).reshape(batch, height * width, channels)
+        h_BLC = _project(self.proj_in, self.norm(x_BHWC).reshape(batch, height * width, channels))
         for block in self.transformer_blocks:
             h_BLC = block(h_BLC, encoder_hidden_states_BKE)
-        return x_BHWC + self.proj_out(h_BLC.reshape(x_BHWC.shape))
+        return x_BHWC + _project(self.proj_out, h_BLC).reshape(x_BHWC.shape)
+
+
+def _project(layer: Conv | Linear, x_BLC: jax.Array) -> jax.Array:
+    """A linear layer, which is what a 1x1 convolution is; as a product it takes and leaves any layout."""
+    weight_CO = layer.weight[...].reshape(layer.weight.shape[-2:])
+    assert layer.bias is not None
+    return x_BLC @ weight_CO.astype(x_BLC.dtype) + layer.bias[...].astype(x_BLC.dtype)
 
 
 def _projection(channels: int, spec: TransformerSpec) -> Conv | Linear:
     return Linear(channels, channels) if spec.use_linear_projection else Conv(channels, channels, 1)
+
+
+def _join_heads(layer: Linear, y_BLND: jax.Array) -> jax.Array:
+    """A linear layer of the features of all heads, which are never brought side by side: on a TPU, that is a copy."""
+    heads, features = y_BLND.shape[-2:]
+    weight_NDC = layer.weight[...].astype(y_BLND.dtype).reshape(heads, features, -1)
+    assert layer.bias is not None
+    return jnp.einsum("blnd,ndc->blc", y_BLND, weight_NDC) + layer.bias[...].astype(y_BLND.dtype)
 
 
 def _split_heads(x_BLC: jax.Array, heads: int) -> jax.Array:

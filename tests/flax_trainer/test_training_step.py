@@ -1,5 +1,6 @@
 """The training step against the same training written with diffusers' and PyTorch's own parts."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from flax_trainer.base_models import BaseModels, InitialParams, define_models, load_base_models, read_configs
+from flax_trainer.configured_step import matmul_precision, objective_of
 from flax_trainer.models import (
     FlaxAutoencoderKL,
     FlaxCLIPTextModel,
@@ -183,6 +186,38 @@ def test_bf16_computes_in_bf16_and_keeps_the_controlnet_in_float32(base_model: P
     exact = TorchReference(base_model).loss(batch).item()
     assert float(metrics["loss"]) == pytest.approx(exact, rel=0.03)
     assert float(metrics["loss"]) != pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "precisions"),
+    [
+        ({}, {"HIGHEST"}),
+        ({"allow_tf32": True}, {"HIGH"}),
+        ({"mixed_precision": "bf16"}, {"DEFAULT", "BF16_BF16_F32"}),
+        ({"mixed_precision": "bf16", "allow_tf32": True}, {"DEFAULT", "BF16_BF16_F32"}),
+    ],
+    ids=str,
+)
+def test_products_are_as_precise_as_the_flags_say(
+    base_model: Path, flags: dict[str, object], precisions: set[str]
+) -> None:
+    """In bf16 a TPU takes one pass for each."""
+    configuration = config(base_model, **flags)
+    models, initial = load(configuration)
+    arguments = (TrainState.create(initial.controlnet), initial.frozen, in_slices(batch_of(2), 1), np.float32(0))
+    step = make_train_step(models.defs, objective_of(configuration, models), SETTINGS)
+    with jax.default_matmul_precision(matmul_precision(configuration)):
+        program = jax.make_jaxpr(step)(*arguments)
+    assert set(precisions_of(program.jaxpr)) == precisions
+
+
+def precisions_of(program: Jaxpr) -> Iterator[str]:
+    for equation in program.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            precision = equation.params["precision"]
+            yield (precision[0] if isinstance(precision, tuple) else precision).name
+        for inner in jaxprs_in_params(equation.params):
+            yield from precisions_of(inner)
 
 
 def test_the_step_is_given_its_frozen_models(loaded: tuple[BaseModels, InitialParams]) -> None:
