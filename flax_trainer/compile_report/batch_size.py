@@ -6,7 +6,7 @@ from functools import partial
 from typing import get_args
 
 from flax_trainer.base_models import ModelConfigs
-from flax_trainer.compile_report.report import DoesNotFitError, Report, compile_report
+from flax_trainer.compile_report.report import GIB, DoesNotFitError, Report, compile_report
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.compile_report.text import batch_size_line
 from flax_trainer.models.gradient_checkpointing import CheckpointingPolicy
@@ -36,28 +36,44 @@ def find_batch_size(
         return report
 
     policies: tuple[CheckpointingPolicy | None, ...] = (None, *get_args(CheckpointingPolicy))
-    found = {policy or NONE: search(partial(report_of, policy), config.train_batch_size) for policy in policies}
+    capacity = target.chip.hbm_gib * GIB
+    found = {
+        policy or NONE: search(partial(report_of, policy), config.train_batch_size, capacity) for policy in policies
+    }
     for name, largest in found.items():
         size = "nothing" if largest is None else f"--train_batch_size {largest.config.train_batch_size}"
         print(f"{name}: {size} fits")
     return found
 
 
-def search(fits: Callable[[int], Report | None], start: int) -> Report | None:
-    """The report of the largest batch size that fits: doubled from `start` on, then closed in on by halves.
+def search(report_of: Callable[[int], Report | None], start: int, capacity: float) -> Report | None:
+    """The report of the largest batch size that fits into so many bytes.
 
-    Sizes beyond 16 are tried in steps of an eighth, since each takes a compilation.
+    Each try is a compilation, so what the first two need says where the largest is, and sizes beyond 16 are told apart
+    by an eighth.
     """
-    size, best, too_large = start, None, None
-    while (report := fits(size)) is not None:
-        best, size = report, size * 2
-    too_large = size
-    low = 0 if best is None else too_large // 2
-    while too_large - low > max(1, low // 8):
-        middle = (low + too_large) // 2
-        report = fits(middle)
+    fitting: dict[int, Report] = {}
+    too_large: int | None = None
+    size: int | None = start
+    while size:
+        report = report_of(size)
         if report is None:
-            too_large = middle
+            too_large = size
         else:
-            best, low = report, middle
-    return best
+            fitting[size] = report
+        size = _next_size(fitting, too_large, capacity)
+    return fitting[max(fitting)] if fitting else None
+
+
+def _next_size(fitting: dict[int, Report], too_large: int | None, capacity: float) -> int | None:
+    """None or 0 when nothing is left to try."""
+    best = max(fitting, default=0)
+    step = max(1, best // 8)
+    if too_large is not None:
+        return (best + too_large) // 2 if too_large - best > step else None
+    if len(fitting) == 1:
+        return 2 * best
+    smaller = sorted(fitting)[-2]
+    needed, of_smaller = (fitting[size].memory.peak for size in (best, smaller))
+    of_an_image = max((needed - of_smaller) / (best - smaller), 1)
+    return best + max(step, int((capacity - needed) / of_an_image))
