@@ -196,7 +196,7 @@ def test_bf16_computes_in_bf16_and_keeps_the_controlnet_in_float32(base_model: P
         ({"mixed_precision": "bf16"}, {"DEFAULT", "BF16_BF16_F32"}),
         ({"mixed_precision": "bf16", "allow_tf32": True}, {"DEFAULT", "BF16_BF16_F32"}),
     ],
-    ids=str,
+    ids=["float32", "tf32", "bf16", "bf16 and tf32"],
 )
 def test_products_are_as_precise_as_the_flags_say(
     base_model: Path, flags: dict[str, object], precisions: set[str]
