@@ -1,6 +1,10 @@
 """What every test runs under: JAX on eight simulated CPU devices, no network, one compilation cache for the session."""
 
 import os
+import signal
+
+# A shell without job control starts what it sends to the background with Ctrl-C ignored, which programs inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.update(
     JAX_PLATFORMS="cpu",

@@ -14,11 +14,8 @@ print("imported")
 """
 
 HANGING = """
-import signal
 import time
 from tests.shared.data.pictures import config, loader
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 
 class Hanging:
     manifest = {"location": "a mount that never answers"}
