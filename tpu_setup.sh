@@ -19,6 +19,7 @@ main() {
   check_arguments
   check_training_flags
   check_checkout
+  check_with_trainer
   check_gcloud
   pack
   trap interrupted INT
@@ -38,6 +39,7 @@ main() {
       lost)
         ((++losses <= LOOKS)) || stop "The training was lost $losses times without an exit code."
         say "$name lost its training, as by a reboot." ;;
+      other) stop_for_other ;;
       stopped) stop "The training was stopped by a signal, but $name is still there, so somebody wanted it." ;;
       *) stop "The training failed by itself (exit code ${outcome#failed }), so it is not repeated." ;;
     esac
@@ -150,6 +152,10 @@ check_training_flags() {
       mistake "--report_to wandb needs a login on the VM: export WANDB_API_KEY and give --send_tokens."
     extra_packages+=(wandb)
   fi
+  if [[ " ${training[*]} " == *' --push_to_hub '* ]]; then
+    $send_tokens && [[ -n ${HF_TOKEN:-} ]] ||
+      mistake "--push_to_hub needs a login on the VM: export HF_TOKEN and give --send_tokens."
+  fi
   [[ $(training_flag evaluation_fidelity) != edges ]] || extra_packages+=(opencv-python-headless)
 }
 
@@ -173,6 +179,14 @@ check_checkout() {
     mistake "$PWD has changes that are not committed, and would not reach the VM: commit them, or git stash."
   code=$(git rev-parse --git-path "tpu_setup-$name.tar.gz")
   tokens=$(git rev-parse --git-path "tpu_setup-$name.tokens")
+}
+
+# Where a Python here can run the trainer so far, it says itself what it does not accept.
+check_with_trainer() {
+  local answer
+  ((${#training[@]})) && [[ $(training_flag config) != "$MOUNT"/* ]] || return 0
+  answer=$(python3 train_flax.py "${training[@]}" --print_config 2>&1 >/dev/null) || true
+  [[ $answer != *'train_flax.py: error: '* ]] || mistake "train_flax.py would not accept its flags: ${answer#*error: }"
 }
 
 check_gcloud() {
@@ -370,8 +384,6 @@ print(\"jax.device_count() =\", jax.device_count())'" | sed -n 's/^jax.device_co
 # and write has to stay in memory, of which services may lock little.
 start_training() {
   ((${#training[@]})) || return 0
-  local command
-  command=$(line .venv/bin/python train_flax.py "${training[@]}" --resume_from_checkpoint=latest)
   say "Starting the training."
   on_all_hosts "set -eu
 mkdir -p $UNIT
@@ -384,12 +396,16 @@ set -a
 [ ! -e ~/controlnet-tokens ] || . ~/controlnet-tokens
 set +a
 trap : TERM
-$command >~/$UNIT/log 2>&1
+$(training_command) >~/$UNIT/log 2>&1
 echo \$? >~/$UNIT/exit_code
 END_OF_COMMAND
 sudo systemd-run --unit=$UNIT --collect --uid=\"\$(id -u)\" --property=RequiresMountsFor=$MOUNT \\
   --property=TimeoutStopSec=10min --property=LimitMEMLOCK=infinity --property=LimitNOFILE=1048576 \\
   /bin/bash ~/$UNIT/command.sh"
+}
+
+training_command() {
+  ((!${#training[@]})) || line .venv/bin/python train_flax.py "${training[@]}" --resume_from_checkpoint=latest
 }
 
 # Sets `outcome` to one of training_state's words that mean an end, or `preempted`.
@@ -417,22 +433,30 @@ training_is_running() {
     say "$name cannot be reached, so whether a training runs there is not known. Trying again."
     pause
   done
+  [[ $state != other ]] || stop_for_other
   [[ $state == running ]]
 }
 
-# In one word for all hosts: running, lost (ended without an exit code, or never begun), stopped (by SIGTERM), finished,
-# `failed CODE`; or unreachable.
+stop_for_other() {
+  stop "$name trains already, with other flags than these; $UNIT/command.sh there has them. Give the same flags to" \
+    "watch it, or stop it first: $(line gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all \
+      "--command=sudo systemctl stop $UNIT")"
+}
+
+# In one word for all hosts: running, other (runs, with other flags), lost (ended without an exit code, or never begun),
+# stopped (by SIGTERM), finished, `failed CODE`; or unreachable.
 training_state() {
   local answers state
   answers=$(on_all_hosts "cd $UNIT 2>/dev/null || { echo training: lost; exit; }
-if systemctl is-active --quiet $UNIT; then echo training: running
+if systemctl is-active --quiet $UNIT; then
+grep --quiet --fixed-strings -- $(line "$(training_command)") command.sh && echo training: running || echo training: other
 elif [ ! -e exit_code ]; then echo training: lost
 elif [ \"\$(cat exit_code)\" != 0 ]; then echo training: failed \"\$(cat exit_code)\"
 elif grep --quiet 'continue with --resume_from_checkpoint latest' log; then echo training: stopped
 else echo training: finished
 fi") || answers='training: unreachable'
   ! $dry_run || answers='training: finished'
-  for state in unreachable running failed stopped lost finished; do
+  for state in unreachable other running failed stopped lost finished; do
     case $answers in *"training: $state"*) break ;; esac
   done
   printf '%s\n' "$answers" | sed -n "s/^training: \($state.*\)/\1/p" | head -n 1
@@ -448,7 +472,7 @@ find_outcome() {
       *) outcome=preempted ;;
     esac
     case $outcome in
-      finished | preempted | running) return ;;
+      finished | preempted | running | other) return ;;
       unreachable) say "$name cannot be reached; the training does not depend on it." && look=0 ;;
       *) say "The training has ended ($outcome). Waiting whether $name goes, too." ;;
     esac

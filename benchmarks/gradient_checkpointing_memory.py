@@ -1,27 +1,24 @@
 """The temporary memory that XLA reserves for one training step, with and without gradient checkpointing.
 
-    JAX_PLATFORMS=cpu python3 -m benchmarks.gradient_checkpointing_memory --architecture sd15 --tpu v4-8 \\
-        --mixed_precision bf16 [--resolution 512] [--train_batch_size 1]
+    JAX_PLATFORMS=cpu python3 -m benchmarks.gradient_checkpointing_memory --architecture sd15 \\
+        [--mixed_precision bf16] [--resolution 512] [--train_batch_size 1]
         [--attention plain blockwise] [--policy none everything]
 
-Compiles the whole step from shapes alone: no weights, nothing is run, and with `pip install 'jax[tpu]'` no TPU is
-needed. Without --tpu it compiles for this machine's first device. XLA's compiler for CPUs takes out the barriers that
-keep what is computed again from being computed early, so there checkpointing saves little.
+Compiles the whole step from shapes alone, for this machine's first device: no weights, nothing is run. XLA's compiler
+for CPUs takes out the barriers that keep what is computed again from being computed early, so there checkpointing
+saves little. For TPUs, `flax_trainer.compile_report` says it.
 """
 
 import argparse
 import itertools
 import resource
 import time
-from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
-from flax_trainer.compile_report.targets import parse_target
 from flax_trainer.models import (
     ControlNetConfig,
     FlaxAutoencoderKL,
@@ -52,9 +49,7 @@ def main() -> None:
     parser.add_argument("--attention", nargs="+", choices=get_args(AttentionKernel), default=["plain", "blockwise"])
     policies = [NONE, *get_args(CheckpointingPolicy)]
     parser.add_argument("--policy", nargs="+", choices=policies, default=policies)
-    parser.add_argument("--tpu", metavar="TYPE", help="compile for one chip of this type of TPU, as v4-8")
     arguments = parser.parse_args()
-    device = jax.devices()[0] if arguments.tpu is None else parse_target(arguments.tpu).devices()[0]
 
     print(f"{'attention':<12}{'recomputed':<20}{'temporary':>12}{'of the first':>14}{'compiled in':>13}", flush=True)
     first = None
@@ -67,7 +62,6 @@ def main() -> None:
             DTYPES[arguments.mixed_precision],
             attention,
             None if policy == NONE else policy,
-            device,
         )
         seconds = time.perf_counter() - started
         first = temporary if first is None else first
@@ -85,7 +79,6 @@ def temporary_bytes(
     dtype: jnp.dtype,
     attention: AttentionKernel,
     policy: CheckpointingPolicy | None,
-    device: jax.Device,
 ) -> int:
     """What XLA reserves beside a step's arguments and results: activations, gradients, parameters in `dtype`."""
     unet = FlaxUNet2DConditionModel.abstract(architecture.unet)
@@ -110,8 +103,7 @@ def temporary_bytes(
         _abstract_batch(batch_size, resolution, resolution // vae.scale_factor),
         _shape((), jnp.float32),
     )
-    on_device = partial(_on, SingleDeviceSharding(device))
-    compiled = jax.jit(step, donate_argnums=0).lower(*jax.tree.map(on_device, arguments)).compile()
+    compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
     memory = compiled.memory_analysis()
     assert memory is not None, "XLA's compilers for CPU, GPU and TPU all analyse memory"
     return memory.temp_size_in_bytes
@@ -131,10 +123,6 @@ def _abstract_batch(rows: int, pixels: int, latents: int) -> dict[str, jax.Shape
 
 def _in_dtype(params: Params, dtype: jnp.dtype) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: _shape(value.shape, dtype) for name, value in params.items()}
-
-
-def _on(sharding: SingleDeviceSharding, array: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(np.shape(array), array.dtype, sharding=sharding)
 
 
 def _shape(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:

@@ -28,12 +28,12 @@ from flax_trainer.compile_report.hlo import parse_program
 from flax_trainer.compile_report.kernels import kernel_flops
 from flax_trainer.compile_report.targets import parse_target
 from flax_trainer.model_flops import flops_of
-from flax_trainer.models.attention import Attention, Transformer2DModel, TransformerSpec
+from flax_trainer.models.attention import Transformer2DModel, TransformerSpec
 from flax_trainer.models.controlnet import ControlNetConditioningEmbedding
 from flax_trainer.models.functional import cast, split
-from flax_trainer.models.layers import Conv
+from flax_trainer.models.layers import AttentionLayer, Conv
 from flax_trainer.models.resnet import ResnetBlock2D, ResnetSpec
-from flax_trainer.models.vae import AutoencoderKLConfig, Encoder, SpatialAttention
+from flax_trainer.models.vae import AutoencoderKLConfig, Encoder
 from flax_trainer.random_model import ARCHITECTURES
 
 TARGET = parse_target("v4-8")
@@ -83,13 +83,13 @@ def measure(block: str, images: int, channels: int, attention: Any, convolutions
     flops = flops_of(jax.make_jaxpr(compiled_part(model, block))(*inputs).jaxpr)  # without filled-up zeros
 
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, Attention | SpatialAttention):
+        if isinstance(module, AttentionLayer):
             module.kernel = attention
         if isinstance(module, Conv):
             module.for_tpu = convolutions == "tpu"
     function = compiled_part(model, block)
     compiled = jax.jit(function).lower(*inputs).compile()
-    kernels = kernel_flops(jax.make_jaxpr(function)(*inputs).jaxpr)
+    kernels = kernel_flops(jax.make_jaxpr(function)(*inputs).jaxpr, TARGET.chip.multiplier)
     costs = costs_of(parse_program(compiled.as_text() or ""), kernels, TARGET)
     analysis = compiled.cost_analysis() or {}
     share = flops / (costs.cycles / (TARGET.chip.clock_ghz * 1e9)) / (TARGET.chip.peak_tflops * 1e12)

@@ -96,12 +96,13 @@ def reference_step(arguments: argparse.Namespace) -> dict[str, float]:
 
 def environment_of_diffusers(folder: Path) -> Path:
     """Its interpreter; with the compiler that is used here, so that the two sides differ by their programs alone."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
+    python, is_complete = folder / "bin" / "python", folder / "is_complete"
+    if not is_complete.exists():
+        venv.create(folder, with_pip=True, clear=True)
         same = [f"{package}=={metadata.version(package)}" for package in ("jax", "libtpu", "flax", "optax")]
         packages = ["diffusers==0.39.0", "transformers==4.57.6", *same]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        is_complete.touch()
     return python
 
 

@@ -72,14 +72,9 @@ class BaseModels:
     configs: ModelConfigs
     schedule: NoiseSchedule
 
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels per latent position along each side."""
-        return 2 ** (len(self.configs.vae.block_out_channels) - 1)
-
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(H, W, C) of the latents of a square image."""
-        side = resolution // self.vae_scale_factor
+        side = resolution // self.configs.vae.scale_factor
         return side, side, self.configs.vae.latent_channels
 
 

@@ -17,10 +17,9 @@ from flax import nnx
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.interpreters import partial_eval
 
-from flax_trainer.models.attention import Attention
 from flax_trainer.models.functional import ModelDef
 from flax_trainer.models.gradient_checkpointing import CheckpointedModule
-from flax_trainer.models.layers import Conv
+from flax_trainer.models.layers import AttentionLayer, Conv
 from flax_trainer.sampling import Prompt
 from flax_trainer.step import FrozenParams, ModelDefs, Objective, encode_batch, per_sample_losses
 
@@ -115,7 +114,7 @@ def _plain(definition: ModelDef[M]) -> ModelDef[M]:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, CheckpointedModule):
             module.checkpointing = None
-        if isinstance(module, Attention):
+        if isinstance(module, AttentionLayer):
             module.kernel = "plain"
         if isinstance(module, Conv):
             module.for_tpu = False

@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> int:
         prepared = prepare(config, "flax", is_main_process=is_main)
         output_dir = prepared.output_dir
         models, initial = load_base_models(config, prepared.schedule)
-        check_resolution(config, models.vae_scale_factor)
+        check_resolution(config, models.configs.vae.scale_factor)
 
         # --- devices, batches, steps ---------------------------------------------------------------------------------
         check_joined()

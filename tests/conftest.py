@@ -3,9 +3,6 @@
 import os
 import signal
 
-# A shell without job control starts what it sends to the background with Ctrl-C ignored, which programs inherit.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 os.environ.update(
     JAX_PLATFORMS="cpu",
     JAX_NUM_CPU_DEVICES="8",
@@ -19,6 +16,11 @@ os.environ.update(
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure() -> None:
+    # A shell without job control starts what it sends to the background with Ctrl-C ignored, which programs inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

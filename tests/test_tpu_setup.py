@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.tpu_vm.cloud import PROJECT, Cloud
+from tests.tpu_vm.cloud import PROJECT, Cloud, git
 
 VM = ["--name", "circles", "--zone", "us-central2-b", "--type", "v4-8", "--poll_seconds", "0"]
 STORAGE = ["--storage", "gs://my-bucket"]
@@ -345,6 +345,17 @@ def test_a_training_that_was_stopped_is_resumed_by_the_same_command(cloud: Cloud
     assert len(cloud.trainings()) == 2
 
 
+def test_a_training_with_other_flags_is_not_taken_for_this_one(cloud: Cloud) -> None:
+    """Nor its end for the end of what was asked for, which would never have begun."""
+    cloud.plan |= {"trainings_end_at_once": False, "trainings": [{"exit": 0, "says": "At work.", "until": "end"}]}
+    interrupt_at_work(cloud, [*VM, *STORAGE, "--", OUTPUT])
+    result = cloud.run(*VM, *STORAGE, "--", OUTPUT, "--learning_rate=1e-4")
+    assert result.returncode == 1
+    assert "circles trains already, with other flags than these" in result.stderr
+    assert "systemctl stop" in result.stderr
+    assert len(cloud.trainings()) == 1
+
+
 def interrupt_at_work(cloud: Cloud, command: list[str]) -> str:
     """Press Ctrl-C when the log says `At work.`; returns what is printed after it."""
     with cloud.start(*command) as process:
@@ -429,6 +440,7 @@ def test_help(cloud: Cloud) -> None:
         ([*VM, *STORAGE, "--", OUTPUT, "--resume_from_checkpoint", "checkpoint-5"], "leave it out"),
         ([*VM, *STORAGE, "--", OUTPUT, "--hub_token", "hf_x"], "export HF_TOKEN and give --send_tokens"),
         ([*VM, *STORAGE, "--", OUTPUT, "--report_to", "wandb"], "export WANDB_API_KEY and give --send_tokens"),
+        ([*VM, *STORAGE, "--", OUTPUT, "--push_to_hub"], "export HF_TOKEN and give --send_tokens"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_created(cloud: Cloud, arguments: list[str], message: str) -> None:
@@ -439,6 +451,20 @@ def test_mistakes_are_told_before_anything_is_created(cloud: Cloud, arguments: l
     assert result.stderr.count("\n") == 1
     assert "hf_x" not in result.stderr
     assert cloud.calls() == []
+
+
+def test_training_flags_that_the_trainer_would_not_accept(cloud: Cloud) -> None:
+    """Where there is a Python that can ask it; without one, the other tests go on."""
+    shutil.copy(PROJECT / "train_flax.py", cloud.checkout)
+    git(cloud.checkout, "add", "train_flax.py")
+    git(cloud.checkout, "commit", "--quiet", "--message", "trainer")
+    cloud.add_program("python3", f'#!/bin/sh\nPYTHONPATH={PROJECT} exec {sys.executable} "$@"\n')
+    model = ["--pretrained_model_name_or_path=model", "--dataset_name=data"]
+    result = cloud.run(*VM, *STORAGE, "--", OUTPUT, *model, "--learning_rat=1e-5")
+    assert result.returncode == 2
+    assert "train_flax.py would not accept its flags: unknown flag --learning_rat" in result.stderr
+    assert cloud.verbs() == []
+    assert cloud.run(*VM, *STORAGE, "--", OUTPUT, *model, "--learning_rate=1e-5").returncode == 0
 
 
 def test_changes_that_are_not_committed(cloud: Cloud) -> None:

@@ -20,12 +20,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler is enough: a TPU that is the
 
 from flax_trainer.base_models import ModelConfigs, read_configs
 from flax_trainer.compile_report.batch_size import find_batch_size
-from flax_trainer.compile_report.report import DoesNotFitError, compile_report
+from flax_trainer.compile_report.report import DoesNotFitError, compile_report, given_flags
 from flax_trainer.compile_report.targets import Target, parse_target
-from flax_trainer.compile_report.text import NOT_TRAINED_YET, does_not_fit_text, report_text
+from flax_trainer.compile_report.text import does_not_fit_text, notes, report_text
 from flax_trainer.random_model import ARCHITECTURES
 from shared.config import TrainConfig, read_configuration, validate
 from shared.diffusion.schedule import NoiseSchedule
+from shared.preparation import check_resolution
 from shared.user_errors import explain
 
 _MODELS = (
@@ -66,8 +67,9 @@ def main(argv: list[str]) -> int:
 
 def _report(config: TrainConfig, target: Target, own: argparse.Namespace) -> int:
     configs, schedule = _model(config, own.model)
-    if configs.text_encoder_2 is not None:
-        print(NOT_TRAINED_YET, flush=True)
+    check_resolution(config, configs.vae.scale_factor)
+    for note in notes(config, configs):
+        print(note, flush=True)
     if own.find_batch_size:
         found = find_batch_size(config, configs, schedule, target, from_cache=own.cached_latents)
         _write(own.json, {policy: None if report is None else report.as_json() for policy, report in found.items()})
@@ -76,7 +78,8 @@ def _report(config: TrainConfig, target: Target, own: argparse.Namespace) -> int
         report = compile_report(config, configs, schedule, target, from_cache=own.cached_latents)
     except DoesNotFitError as error:
         print(does_not_fit_text(config, target, error))
-        _write(own.json, {"target": target.name, "fits": False})
+        flags = given_flags(config, from_cache=own.cached_latents)
+        _write(own.json, {"target": target.name, "flags": flags, "fits": False})
         return 1
     print(report_text(report))
     _write(own.json, report.as_json() | {"fits": True})
@@ -84,16 +87,15 @@ def _report(config: TrainConfig, target: Target, own: argparse.Namespace) -> int
 
 
 def _configuration(training: list[str], model: str | None) -> TrainConfig:
-    """The training flags' configuration; where they name no data, any will do."""
+    """The training flags' configuration, which need not name data."""
     config = read_configuration(training)
     if model is not None:
         named = [f"--{name}" for name in _MODELS if getattr(config, name) is not None]
         if named:
             raise ValueError(f"--model {model} stands for all models of a run: leave it out, or {', '.join(named)}.")
         config = dataclasses.replace(config, pretrained_model_name_or_path=model)
-    if all(getattr(config, name) is None for name in _DATA):
-        config = dataclasses.replace(config, generated_circles=1)
-    validate(config, "flax")
+    names_data = any(getattr(config, name) is not None for name in _DATA)
+    validate(config if names_data else dataclasses.replace(config, generated_circles=1), "flax")
     return config
 
 

@@ -14,6 +14,7 @@ from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 
 NONE = "none"
+FURTHEST = 8  # times what was seen to fit is the largest size that is tried next
 
 
 def find_batch_size(
@@ -76,4 +77,5 @@ def _next_size(fitting: dict[int, Report], too_large: int | None, capacity: floa
     smaller = sorted(fitting)[-2]
     needed, of_smaller = (fitting[size].memory.peak for size in (best, smaller))
     of_an_image = max((needed - of_smaller) / (best - smaller), 1)
-    return best + max(step, int((capacity - needed) / of_an_image))
+    predicted = best + int((capacity - needed) / of_an_image)
+    return min(max(predicted, best + step), FURTHEST * best)  # small batches may need no more than smaller ones

@@ -3,7 +3,7 @@
 The compiler estimates cycles for every fusion and copy of a program's text; a sum over the text is not yet the
 program's: a loop's body stands there once, of a conditional all branches, and Pallas kernels and messages between chips
 have no estimate. Here loops count as often as they run, the most expensive branch counts, a kernel takes as long as its
-products (sides filled up to the lanes) or its memory traffic, and an all-reduce as long as its bytes on the links.
+products (sides filled up to the multipliers') or its memory traffic, and a message as long as its bytes on the links.
 """
 
 import math
@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flax_trainer.compile_report.hlo import Instruction, Program, bytes_of
+from flax_trainer.compile_report.collectives import message_of, seconds_of
+from flax_trainer.compile_report.hlo import Instruction, Program
 from flax_trainer.compile_report.kernels import KernelKey, attention_flops, kernel_key
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.profile_parts import part_of
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 COPIES = ("copy", "transpose", "reshape", "pad", "slice", "concatenate", "bitcast-convert", "dynamic-slice")
 _PALLAS = 'custom_call_target="tpu_custom_call"'
 OTHER = "other"
@@ -95,13 +95,17 @@ class _Counter:
             for names in called.values():
                 for name in names:
                     yield from self.run(name, times)
-        elif (kind := self._kind(instruction)) is not None:
-            yield Cost(
-                part_of(instruction.op_name) or OTHER,
-                kind,
-                times * self._cycles(computation, instruction),
-                (times - 1) * self._bytes(computation, instruction),
-            )
+        else:
+            part = part_of(instruction.op_name) or OTHER
+            not_counted = (times - 1) * self._bytes(computation, instruction)
+            message = message_of(self._program, instruction, self._target.chips)
+            if message is not None:
+                cycles = seconds_of(message, self._target) * self._target.chip.clock_ghz * 1e9
+                yield Cost(part, "collectives", times * cycles, not_counted)
+                not_counted = 0
+            kind = self._kind(instruction) if message is None or instruction.opcode == "fusion" else None
+            if kind is not None:  # of a fusion, what it does beside sending
+                yield Cost(part, kind, times * self._cycles(computation, instruction), not_counted)
 
     def _loop(self, computation: str, instruction: Instruction, times: int) -> Iterator[Cost]:
         trips = self._trips(computation, instruction)
@@ -132,29 +136,15 @@ class _Counter:
                 self._bytes(computation, instruction) / (chip.hbm_gb_per_s * 1e9),
             )
             return seconds * chip.clock_ghz * 1e9
-        if instruction.opcode.removesuffix("-start") in COLLECTIVES:
-            return self._message_seconds(instruction) * chip.clock_ghz * 1e9
         return instruction.cycles
 
     def _kernel_flops(self, computation: str, instruction: Instruction) -> float:
         shapes = [operand.shapes[0][1] for operand in self._program.operands(computation, instruction)]
         if not instruction.op_name.endswith("/pallas_call"):
-            return attention_flops(*shapes)  # the one kernel that XLA writes by itself, for plain attention
+            # The one kernel that XLA writes by itself, for plain attention.
+            query, key, value = shapes
+            return attention_flops(query, key, value, self._target.chip.multiplier)
         return self._kernels[kernel_key(instruction.op_name.split("/")[-2], shapes)]  # …/NAME/pallas_call
-
-    def _message_seconds(self, instruction: Instruction) -> float:
-        """Of a ring over all chips: every byte passes every link once, twice where sums go back to all."""
-        chips, chip = self._target.chips, self._target.chip
-        if chips == 1:
-            return 0.0
-        rounds = 2 if instruction.opcode.startswith("all-reduce") else 1
-        # An all-gather that goes on by itself has its operand among its results.
-        is_asynchronous = instruction.opcode.endswith("-start") and not instruction.opcode.startswith("all-reduce")
-        size = max(map(bytes_of, instruction.shapes)) if is_asynchronous else instruction.result_bytes
-        sent = rounds * size * (chips - 1) / chips
-        if instruction.opcode.startswith("reduce-scatter"):
-            sent *= chips
-        return sent / (self._target.links * chip.link_gb_per_s * 1e9)
 
     def _bytes(self, computation: str, instruction: Instruction) -> int:
         operands = self._program.operands(computation, instruction)
@@ -163,8 +153,6 @@ class _Counter:
     def _kind(self, instruction: Instruction) -> str | None:
         """None of what takes no time: parameters, constants, and waiting for what was counted when it began."""
         opcode = instruction.opcode
-        if opcode.removesuffix("-start") in COLLECTIVES:
-            return "collectives"
         is_kernel = _PALLAS in instruction.text
         if not (instruction.cycles or is_kernel):
             return None

@@ -2,25 +2,35 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from flax_trainer.model_flops import total_flops
 
-LANES = 128  # a TPU multiplies matrices whose sides are multiples of this; shorter ones are filled up
+# A product of float32 numbers is one of their bfloat16 parts, or several that are added up.
+_PASSES = {jax.lax.Precision.DEFAULT: 1, jax.lax.Precision.HIGH: 3, jax.lax.Precision.HIGHEST: 6}
 
 KernelKey = tuple[str, tuple[tuple[int, ...], ...]]
 
 
-def kernel_flops(jaxpr: Jaxpr) -> dict[KernelKey, float]:
-    """FLOPs of every Pallas kernel of a traced program, by its name and the shapes of its operands.
+def kernel_flops(jaxpr: Jaxpr, multiplier: int) -> dict[KernelKey, float]:
+    """What the multipliers are busy with in every Pallas kernel of a traced program, in FLOPs.
 
-    The sides of its products count filled up to the lanes: that is what the multipliers are busy with.
+    The sides of its products count filled up to the multiplier's, and a product as often as it passes through it.
+
+    Args:
+        jaxpr: the program.
+        multiplier: sides of the matrices that the chip multiplies at a time.
+    Returns:
+        FLOPs by the kernel's name and the shapes of its operands.
     """
     return {
         kernel_key(call.params["name"], _shapes(call)): math.prod(call.params["grid_mapping"].grid)
-        * total_flops(call.params["jaxpr"], _padded_product_flops)
+        * total_flops(call.params["jaxpr"], partial(_busy_flops, multiplier=multiplier))
         for call in _pallas_calls(jaxpr)
     }
 
@@ -29,12 +39,13 @@ def kernel_key(name: str, operand_shapes: Any) -> KernelKey:
     return name, tuple(map(tuple, operand_shapes))
 
 
-def attention_flops(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]) -> float:
-    """Of the products QKᵀ and PV, from the factors' shapes: [..., Q, D], [..., K, D] and [..., K, E]."""
+def attention_flops(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], multiplier: int) -> float:
+    """Of the products QKᵀ and PV, as busy: the factors' shapes are [..., Q, D], [..., K, D] and [..., K, E]."""
     *batch, queries, features = query
     keys, value_features = value[-2:]
     assert key[-2:] == (keys, features), (query, key, value)
-    return 2.0 * math.prod(batch) * queries * _filled(keys) * (_filled(features) + _filled(value_features))
+    filled_features = _filled(features, multiplier) + _filled(value_features, multiplier)
+    return 2.0 * math.prod(batch) * queries * _filled(keys, multiplier) * filled_features
 
 
 def _pallas_calls(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
@@ -46,15 +57,23 @@ def _pallas_calls(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
                 yield from _pallas_calls(inner)
 
 
-def _padded_product_flops(product: JaxprEqn) -> float:
+def _busy_flops(product: JaxprEqn, multiplier: int) -> float:
     sides = [(shape, *axes) for shape, axes in zip(_shapes(product), _axes(product), strict=True)]
-    inner = math.prod(_filled(sides[0][0][axis]) for axis in sides[0][1])
+    inner = math.prod(_filled(sides[0][0][axis], multiplier) for axis in sides[0][1])
     batch = math.prod(sides[0][0][axis] for axis in sides[0][2])
     outer = [
-        math.prod(_filled(size) for axis, size in enumerate(shape) if axis not in (*contracted, *batched))
+        math.prod(_filled(size, multiplier) for axis, size in enumerate(shape) if axis not in (*contracted, *batched))
         for shape, contracted, batched in sides
     ]
-    return 2.0 * batch * inner * math.prod(outer)
+    return 2.0 * batch * inner * math.prod(outer) * _passes(product)
+
+
+def _passes(product: JaxprEqn) -> int:
+    operands: list[Any] = [variable.aval for variable in product.invars]
+    if all(operand.dtype != jnp.float32 for operand in operands):
+        return 1
+    precision = product.params["precision"]
+    return _PASSES[jax.lax.Precision.DEFAULT if precision is None else max(precision, key=_PASSES.__getitem__)]
 
 
 def _shapes(equation: JaxprEqn) -> list[tuple[int, ...]]:
@@ -68,5 +87,5 @@ def _axes(product: JaxprEqn) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     return list(zip(contracted, batched, strict=True))
 
 
-def _filled(size: int) -> int:
-    return math.ceil(size / LANES) * LANES
+def _filled(size: int, multiplier: int) -> int:
+    return math.ceil(size / multiplier) * multiplier

@@ -1,5 +1,7 @@
 """Compiles the step of a configuration for a TPU slice and puts together what that tells."""
 
+import dataclasses
+import re
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -28,14 +30,16 @@ from flax_trainer.models.functional import split
 from flax_trainer.state import TrainState
 from flax_trainer.step import FrozenParams
 from shared.config import TrainConfig
+from shared.config.options import FLAGS, SECRETS
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources.circles import CirclesSource
 from shared.diffusion.schedule import NoiseSchedule
+from shared.redaction import public_config
 from shared.trained_parts import is_decoder, prefixed
 
 GIB = 2**30
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
-_DOES_NOT_FIT = "RESOURCE_EXHAUSTED"
+_DOES_NOT_FIT = re.compile("Ran out of memory (?:on HBM|in memory space hbm)")  # a core's own memory is not HBM
 
 
 class DoesNotFitError(ValueError):
@@ -60,6 +64,7 @@ class Report:
 
     target: Target
     config: TrainConfig
+    from_cache: bool
     images_per_chip: int
     global_batch_size: int
     memory: Memory
@@ -68,6 +73,10 @@ class Report:
     bytes_accessed: float
     model_flops_per_image: float
     compile_seconds: float
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        return given_flags(self.config, from_cache=self.from_cache)
 
     @property
     def seconds(self) -> float:
@@ -88,6 +97,7 @@ class Report:
         return {
             "kind": "compiler estimate",
             "target": self.target.name,
+            "flags": self.flags,
             "chips": self.target.chips,
             "images_per_chip": self.images_per_chip,
             "estimated_cycles": costs.cycles,
@@ -111,6 +121,13 @@ class Report:
             "compile_seconds": self.compile_seconds,
             "versions": {package: metadata.version(package) for package in _PACKAGES},
         }
+
+
+def given_flags(config: TrainConfig, *, from_cache: bool) -> dict[str, Any]:
+    """The flags that say what is compiled: those that are not at their defaults, without secrets."""
+    values = dataclasses.asdict(public_config(config))
+    given = {name: value for name, value in values.items() if name not in SECRETS and value != FLAGS[name].default}
+    return given | ({"cached_latents": True} if from_cache else {})
 
 
 def compile_report(
@@ -137,16 +154,18 @@ def compile_report(
     try:
         compiled = step.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
-        if _DOES_NOT_FIT in str(error):
+        if _DOES_NOT_FIT.search(str(error)):
             raise DoesNotFitError(str(error)) from error
         raise
     compile_seconds = time.perf_counter() - started
-    costs = costs_of(parse_program(compiled.as_text() or ""), kernel_flops(traced.jaxpr), target)
+    kernels = kernel_flops(traced.jaxpr, target.chip.multiplier)
+    costs = costs_of(parse_program(compiled.as_text() or ""), kernels, target)
     analysis, images = compiled.cost_analysis(), config.train_batch_size * config.gradient_accumulation_steps
     assert analysis is not None, "the TPU compiler analyses costs"
     return Report(
         target,
         config,
+        from_cache,
         images,
         images * target.chips,
         _memory(compiled, *arguments[:2]),

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,9 @@ class Chip:
     hbm_gb_per_s: float
     clock_ghz: float
     link_gb_per_s: float
-    dimensions: int  # of the torus that the chips form
+    dimensions: int  # of the grid that the chips form
+    closing_side: int  # sides of a multiple of so many chips are closed to rings; in three dimensions, all or none
+    multiplier: int  # sides of the matrices that are multiplied at a time
     named_by_cores: bool  # v4-8 has 8 cores in 4 chips
 
     @property
@@ -49,10 +52,10 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", "TPU v4", 32, 1228, 1.05, 45, 3, True),
-        Chip("v5e", "TPU v5 lite", 16, 819, 1.5, 45, 2, False),
-        Chip("v5p", "TPU v5", 95, 2765, 1.75, 90, 3, True),
-        Chip("v6e", "TPU v6 lite", 32, 1640, 1.75, 90, 2, False),
+        Chip("v4", "TPU v4", 32, 1228, 1.05, 45, 3, 4, 128, True),
+        Chip("v5e", "TPU v5 lite", 16, 819, 1.5, 45, 2, 16, 128, False),
+        Chip("v5p", "TPU v5", 95, 2765, 1.75, 90, 3, 4, 128, True),
+        Chip("v6e", "TPU v6 lite", 32, 1640, 1.75, 90, 2, 16, 256, False),
     )
 }
 _SPELLINGS = {"v5litepod": "v5e"}
@@ -77,10 +80,32 @@ class Target:
     def hosts(self) -> int:
         return max(1, self.chips // _CHIPS_PER_HOST)
 
-    @property
-    def links(self) -> int:
-        """Links to other chips over which a chip sends at the same time; sides of 4 and more close to a ring."""
-        return sum({1: 0, 2: 1}.get(side, 2) for side in self.shape)
+    def links(self, group: Sequence[int]) -> float:
+        """Links over which a chip of a group sends at the same time, when all such groups of the slice do.
+
+        Along each side of the slice that the group spans, a ring has both directions of its links for two halves of a
+        message; a line, there and back, makes one ring of both. Groups that take turns along a side share its links.
+
+        Args:
+            group: the chips' places in `devices()`.
+        """
+        devices = self.devices()
+        return sum(
+            self._links_along(axis, sorted({devices[chip].coords[axis] for chip in group}))
+            for axis in range(len(self.shape))
+        )
+
+    def _links_along(self, axis: int, places: list[int]) -> float:
+        if len(places) == 1:
+            return 0
+        spacing = places[1] - places[0]
+        is_whole = len(places) * spacing == self.shape[axis]
+        return (2 if is_whole and self._closes(axis) else 1) / spacing
+
+    def _closes(self, axis: int) -> bool:
+        """Whether the ends of a side are linked: v4 and v5p come in cubes, of which none or all sides are."""
+        sides = self.shape if self.chip.dimensions == 3 else (self.shape[axis],)
+        return all(side % self.chip.closing_side == 0 for side in sides)
 
     def devices(self) -> list[jax.Device]:
         """Devices that can be compiled for and are not there.

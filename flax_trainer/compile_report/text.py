@@ -1,16 +1,25 @@
 """The report as people read it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+from flax_trainer.base_models import ModelConfigs
 from flax_trainer.compile_report.report import GIB, Report
-from flax_trainer.compile_report.targets import Target
+from flax_trainer.compile_report.targets import CHIPS, Target
 from shared.config import TrainConfig
-
-NOT_TRAINED_YET = "train_flax.py does not train on Stable Diffusion XL yet: this is what its step would take."
 
 # XLA says it in two ways.
 _NEEDED = re.compile(r"(?:Used|temporaries) \(?([\d.]+)G\)? (?:of|exceeds available HBM) \(?([\d.]+)G")
+
+
+def notes(config: TrainConfig, configs: ModelConfigs) -> Iterator[str]:
+    """What should be known of the figures, before minutes are spent on them."""
+    if configs.text_encoder_2 is not None:
+        yield "train_flax.py does not train on Stable Diffusion XL yet: this is what its step would take."
+    if isinstance(configs.unet.sample_size, int):
+        made_for = configs.unet.sample_size * configs.vae.scale_factor
+        if config.resolution != made_for:
+            yield f"The model is made for --resolution {made_for}; this is its step at {config.resolution} px."
 
 
 def report_text(report: Report) -> str:
@@ -20,6 +29,7 @@ def report_text(report: Report) -> str:
     lines = [
         f"{report.target.name}: {report.target.chips} chips, {report.images_per_chip} images per chip and step, "
         f"{report.global_batch_size} in all (compiler estimate)",
+        " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in report.flags.items()),
         "",
         f"HBM per chip     {memory.peak / GIB:8.2f} GiB of {chip.hbm_gib:g} GiB",
         f"  trained        {memory.trained / GIB:8.2f} GiB   float32",
@@ -29,7 +39,7 @@ def report_text(report: Report) -> str:
         f"Step             {report.seconds * 1e3:8.1f} ms    {cycles / 1e6:.1f} M cycles at {chip.clock_ghz:g} GHz",
         f"Speed            {report.images_per_second:8.1f} images/s on all chips",
         f"Model FLOPs      {report.model_flops_per_image * report.images_per_chip / 1e12:8.2f} T per chip and step, "
-        f"MFU {report.mfu:.1%} of {chip.peak_tflops:g} TFLOP/s",
+        f"MFU {report.mfu:.1%} of {chip.peak_tflops:g} bfloat16 TFLOP/s",
         f"All FLOPs        {report.flops / 1e12:8.2f} T per chip and step",
         f"Memory traffic   {report.bytes_accessed / 1e9:8.1f} GB per chip and step",
         f"Compiled in      {report.compile_seconds:8.0f} s",
@@ -49,23 +59,34 @@ def does_not_fit_text(config: TrainConfig, target: Target, error: ValueError) ->
     needed = (
         f"it needs {match[1]} GiB of {match[2]} GiB" if match else f"it needs more than {target.chip.hbm_gib:g} GiB"
     )
-    advice = [
-        f"a smaller --train_batch_size than {config.train_batch_size}, with more --gradient_accumulation_steps"
-        if config.train_batch_size > 1
-        else None,
-        None if config.gradient_checkpointing else "--gradient_checkpointing",
-        None
-        if config.enable_xformers_memory_efficient_attention
-        else "--enable_xformers_memory_efficient_attention (the chip's own attention)",
-        None if config.mixed_precision == "bf16" else "--mixed_precision bf16",
-        None if config.parallelism == "mesh" else "--parallelism mesh --fsdp_devices N, which divides the ControlNet",
-    ]
     return "\n".join(
         [
             f"The step does not fit {target.name}: {needed} of HBM per chip (compiler estimate). Try:",
-            *(f"  {line}" for line in advice if line),
+            *(f"  {line}" for line in _savings(config, target)),
         ]
     )
+
+
+def _savings(config: TrainConfig, target: Target) -> Iterator[str]:
+    """What would need less memory and is not done yet; a smaller resolution always can be."""
+    if config.train_batch_size > 1:
+        yield f"a smaller --train_batch_size than {config.train_batch_size}, with more --gradient_accumulation_steps"
+    if not config.gradient_checkpointing:
+        yield "--gradient_checkpointing"
+    elif config.gradient_checkpointing_policy != "everything":
+        yield "--gradient_checkpointing_policy everything"
+    if not config.enable_xformers_memory_efficient_attention:
+        yield "--enable_xformers_memory_efficient_attention (the chip's own attention)"
+    if config.mixed_precision != "bf16":
+        yield "--mixed_precision bf16"
+    if config.use_ema:
+        yield "no --use_ema, which keeps the ControlNet once more"
+    if target.chips > 1 and (config.parallelism != "mesh" or config.fsdp_devices < target.chips):
+        yield f"--parallelism mesh --fsdp_devices {target.chips}, which divides the ControlNet"
+    larger = [chip.name for chip in CHIPS.values() if chip.hbm_gib > target.chip.hbm_gib]
+    if larger:
+        yield f"chips with more memory: {', '.join(larger)}"
+    yield f"a smaller --resolution than {config.resolution}"
 
 
 def batch_size_line(policy: str, batch_size: int, report: Report | None) -> str:

@@ -23,12 +23,13 @@ SPLASH_MIN_LENGTH = 1024  # shorter ones have few scores
 SPLASH_LANES = 128  # lengths must be multiples of it
 SPLASH_BLOCKS = (512, 384, 256, SPLASH_LANES)
 # Of the keys whose gradients are computed at a time: each such block makes a part of the queries' gradients, which are
-# added up afterwards. Larger ones need more than the 16 MiB of a TPU core's own memory, and 4096 fit only in
-# heads of few bytes, with queries and keys coming 256 at a time.
-SPLASH_GRADIENT_BLOCKS = (2048, 1536, 1024, 768, *SPLASH_BLOCKS)
+# added up afterwards. A TPU core's own 16 MiB hold a block of 4096 keys where a head has few bytes at one position (64
+# features of 16 bits) and queries and keys come 256 at a time, and one of 2048 with twice as many bytes.
 LARGEST_GRADIENT_BLOCK = 4096
-LARGEST_GRADIENT_BLOCK_MAX_BYTES = 128  # of a head's features at one position: 64 of 16 bits
+LARGEST_GRADIENT_BLOCK_MAX_BYTES = 128
 LARGEST_GRADIENT_BLOCK_ROWS = (256, SPLASH_LANES)
+LARGE_GRADIENT_BLOCKS = (2048, 1536, 1024, 768, *SPLASH_BLOCKS)
+LARGE_GRADIENT_BLOCKS_MAX_BYTES = 256
 WITHOUT_SPLASH = ("TPU v2", "TPU v3")
 
 CUDNN_COMPUTE_CAPABILITY = 8.0
@@ -123,11 +124,11 @@ def flash_attention_tpu(
 ) -> jax.Array:
     """FlashAttention (Dao et al. 2022) as JAX's Pallas kernel for TPUs, splash attention, computes it without a mask.
 
-    Products of bfloat16 and float16 numbers are exact and summed in float32; products of float32 numbers are float32's,
-    whatever `jax_default_matmul_precision` says: the kernel's compiler has no other precisions.
+    Products of bfloat16 numbers are exact and summed in float32; products of float32 numbers are float32's, whatever
+    `jax_default_matmul_precision` says: the kernel's compiler has no other precisions.
 
     Args:
-        query_BQND, key_BKND, value_BKND: three arrays of one floating dtype, whose lengths are multiples of 128.
+        query_BQND, key_BKND, value_BKND: three bfloat16 or float32 arrays, whose lengths are multiples of 128.
         interpret: run the kernel's operations one by one, on any device: for tests.
     """
     with _splash_precision(query_BQND.dtype):
@@ -166,11 +167,11 @@ def _splash(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, i
 
 def _splash_blocks(queries: int, keys: int, features: int, dtype: jnp.dtype) -> splash_attention.BlockSizes:
     gradient_blocks: Sequence[int]
-    is_small = features * dtype.itemsize <= LARGEST_GRADIENT_BLOCK_MAX_BYTES
-    if keys % LARGEST_GRADIENT_BLOCK == 0 and is_small:
+    size = features * dtype.itemsize
+    if keys % LARGEST_GRADIENT_BLOCK == 0 and size <= LARGEST_GRADIENT_BLOCK_MAX_BYTES:
         gradient_block, gradient_blocks = LARGEST_GRADIENT_BLOCK, LARGEST_GRADIENT_BLOCK_ROWS
     else:
-        blocks = SPLASH_GRADIENT_BLOCKS if features <= SPLASH_LANES else SPLASH_BLOCKS
+        blocks = LARGE_GRADIENT_BLOCKS if size <= LARGE_GRADIENT_BLOCKS_MAX_BYTES else SPLASH_BLOCKS
         gradient_block, gradient_blocks = _largest_divisor(blocks, keys), SPLASH_BLOCKS
     # Features in the rows need none of the 128 lanes that they would not fill.
     features_first = splash_attention.QKVLayout.SEQ_MINOR
@@ -201,6 +202,8 @@ def _splash_precision(dtype: jnp.dtype) -> AbstractContextManager[Any]:
 
 
 def _fits_splash(query_BQND: jax.Array, key_BKND: jax.Array) -> bool:
+    if query_BQND.dtype == jnp.float16:  # which the kernel's compiler cannot load
+        return False
     lengths = (query_BQND.shape[1], key_BKND.shape[1])
     return all(length >= SPLASH_MIN_LENGTH and length % SPLASH_LANES == 0 for length in lengths)
 

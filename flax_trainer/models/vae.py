@@ -67,6 +67,11 @@ class AutoencoderKLConfig:
                 f"expected channels that the groups divide, which {uneven} are not. Correct the VAE's config.json."
             )
 
+    @property
+    def scale_factor(self) -> int:
+        """Pixels per latent position along each side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read a `config.json`; keys that begin with an underscore are diffusers' own notes and are passed over.

@@ -56,9 +56,13 @@ def read_configuration(argv: Sequence[str]) -> TrainConfig:
     For programs that have flags of their own beside those of a training.
 
     Raises:
-        ValueError: an unknown flag, or a value of the wrong type.
+        ValueError: an unknown flag, a value of the wrong type, or --print_config.
     """
-    config, _ = _resolve(argv)
+    config, is_to_be_printed = _resolve(argv)
+    if is_to_be_printed:
+        raise ValueError(
+            "--print_config is a flag of train_flax.py and train_torch.py, not of this program: leave it out."
+        )
     return config
 
 

@@ -67,6 +67,10 @@ class Cloud:
     def without(self, program: str) -> None:
         (self._path / program).unlink()
 
+    def add_program(self, program: str, script: str) -> None:
+        (self._path / program).write_text(script)
+        (self._path / program).chmod(0o755)
+
     def calls(self) -> list[list[str]]:
         return _lines(self.folder / "calls.jsonl")
 

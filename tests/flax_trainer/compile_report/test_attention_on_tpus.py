@@ -6,7 +6,9 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from flax_trainer.compile_report.targets import parse_target
-from flax_trainer.models.attention_kernels import flash_attention_tpu
+from flax_trainer.models.attention_kernels import dot_product_attention, flash_attention_tpu
+
+KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
 @pytest.mark.parametrize("target", ["v4-8", "v5e-1", "v6e-1"])
@@ -17,15 +19,34 @@ from flax_trainer.models.attention_kernels import flash_attention_tpu
         (1024, 80, "bfloat16"),
         (9216, 64, "bfloat16"),  # SD 2.1 at 768 px
         (4096, 40, "float32"),
+        (4096, 80, "float32"),  # SD 1.5 at 1024 px, the second
         (4096, 160, "float32"),  # SD 1.5 at 4096 px, lowest resolution
+        (4096, 128, "bfloat16"),
+        (2048, 128, "float32"),
     ],
 )
 def test_forward_and_backward_passes_compile(target: str, length: int, features: int, dtype: str) -> None:
     device = parse_target(target).devices()[0]
-    array = jax.ShapeDtypeStruct((1, length, 2, features), jnp.dtype(dtype), sharding=SingleDeviceSharding(device))
+    array = jax.ShapeDtypeStruct((2, length, 4, features), jnp.dtype(dtype), sharding=SingleDeviceSharding(device))
 
     def loss(*arrays: jax.Array) -> jax.Array:
         return flash_attention_tpu(*arrays).astype(jnp.float32).sum()
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(array, array, array).compile()
-    assert (compiled.as_text() or "").count('custom_call_target="tpu_custom_call"') == 2
+    assert (compiled.as_text() or "").count(KERNEL) == 2
+
+
+def test_float16_numbers_are_attended_to_without_the_kernel() -> None:
+    """Which has no loads of them: `--mixed_precision fp16 --enable_xformers_memory_efficient_attention` would end."""
+    device = parse_target("v4-8").devices()[0]
+    array = jax.ShapeDtypeStruct((1, 4096, 2, 40), jnp.float16, sharding=SingleDeviceSharding(device))
+
+    def loss(*arrays: jax.Array) -> jax.Array:
+        return dot_product_attention(*arrays, kernel="splash").astype(jnp.float32).sum()
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(array, array, array).compile()
+    assert KERNEL not in (compiled.as_text() or "")
+    scores = 4 * 2 * 4096**2
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < scores
