@@ -115,18 +115,22 @@ class _Counter:
         yield from self.run(instruction.called["body"][0], times * trips)
 
     def _trips(self, computation: str, loop: Instruction) -> int | None:
-        """How often a loop runs that counts from 0 to a constant, as those of `jax.lax` do; None for others."""
-        condition = list(self._program.computations[loop.called["condition"][0]].values())
-        constants = {
-            instruction.name: int(match[1])
-            for instruction in condition
-            if (match := re.search(r" constant\((-?\d+)\)", instruction.text))
-        }
-        root = condition[-1]
+        """How often a loop runs that counts from one constant to another, as those of `jax.lax` do; None for others."""
+        condition = self._program.computations[loop.called["condition"][0]]
+        root = list(condition.values())[-1]
         if root.opcode != "compare" or "direction=LT" not in root.text:
             return None
-        limits = [constants[name] for name in root.operands if name in constants]
-        return limits[0] if len(limits) == 1 else None
+        counter, limit = (condition[name] for name in root.operands)
+        if counter.opcode != "get-tuple-element" or (end := _constant(limit)) is None:
+            return None
+        (beginnings,) = self._program.operands(computation, loop)
+        index = re.search(r"index=(\d+)", counter.text)
+        assert index is not None, counter.text
+        beginning = self._program.operands(computation, beginnings)[int(index[1])]
+        while beginning.opcode == "copy":
+            (beginning,) = self._program.operands(computation, beginning)
+        start = _constant(beginning)
+        return None if start is None else max(0, end - start)
 
     def _cycles(self, computation: str, instruction: Instruction) -> float:
         chip = self._target.chip
@@ -175,3 +179,8 @@ class _Counter:
         if "convolution" in inside or instruction.opcode == "convolution":
             return "convolutions" if primitive == "conv_general_dilated" else "matrix products"
         return "elementwise"
+
+
+def _constant(instruction: Instruction) -> int | None:
+    match = re.search(r" constant\((-?\d+)\)", instruction.text)
+    return None if match is None else int(match[1])

@@ -85,6 +85,16 @@ def test_a_loop_counts_as_often_as_it_runs() -> None:
     assert 27 * 3 * 2 * N**2 < forty.bytes_not_counted - ten.bytes_not_counted < 33 * 6 * 2 * N**2
 
 
+def test_a_loop_may_begin_later() -> None:
+    def later(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(30, 40, lambda _, x: layer(x, weight), x)
+
+    ten, _ = count(layers(10), bf16(N, N), bf16(N, N))
+    costs, flops = count(later, bf16(N, N), bf16(N, N))
+    assert flops == 10 * 2 * N**3
+    assert costs.cycles == pytest.approx(ten.cycles, rel=0.05)
+
+
 def test_loops_in_loops_multiply() -> None:
     def nested(x: jax.Array, weight: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, 3, lambda _, x: layers(5)(x, weight), x)
