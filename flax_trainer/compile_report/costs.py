@@ -4,6 +4,7 @@ The compiler estimates cycles for every fusion and copy of a program's text; a s
 program's: a loop's body stands there once, of a conditional all branches, and Pallas kernels and messages between chips
 have no estimate. Here loops count as often as they run, the most expensive branch counts, a kernel takes as long as its
 products (sides filled up to the multipliers') or its memory traffic, and a message as long as its bytes on the links.
+The few fusions of which the compiler says that it knows no estimate count as their memory traffic.
 """
 
 import math
@@ -19,6 +20,7 @@ from flax_trainer.compile_report.targets import Target
 from flax_trainer.profile_parts import part_of
 
 COPIES = ("copy", "transpose", "reshape", "pad", "slice", "concatenate", "bitcast-convert", "dynamic-slice")
+NO_ESTIMATE = 2**63 - 1  # what the compiler says of a fusion that it cannot estimate
 _PALLAS = 'custom_call_target="tpu_custom_call"'
 OTHER = "other"
 
@@ -115,7 +117,7 @@ class _Counter:
         yield from self.run(instruction.called["body"][0], times * trips)
 
     def _trips(self, computation: str, loop: Instruction) -> int | None:
-        """How often a loop runs that counts from one constant to another, as those of `jax.lax` do; None for others."""
+        """How often a loop runs that counts to a constant, as those of `jax.lax` do; None for others."""
         condition = self._program.computations[loop.called["condition"][0]]
         root = list(condition.values())[-1]
         if root.opcode != "compare" or "direction=LT" not in root.text:
@@ -123,14 +125,19 @@ class _Counter:
         counter, limit = (condition[name] for name in root.operands)
         if counter.opcode != "get-tuple-element" or (end := _constant(limit)) is None:
             return None
-        (beginnings,) = self._program.operands(computation, loop)
         index = re.search(r"index=(\d+)", counter.text)
         assert index is not None, counter.text
-        beginning = self._program.operands(computation, beginnings)[int(index[1])]
+        return max(0, end - self._beginning(computation, loop, int(index[1])))
+
+    def _beginning(self, computation: str, loop: Instruction, index: int) -> int:
+        """What the counter is at first: 0 where no constant stands there, but what surrounds the loop hands it on."""
+        (state,) = self._program.operands(computation, loop)
+        if state.opcode != "tuple":
+            return 0
+        beginning = self._program.operands(computation, state)[index]
         while beginning.opcode == "copy":
             (beginning,) = self._program.operands(computation, beginning)
-        start = _constant(beginning)
-        return None if start is None else max(0, end - start)
+        return _constant(beginning) or 0
 
     def _cycles(self, computation: str, instruction: Instruction) -> float:
         chip = self._target.chip
@@ -140,6 +147,8 @@ class _Counter:
                 self._bytes(computation, instruction) / (chip.hbm_gb_per_s * 1e9),
             )
             return seconds * chip.clock_ghz * 1e9
+        if instruction.cycles == NO_ESTIMATE:
+            return self._bytes(computation, instruction) / chip.hbm_gb_per_s * chip.clock_ghz
         return instruction.cycles
 
     def _kernel_flops(self, computation: str, instruction: Instruction) -> float:

@@ -225,6 +225,24 @@ def test_messages_within_and_between_groups_count_for_the_chips_that_send_them(
         assert cycles_of(summed) == pytest.approx(sent / (links_of_data * link), rel=1e-6)
 
 
+def test_a_fusion_without_an_estimate_takes_what_its_memory_traffic_takes() -> None:
+    """The compiler then says 2⁶³ - 1: seen of plain attention's scores of 64 images, at 512 px."""
+    text = """HloModule jit_f, is_scheduled=true
+
+%fused (p: f32[1024,1024]) -> f32[1024,1024] {
+  ROOT %p = f32[1024,1024]{1,0:T(8,128)} parameter(0)
+}
+
+ENTRY %main (x: f32[1024,1024]) -> f32[1024,1024] {
+  %x = f32[1024,1024]{1,0:T(8,128)} parameter(0)
+  ROOT %y = f32[1024,1024]{1,0:T(8,128)} fusion(%x), kind=kLoop, calls=%fused,
+    backend_config={"estimated_cycles":"9223372036854775807"}
+}
+"""
+    costs = costs_of(parse_program(text), {}, V4)
+    assert seconds(costs) == pytest.approx(2 * 4 * 1024**2 / 1228e9)
+
+
 def test_instructions_are_read_whole() -> None:
     tile = "{1,0:T(8,128)(2,1)}"
     text = f"""HloModule jit_f, is_scheduled=true
