@@ -28,6 +28,8 @@ def test_a_slice_has_the_chips_that_its_name_says(name: str, chips: int, hosts: 
     assert len(devices) == chips
     assert len({device.process_index for device in devices}) == hosts
     assert {device.device_kind for device in devices} == {target.chip.device_kind}
+    in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
+    assert devices == in_order, "programs of both engines number them so"
 
 
 @pytest.mark.parametrize(
