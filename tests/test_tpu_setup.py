@@ -350,6 +350,7 @@ def test_a_training_with_other_flags_is_not_taken_for_this_one(cloud: Cloud) -> 
     cloud.plan |= {"trainings_end_at_once": False, "trainings": [{"exit": 0, "says": "At work.", "until": "end"}]}
     interrupt_at_work(cloud, [*VM, *STORAGE, "--", OUTPUT])
     result = cloud.run(*VM, *STORAGE, "--", OUTPUT, "--learning_rate=1e-4")
+    (cloud.folder / "end").touch()
     assert result.returncode == 1
     assert "circles trains already, with other flags than these" in result.stderr
     assert "systemctl stop" in result.stderr
