@@ -78,4 +78,4 @@ def _next_size(fitting: dict[int, Report], too_large: int | None, capacity: floa
     needed, of_smaller = (fitting[size].memory.peak for size in (best, smaller))
     of_an_image = max((needed - of_smaller) / (best - smaller), 1)
     predicted = best + int((capacity - needed) / of_an_image)
-    return min(max(predicted, best + step), FURTHEST * best)  # small batches may need no more than smaller ones
+    return min(max(predicted, best + step), FURTHEST * best)  # memory may not grow from a few images to a few more
