@@ -65,11 +65,12 @@ def group_of(text: str, chips: int) -> tuple[int, ...]:
 
 def _message(instruction: Instruction, chips: int, keeps_slice: bool) -> Message:
     name, group, size = _name(instruction), group_of(instruction.text, chips), instruction.result_bytes
-    if name == "collective-permute":
-        return Message(2 * size, 1, (0, 1))  # to a neighbour, over one link
+    goes_on_alone = instruction.opcode.endswith("-start")
+    if name == "collective-permute":  # to a neighbour, over one link; its operand is among the results of a start
+        return Message(size if goes_on_alone else 2 * size, 1, (0, 1))
     if name == "reduce-scatter":
         return Message(size * len(group), 1, group)
-    if instruction.opcode == "all-gather-start":  # has its operand among its results
+    if name == "all-gather" and goes_on_alone:  # as well
         return Message(size * len(group) // (len(group) + 1), 1, group)
     return Message(size, 2 if name == "all-reduce" and not keeps_slice else 1, group)
 

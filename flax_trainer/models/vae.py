@@ -125,7 +125,7 @@ class FlaxAutoencoderKL(PretrainedModel):
     @property
     def scale_factor(self) -> int:
         """Pixels per latent position, along each side: 8 for Stable Diffusion."""
-        return 2 ** (len(self.config.block_out_channels) - 1)
+        return self.config.scale_factor
 
     def encode(self, pixels_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The normal distribution of an image's latents.

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flax_trainer.step import FrozenParams, ModelDefs
 
@@ -40,3 +41,16 @@ STAND_INS: Any = ModelDefs(
     text_encoder=StandIn(lambda params: lambda ids_BL: (jnp.zeros((*ids_BL.shape, 1)), None)),
 )
 NOTHING_FROZEN = FrozenParams({}, {}, {})
+
+
+def batch_of(slices: int, rows: int) -> dict[str, np.ndarray]:
+    """A batch of noise for them, [slices, rows, ...]."""
+    rng = np.random.default_rng(0)
+    return {
+        "pixel_values": rng.integers(0, 256, (slices, rows, 64, 64, 3), np.uint8),
+        "conditioning_pixel_values": rng.integers(0, 256, (slices, rows, 64, 64, 3), np.uint8),
+        "input_ids": rng.integers(0, 500, (slices, rows, 77), np.int32),
+        "vae_noise": rng.standard_normal((slices, rows, 8, 8, 4), np.float32),
+        "noise": rng.standard_normal((slices, rows, 8, 8, 4), np.float32),
+        "timesteps": rng.integers(0, 1000, (slices, rows), np.int32),
+    }

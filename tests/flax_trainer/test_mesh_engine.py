@@ -29,7 +29,7 @@ from flax_trainer.step import Objective, make_train_step
 from shared.checkpoint_policy import checkpoint_record
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
-from tests.flax_trainer.stand_in_models import NOTHING_FROZEN, STAND_INS, StandIn
+from tests.flax_trainer.stand_in_models import NOTHING_FROZEN, STAND_INS, StandIn, batch_of
 
 N = 8
 RECORD = checkpoint_record(TrainConfig(), {"location": ["a.tar"], "samples": 8}, 8)
@@ -190,18 +190,6 @@ def controlnet(params: Any) -> Any:
         (),
         (map_BHWC * inputs[3][:, ::8, ::8, :1]).mean(-1, keepdims=True) + params["small"],
     )
-
-
-def batch_of(slices: int, rows: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {
-        "pixel_values": rng.integers(0, 256, (slices, rows, 64, 64, 3), np.uint8),
-        "conditioning_pixel_values": rng.integers(0, 256, (slices, rows, 64, 64, 3), np.uint8),
-        "input_ids": rng.integers(0, 500, (slices, rows, 77), np.int32),
-        "vae_noise": rng.standard_normal((slices, rows, 8, 8, 4), np.float32),
-        "noise": rng.standard_normal((slices, rows, 8, 8, 4), np.float32),
-        "timesteps": rng.integers(0, 1000, (slices, rows), np.int32),
-    }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from flax_trainer.compile_report.collectives import group_of
+from flax_trainer.compile_report.collectives import Message, group_of, message_of
+from flax_trainer.compile_report.hlo import parse_program
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,26 @@ from flax_trainer.compile_report.collectives import group_of
 )
 def test_the_first_group_of_every_notation(notation: str, group: tuple[int, ...]) -> None:
     assert group_of(f"%x = f32[8] all-reduce(%y), channel_id=1, {notation}", 8) == group
+
+
+@pytest.mark.parametrize(
+    ("instruction", "message"),
+    [
+        ("f32[64] all-reduce(%x), to_apply=%add", Message(256, 2, (0, 1, 2, 3))),
+        ("f32[16] reduce-scatter(%x), to_apply=%add", Message(256, 1, (0, 1, 2, 3))),
+        ("f32[256] all-gather(%x), dimensions={0}", Message(1024, 1, (0, 1, 2, 3))),
+        ("(f32[64], f32[256]) all-gather-start(%x), dimensions={0}", Message(1024, 1, (0, 1, 2, 3))),
+        ("f32[64] collective-permute(%x), source_target_pairs={{0,1},{1,0}}", Message(512, 1, (0, 1))),
+        ("(f32[64], f32[64]) collective-permute-start(%x), source_target_pairs={{0,1}}", Message(512, 1, (0, 1))),
+        ("f32[64] negate(%x)", None),
+    ],
+)
+def test_a_message_is_as_large_as_the_array_that_is_shared(instruction: str, message: Message | None) -> None:
+    """Of four chips; the two of a permutation send one another a half each, of an array of twice the size."""
+    program = parse_program(
+        f"ENTRY %main (x: f32[64]) -> f32[64] {{\n  %x = f32[64] parameter(0)\n  %y = {instruction}\n}}\n"
+    )
+    assert message_of(program, program.computations["main"]["y"], 4) == message
 
 
 def test_a_notation_that_is_not_known_is_not_taken_for_all_chips() -> None:

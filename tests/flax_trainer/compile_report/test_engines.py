@@ -16,7 +16,7 @@ from flax_trainer.state import TrainState
 from flax_trainer.step import Objective, make_train_step
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
-from tests.flax_trainer.stand_in_models import NOTHING_FROZEN, STAND_INS
+from tests.flax_trainer.stand_in_models import NOTHING_FROZEN, STAND_INS, batch_of
 
 CONFIGS = [
     TrainConfig(),
@@ -30,22 +30,10 @@ def engine_of(config: TrainConfig) -> Engine:
     return PmapEngine() if config.parallelism == "pmap" else MeshEngine.over(jax.devices(), config.fsdp_devices)
 
 
-def batch_of(rows: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {
-        "pixel_values": rng.integers(0, 256, (1, rows, 64, 64, 3), np.uint8),
-        "conditioning_pixel_values": rng.integers(0, 256, (1, rows, 64, 64, 3), np.uint8),
-        "input_ids": rng.integers(0, 500, (1, rows, 77), np.int32),
-        "vae_noise": rng.standard_normal((1, rows, 8, 8, 4), np.float32),
-        "noise": rng.standard_normal((1, rows, 8, 8, 4), np.float32),
-        "timesteps": rng.integers(0, 1000, (1, rows), np.int32),
-    }
-
-
 @pytest.mark.parametrize("config", CONFIGS, ids=["pmap", "8x1", "2x4"])
 def test_shapes_are_those_of_what_the_engine_places(config: TrainConfig) -> None:
     state = TrainState.create({"large": np.zeros((64, 128), np.float32), "small": np.zeros(3, np.float32)})
-    frozen, batch, engine = {"weight": np.zeros((8, 64, 64), np.float32)}, batch_of(16), engine_of(config)
+    frozen, batch, engine = {"weight": np.zeros((8, 64, 64), np.float32)}, batch_of(1, 16), engine_of(config)
     placed = (engine.place_state(state), engine.place_frozen(frozen), engine.place_batch(batch))
     shapes = engine_on(config, jax.devices()).shapes(state, frozen, batch)
     assert jax.tree.structure(shapes) == jax.tree.structure(placed)
@@ -65,7 +53,7 @@ def test_steps_are_the_engines_own(config: TrainConfig, base_model: Path) -> Non
         compiled = compiling.compile_train_step(step)
         state = engine.place_state(TrainState.create({"weight": np.float32([[[0.5]]])}))
         for _ in range(2):
-            state, metrics = compiled(state, NOTHING_FROZEN, engine.place_batch(batch_of(16)), np.float32(1e-2))
+            state, metrics = compiled(state, NOTHING_FROZEN, engine.place_batch(batch_of(1, 16)), np.float32(1e-2))
         return jax.tree.leaves(engine.fetch((state, metrics)))
 
     for ours, expected in zip(after_two_steps(engine_on(config, jax.devices())), after_two_steps(engine), strict=True):
