@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +70,7 @@ class Checkpoints:
             read_only=read_only,
         )
         self._empty_deleted()
-        self._hook = sys.unraisablehook
-        sys.unraisablehook = partial(_quiet_about_given_up_writes, self._hook)
+        _keep_quiet_about_given_up_writes()
         for logger in ("absl", "asyncio"):  # Orbax logs there what it then raises, and every write it gave up
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         handlers = {"state": _state_handler(), "record": ocp.JsonCheckpointHandler()}
@@ -134,12 +132,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the save under way, if any, and release the folder; raises as `wait` does."""
-        try:
-            with self._explained_failure_to_write():
-                self._manager.close()
-                self._empty_deleted()
-        finally:
-            sys.unraisablehook = self._hook
+        with self._explained_failure_to_write():
+            self._manager.close()
+            self._empty_deleted()
 
     def _empty_deleted(self) -> None:
         deleted = self._directory / _DELETED
@@ -202,12 +197,22 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
-def _quiet_about_given_up_writes(
-    hook: "Callable[[sys.UnraisableHookArgs], Any]", unraisable: "sys.UnraisableHookArgs"
-) -> None:
-    """When one write of a save fails, Orbax no longer listens when the others end, which is an error for each."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        hook(unraisable)
+def _keep_quiet_about_given_up_writes() -> None:
+    """When one write of a save fails, Orbax no longer listens when the others end, which is an error for each.
+
+    They may end after the folder is released, so this stays until the process ends.
+    """
+    if not isinstance(sys.unraisablehook, _QuietAboutGivenUpWrites):
+        sys.unraisablehook = _QuietAboutGivenUpWrites(sys.unraisablehook)
+
+
+class _QuietAboutGivenUpWrites:
+    def __init__(self, hook: "Callable[[sys.UnraisableHookArgs], Any]"):
+        self._hook = hook
+
+    def __call__(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._hook(unraisable)
 
 
 def check_same_arrays(checkpoint: Path, saved: TrainState, like: TrainState) -> None:

@@ -416,3 +416,25 @@ def test_a_new_state_has_no_moments_yet() -> None:
     assert new.params.keys() == new.mu.keys() == new.nu.keys()
     assert not any(np.any(moment) for moment in [*new.mu.values(), *new.nu.values()])
     assert new.mu["conv_in.bias"] is not new.nu["conv_in.bias"]
+
+
+def test_writes_that_were_given_up_end_in_silence_even_later(tmp_path: Path) -> None:
+    """Their errors come from threads that nobody waits for; what else goes wrong where nobody can catch it is told."""
+
+    class Ended:
+        def __init__(self, message: str):
+            self.message = message
+
+        def __del__(self) -> None:
+            raise RuntimeError(self.message)
+
+    told: list[str] = []
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: told.append(str(unraisable.exc_value))
+    try:
+        save(tmp_path, 3)
+        Ended("Event loop is closed")
+        Ended("something else")
+    finally:
+        sys.unraisablehook = before
+    assert told == ["something else"]
