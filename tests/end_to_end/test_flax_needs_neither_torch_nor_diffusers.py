@@ -48,6 +48,7 @@ def test_a_run_imports_neither(base_model: Path, tmp_path: Path) -> None:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
+    assert "PyTorch" not in done.stderr, "nobody is to think that something is missing"
     assert (tmp_path / "run" / "validation" / "step-1" / "0.png").is_file()
 
 
