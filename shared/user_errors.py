@@ -14,11 +14,16 @@ def explain(error: ValueError) -> int:
     A ValueError that this project's own code raised is written for users and is enough by itself (exit code 2). One
     that comes out of a library or a built-in function is not, and keeps its traceback (exit code 1).
     """
-    innermost = traceback.extract_tb(error.__traceback__)[-1]
-    ours = any(Path(innermost.filename).resolve().is_relative_to(folder) for folder in _OUR_CODE)
-    # Built-in functions have no frame of their own: what they raise seems to come from the line that called them.
-    if ours and (innermost.line or "").startswith("raise"):
+    if is_written_for_users(error):
         print(f"error: {error}", file=sys.stderr)
         return 2
     traceback.print_exception(error)
     return 1
+
+
+def is_written_for_users(error: ValueError) -> bool:
+    """Whether a statement of this project's own code raised it."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1]
+    ours = any(Path(innermost.filename).resolve().is_relative_to(folder) for folder in _OUR_CODE)
+    # Built-in functions have no frame of their own: what they raise seems to come from the line that called them.
+    return ours and (innermost.line or "").startswith("raise")

@@ -19,8 +19,9 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler is enough: a TPU that is there may be busy
 
 from flax_trainer.base_models import ModelConfigs, read_configs
+from flax_trainer.compile_report.apart import compile_report_apart
 from flax_trainer.compile_report.batch_size import find_batch_size
-from flax_trainer.compile_report.report import DoesNotFitError, compile_report, given_flags
+from flax_trainer.compile_report.report import DoesNotFitError, given_flags
 from flax_trainer.compile_report.targets import Target, parse_target
 from flax_trainer.compile_report.text import does_not_fit_text, notes, report_text
 from flax_trainer.random_model import ARCHITECTURES
@@ -63,6 +64,9 @@ def main(argv: list[str]) -> int:
         return _report(config, target, own)
     except ValueError as error:
         return explain(error)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
 
 
 def _report(config: TrainConfig, target: Target, own: argparse.Namespace) -> int:
@@ -75,7 +79,7 @@ def _report(config: TrainConfig, target: Target, own: argparse.Namespace) -> int
         _write(own.json, {policy: None if report is None else report.as_json() for policy, report in found.items()})
         return 0 if any(found.values()) else 1
     try:
-        report = compile_report(config, configs, schedule, target, from_cache=own.cached_latents)
+        report = compile_report_apart(config, configs, schedule, target, from_cache=own.cached_latents)
     except DoesNotFitError as error:
         print(does_not_fit_text(config, target, error))
         flags = given_flags(config, from_cache=own.cached_latents)

@@ -6,7 +6,8 @@ from functools import partial
 from typing import get_args
 
 from flax_trainer.base_models import ModelConfigs
-from flax_trainer.compile_report.report import GIB, DoesNotFitError, Report, compile_report
+from flax_trainer.compile_report.apart import CompilerCrashedError, compile_report_apart
+from flax_trainer.compile_report.report import GIB, DoesNotFitError, Report
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.compile_report.text import batch_size_line
 from flax_trainer.models.gradient_checkpointing import CheckpointingPolicy
@@ -29,11 +30,14 @@ def find_batch_size(
             gradient_checkpointing=policy is not None,
             gradient_checkpointing_policy=policy or config.gradient_checkpointing_policy,
         )
+        report, failure = None, ""
         try:
-            report = compile_report(tried, configs, schedule, target, from_cache=from_cache)
+            report = compile_report_apart(tried, configs, schedule, target, from_cache=from_cache)
         except DoesNotFitError:
-            report = None
-        print(batch_size_line(policy or NONE, batch_size, report), flush=True)
+            failure = "does not fit"
+        except CompilerCrashedError:
+            failure = "the compiler crashed"
+        print(batch_size_line(policy or NONE, batch_size, report, failure), flush=True)
         return report
 
     policies: tuple[CheckpointingPolicy | None, ...] = (None, *get_args(CheckpointingPolicy))

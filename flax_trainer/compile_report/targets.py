@@ -12,8 +12,10 @@ from jax.experimental import topologies
 
 from flax_trainer.device_peaks import peak_tflops
 
-# What the TPU compiler must be told where there is no TPU: not to look for one, and that it may be loaded twice.
+# What the TPU compiler must be told where there is no TPU: not to look for one, and that it may be loaded twice. It
+# warns unless it is given a type, which has no effect on the topologies it is asked for.
 _WITHOUT_TPU = {
+    "TPU_ACCELERATOR_TYPE": "v4-8",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

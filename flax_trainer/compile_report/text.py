@@ -89,11 +89,11 @@ def _savings(config: TrainConfig, target: Target) -> Iterator[str]:
     yield f"a smaller --resolution than {config.resolution}"
 
 
-def batch_size_line(policy: str, batch_size: int, report: Report | None) -> str:
-    """One line per try of the search."""
+def batch_size_line(policy: str, batch_size: int, report: Report | None, failure: str) -> str:
+    """One line per try of the search; `failure` says why there is no report."""
     tried = f"{policy:<18}--train_batch_size {batch_size:<4}"
     if report is None:
-        return f"{tried}  does not fit"
+        return f"{tried}  {failure}"
     return (
         f"{tried}  {report.memory.peak / GIB:6.2f} GiB  {report.images_per_second / report.target.chips:6.1f} "
         f"images/s per chip  MFU {report.mfu:.1%}  (compiler estimate)"
