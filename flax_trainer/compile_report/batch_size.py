@@ -15,7 +15,8 @@ from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 
 NONE = "none"
-FURTHEST = 8  # times what was seen to fit is the largest size that is tried next
+FURTHEST = 8  # times what was seen to fit is the largest size that is tried next,
+NEARLY_FULL = 2  # or where that took half of the memory: near its end the compiler saves, and predictions fail
 
 
 def find_batch_size(
@@ -82,4 +83,5 @@ def _next_size(fitting: dict[int, Report], too_large: int | None, capacity: floa
     needed, of_smaller = (fitting[size].memory.peak for size in (best, smaller))
     of_an_image = max((needed - of_smaller) / (best - smaller), 1)
     predicted = best + int((capacity - needed) / of_an_image)
-    return min(max(predicted, best + step), FURTHEST * best)  # memory may not grow from a few images to a few more
+    # Memory may not grow from a few images to a few more.
+    return min(max(predicted, best + step), best * (FURTHEST if needed < capacity / 2 else NEARLY_FULL))
