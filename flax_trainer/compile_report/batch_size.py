@@ -15,8 +15,10 @@ from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 
 NONE = "none"
-FURTHEST = 8  # times what was seen to fit is the largest size that is tried next,
-NEARLY_FULL = 2  # or where that took half of the memory: near its end the compiler saves, and predictions fail
+# How many times what was seen to fit may be tried next: less from half of the memory on, for near its end the compiler
+# saves, and predictions fail.
+FURTHEST = 8
+FURTHEST_FROM_HALF = 2
 
 
 def find_batch_size(
@@ -84,4 +86,4 @@ def _next_size(fitting: dict[int, Report], too_large: int | None, capacity: floa
     of_an_image = max((needed - of_smaller) / (best - smaller), 1)
     predicted = best + int((capacity - needed) / of_an_image)
     # Memory may not grow from a few images to a few more.
-    return min(max(predicted, best + step), best * (FURTHEST if needed < capacity / 2 else NEARLY_FULL))
+    return min(max(predicted, best + step), best * (FURTHEST if needed < capacity / 2 else FURTHEST_FROM_HALF))
