@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from shared.config import TrainConfig, to_yaml
-from shared.redaction import public_config
+from shared.config.public import public_config
 from shared.trained_parts import UNET_FOLDER
 
 _TAGS = [

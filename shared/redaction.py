@@ -1,10 +1,7 @@
 """Addresses without what may be secret in them: for logs, checkpoints, model cards and trackers."""
 
-import dataclasses
 import hashlib
 import re
-
-from shared.config import TrainConfig
 
 _COMMAND = re.compile(r"(?:^|[{,])pipe:", re.IGNORECASE)  # braces may expand to commands
 _PROGRAM = re.compile(r"\s*([\w./~-]+)(?:\s|$)")  # and no assignment to a variable, such as TOKEN=…
@@ -23,10 +20,3 @@ def redacted(location: str) -> str:
         digest = hashlib.sha256(location.encode()).hexdigest()[:8]
         return f"pipe:{program[1] if program else ''} … (sha256 {digest})"
     return _QUERY.sub(r"\1", _CREDENTIALS.sub("", location))
-
-
-def public_config(config: TrainConfig) -> TrainConfig:
-    """The configuration as others may see it. (`to_yaml` leaves the flags out that are secret as a whole.)"""
-    if config.train_shards is None:
-        return config
-    return dataclasses.replace(config, train_shards=tuple(map(redacted, config.train_shards)))

@@ -19,9 +19,10 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from shared.atomic_files import write_atomically
 from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoints_in
 from shared.config import TrainConfig
-from shared.model_files.weight_files import DIFFUSERS, write_atomically, write_weights
+from shared.model_files.weight_files import DIFFUSERS, write_weights
 from shared.portable_checkpoint import (
     AVERAGE_FILE,
     CONTROLNET_FOLDER,

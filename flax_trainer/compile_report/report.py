@@ -31,10 +31,10 @@ from flax_trainer.state import TrainState
 from flax_trainer.step import FrozenParams
 from shared.config import TrainConfig
 from shared.config.options import FLAGS, SECRETS
+from shared.config.public import public_config
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources.circles import CirclesSource
 from shared.diffusion.schedule import NoiseSchedule
-from shared.redaction import public_config
 from shared.trained_parts import is_decoder, prefixed
 
 GIB = 2**30

@@ -18,9 +18,10 @@ from flax_trainer.models import layers
 from flax_trainer.models.adapter import LINEAR, from_torch_layout, to_torch_layout, torch_shape
 from flax_trainer.models.attention_kernels import AttentionKernel
 from flax_trainer.models.functional import Params, split
+from shared.atomic_files import write_text_atomically
 from shared.initialisation import ModuleKind, initial_values
 from shared.model_files.hub_files import locate_config, locate_folder
-from shared.model_files.weight_files import DIFFUSERS, WeightNames, read_weights, write_atomically, write_weights
+from shared.model_files.weight_files import DIFFUSERS, WeightNames, read_weights, write_weights
 
 HostParams = dict[str, np.ndarray]
 
@@ -237,7 +238,7 @@ class PretrainedModel(nnx.Module):
         torch_params = {name: _TorchView(value, layouts[name]) for name, value in params.items()}
         write_weights(folder, torch_params, cls.weight_names, variant, max_shard_size)
         text = json.dumps(cls.identity | config.to_dict(), indent=2, sort_keys=True) + "\n"
-        write_atomically(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_text_atomically(folder / "config.json", text)
 
     # --- what subclasses may adapt ----------------------------------------------------------------------------------
 

@@ -64,6 +64,11 @@ class TrainConfig:
         "--load_from_disk, a saved dataset.",
     )
     load_from_disk: bool = _data(False, "Read --train_data_dir as a dataset written by save_to_disk.")
+    allowed_data_dirs: tuple[str, ...] | None = _data(
+        None,
+        "Folders outside of the training data's own in which its rows may name files. Without it, rows that lead out "
+        "of the data's folder are skipped: whoever wrote the data should not choose among your other files.",
+    )
     train_shards: tuple[str, ...] | None = _data(
         None, "The training data, as WebDataset tars: paths or URLs, with {000..127} ranges and * patterns."
     )

@@ -2,10 +2,9 @@
 
 import importlib.util
 import json
-import os
 import pickle
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +12,8 @@ from typing import Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from shared.atomic_files import write_atomically, write_text_atomically
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -181,19 +182,6 @@ def write_weights(
     _remove_stale(folder, names, variant, written)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, then move it there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        usual_mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(usual_mode)  # safetensors makes files that nobody but their owner can read
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_safetensors(path: Path, arrays: Mapping[str, Saveable]) -> None:
     tensors = {name: np.asarray(array) for name, array in arrays.items()}
     # transformers refuses files whose metadata do not name the framework
@@ -206,7 +194,7 @@ def _write_index(path: Path, files: Mapping[str, list[str]], total_bytes: int) -
         "weight_map": {name: file for file, group in files.items() for name in group},
     }
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(path, text)
 
 
 def _remove_stale(folder: Path, names: WeightNames, variant: str | None, written: Collection[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shared.config import TrainConfig, to_yaml
-from shared.redaction import public_config
+from shared.config.public import public_config
 
 _FLUSH_SECONDS = 10
 

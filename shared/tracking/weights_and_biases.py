@@ -13,7 +13,7 @@ import numpy as np
 
 from shared.config import TrainConfig
 from shared.config.options import SECRETS
-from shared.redaction import public_config
+from shared.config.public import public_config
 
 _MODES_WITHOUT_LOGIN = ("offline", "disabled", "dryrun")
 _DEFAULT_URL = "https://api.wandb.ai"

@@ -9,7 +9,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from shared.config import TrainConfig, to_yaml
-from shared.redaction import public_config, redacted
+from shared.config.public import public_config
+from shared.redaction import redacted
 
 # Secrets are written in capitals and everything that may be shown in small letters, so that none hides in the other.
 SECRETS = st.text(string.ascii_uppercase, min_size=1, max_size=20)

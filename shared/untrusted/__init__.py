@@ -1,0 +1,19 @@
+"""What others wrote (models, checkpoints, data, the folders of runs) is data: read within bounds, never executed, never
+followed out of its folder, escaped wherever it is shown."""
+
+from shared.untrusted.border import foreign_library
+from shared.untrusted.documents import parse_json, read_json
+from shared.untrusted.files import MIB, check_plain_files, is_inside, open_file, read_file
+from shared.untrusted.text import shown
+
+__all__ = [
+    "MIB",
+    "check_plain_files",
+    "foreign_library",
+    "is_inside",
+    "open_file",
+    "parse_json",
+    "read_file",
+    "read_json",
+    "shown",
+]

@@ -1,0 +1,34 @@
+"""Where a library reads what others wrote: whatever it throws at such files becomes a sentence."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shared.untrusted.text import shown
+
+
+@contextmanager
+def foreign_library(what: str, fix: str) -> Iterator[None]:
+    """Around a call of diffusers, transformers, datasets, Orbax, … on files that may be damaged or hostile.
+
+    Such libraries promise nothing about what they raise there: KeyError, TypeError, RecursionError and errors of their
+    Rust parts were all seen. Use it around that call alone, so that a fault of ours does not pass for one of the file.
+
+    Args:
+        what: the file or folder, and that it cannot be read, as the beginning of the sentence.
+        fix: what the user can do about it.
+
+    Raises:
+        ValueError: in place of what the library raised. Running out of memory is left as it is.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{what} ({reason(error)}). {fix}") from error
+
+
+def reason(error: BaseException) -> str:
+    """A foreign exception in a few words on one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {shown(lines[0])}" if lines else type(error).__name__

@@ -1,0 +1,95 @@
+"""Opening files that others wrote: regular files only, and no more of them than is honest.
+
+A pipe or a device in a file's place would wait for ever or never end.
+"""
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from shared.untrusted.text import shown
+
+MIB = 2**20
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading, unbuffered where the caller reads it whole.
+
+    Raises:
+        ValueError: it is missing, may not be read, or is no regular file; the message names it.
+    """
+    try:
+        # Opening a pipe would wait for somebody to write to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ValueError(f"{shown(path)} cannot be read: {_reason(error)}.") from error
+    try:
+        _check_regular(path, os.fstat(descriptor))
+    except ValueError:
+        os.close(descriptor)
+        raise
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: str | Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        ValueError: as `open_file`, or it is larger.
+    """
+    with open_file(path) as file:
+        try:
+            content = file.read(limit + 1)
+        except OSError as error:
+            raise ValueError(f"{shown(path)} cannot be read: {_reason(error)}.") from error
+    if len(content) > limit:
+        raise ValueError(f"{shown(path)} has more than {limit / MIB:,.0f} MiB, which no honest file of its kind has.")
+    return content
+
+
+def check_plain_files(paths: Iterable[Path], limit: int | None = None) -> None:
+    """Whether a library may open these files; those that are missing are left to it.
+
+    Raises:
+        ValueError: one is no regular file, or has more than `limit` bytes.
+    """
+    for path in paths:
+        try:
+            status = path.stat()
+        except (OSError, ValueError):
+            continue
+        _check_regular(path, status)
+        if limit is not None and status.st_size > limit:
+            raise ValueError(
+                f"{shown(path)} has more than {limit / MIB:,.0f} MiB, which no honest file of its kind has."
+            )
+
+
+def is_inside(path: str | Path, folders: Iterable[str | Path]) -> bool:
+    """Whether a path, with all links followed, lies in one of the folders."""
+    try:
+        resolved = Path(path).resolve()
+    except (OSError, ValueError, RuntimeError):  # a circle of links, a NUL, a name too long
+        return False
+    return any(resolved.is_relative_to(Path(folder).resolve()) for folder in folders)
+
+
+def _check_regular(path: str | Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
+        raise ValueError(f"{shown(path)} is {kind}: expected a file.")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or shown(error)

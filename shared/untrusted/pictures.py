@@ -1,0 +1,91 @@
+"""Which pictures are opened: the one list, for training data, validation images and the pages that show them.
+
+Pillow by itself opens more than forty formats. One of them, EPS, it hands to Ghostscript, which runs it as a program.
+"""
+
+import io
+from pathlib import Path
+from typing import BinaryIO
+
+import PIL.Image
+
+from shared.untrusted.files import MIB, open_file
+from shared.untrusted.text import shown
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000")
+"""Pillow's names. MPO is what many cameras write into a .jpg. All are decoded by libraries that only decode."""
+
+LARGEST_FILE = 1024 * MIB
+"""More than the most pixels that are allowed need, 89 million of 6 bytes each."""
+
+_SIGNATURES = (  # of what people do have in such folders, for the message
+    (b"%!PS", "EPS"),
+    (b"\xc5\xd0\xd3\xc6", "EPS"),
+    (b"%PDF", "PDF"),
+    (b"8BPS", "PSD"),
+    (b"<svg", "SVG"),
+    (b"<?xml", "XML"),
+    (b"<!DOCTYPE", "HTML"),
+    (b"<html", "HTML"),
+    (b"\x00\x00\x01\x00", "ICO"),
+    (b"\xd7\xcd\xc6\x9a", "WMF"),
+    (b"SIMPLE  =", "FITS"),
+    (b"version https://git-lfs", "a Git LFS pointer"),
+)
+
+
+def open_picture(source: bytes | Path) -> PIL.Image.Image:
+    """Open a picture without decoding it; the caller looks at its size before it does.
+
+    Raises:
+        ValueError: the file cannot be read, is too large, or is of a format that is not in `FORMATS`, which the message
+            names where it is known.
+        Exception: what Pillow's readers raise on damaged files.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else open_file(source)
+    try:
+        _check_size(file)
+        return PIL.Image.open(file, formats=_available())
+    except PIL.UnidentifiedImageError:
+        beginning = _beginning(file)
+        file.close()
+        raise ValueError(f"{_format_of(beginning)}; expected one of {', '.join(_available())}") from None
+    except BaseException:
+        file.close()
+        raise
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raises ValueError for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, where Pillow begins to warn of a bomb."""
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ValueError(f"it has {width}x{height} pixels, more than the {limit} allowed (a decompression bomb?)")
+
+
+def _available() -> list[str]:
+    """What of the list this build of Pillow knows; asking it for another is an error."""
+    PIL.Image.init()
+    return [name for name in FORMATS if name in PIL.Image.OPEN]
+
+
+def _check_size(file: BinaryIO) -> None:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if size > LARGEST_FILE:
+        raise ValueError(f"it has {size:,} bytes, more than any honest picture")
+
+
+def _beginning(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(64)
+
+
+def _format_of(beginning: bytes) -> str:
+    if not beginning:
+        return "it is empty"
+    for signature, name in _SIGNATURES:
+        if beginning.lstrip()[: len(signature)].lower() == signature.lower() or beginning.startswith(signature):
+            return f"it is {name}, which is not opened"
+    if beginning[4:8] == b"ftyp":
+        return f"it is of the kind {shown(beginning[8:12].decode('latin-1'))}, which is not opened"
+    return f"it is no picture of a known format (it begins with {beginning[:8]!r})"
