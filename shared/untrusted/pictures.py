@@ -5,11 +5,10 @@ Pillow by itself opens more than forty formats. One of them, EPS, it hands to Gh
 
 import io
 from pathlib import Path
-from typing import BinaryIO
 
 import PIL.Image
 
-from shared.untrusted.files import MIB, open_file
+from shared.untrusted.files import MIB, read_file
 from shared.untrusted.text import shown
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000")
@@ -42,17 +41,13 @@ def open_picture(source: bytes | Path) -> PIL.Image.Image:
             names where it is known.
         Exception: what Pillow's readers raise on damaged files.
     """
-    file = io.BytesIO(source) if isinstance(source, bytes) else open_file(source)
+    content = source if isinstance(source, bytes) else read_file(source, LARGEST_FILE)
+    if len(content) > LARGEST_FILE:
+        raise ValueError(f"it has {len(content):,} bytes, more than any honest picture")
     try:
-        _check_size(file)
-        return PIL.Image.open(file, formats=_available())
+        return PIL.Image.open(io.BytesIO(content), formats=_available())
     except PIL.UnidentifiedImageError:
-        beginning = _beginning(file)
-        file.close()
-        raise ValueError(f"{_format_of(beginning)}; expected one of {', '.join(_available())}") from None
-    except BaseException:
-        file.close()
-        raise
+        raise ValueError(f"{_format_of(content[:64])}; expected one of {', '.join(_available())}") from None
 
 
 def check_pixels(width: int, height: int) -> None:
@@ -66,18 +61,6 @@ def _available() -> list[str]:
     """What of the list this build of Pillow knows; asking it for another is an error."""
     PIL.Image.init()
     return [name for name in FORMATS if name in PIL.Image.OPEN]
-
-
-def _check_size(file: BinaryIO) -> None:
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    if size > LARGEST_FILE:
-        raise ValueError(f"it has {size:,} bytes, more than any honest picture")
-
-
-def _beginning(file: BinaryIO) -> bytes:
-    file.seek(0)
-    return file.read(64)
 
 
 def _format_of(beginning: bytes) -> str:
