@@ -1,6 +1,13 @@
-"""TensorBoard event files, written without TensorFlow or PyTorch by the tensorboardX package."""
+"""TensorBoard event files, written without TensorFlow or PyTorch by means of the tensorboardX package.
+
+Its own SummaryWriter hands events to a thread that ends at the first error of the disk, and whoever logs then waits for
+it for ever. So its records are written here, whole or not at all, and an error is an error.
+"""
 
 import importlib.util
+import os
+import socket
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +18,7 @@ import numpy as np
 from shared.config import TrainConfig, to_yaml
 from shared.config.public import public_config
 
-_FLUSH_SECONDS = 10
+_FILE_VERSION = "brain.Event:2"
 
 
 def check_tensorboard() -> None:
@@ -24,40 +31,111 @@ def check_tensorboard() -> None:
 
 
 class TensorBoardTracker:
-    """Scalars, images with their captions, and the configuration, in `output_dir/logging_dir/tracker_project_name`."""
+    """Scalars, images with their captions, and the configuration, in `output_dir/logging_dir/tracker_project_name`.
+
+    Every method raises OSError where the events cannot be written, and has then written none of its own.
+    """
 
     def __init__(self, config: TrainConfig):
         self._directory = Path(config.output_dir) / config.logging_dir / config.tracker_project_name
-        self._writer = _open_writer(self._directory)
+        self._file = _EventFile(self._directory)
         indented = "".join(
             f"    {line}\n" for line in to_yaml(public_config(config)).splitlines()
         )  # Markdown's code block
-        self._writer.add_text("config", indented, 0)
+        try:
+            self._file.write([_text("config", indented, 0)])
+        except OSError:
+            self._file.remove()
+            raise
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        from tensorboardX.summary import scalar
+
+        self._file.write([_summary(scalar(name, value), step) for name, value in metrics.items()])
 
     def images(self, tag: str, images: Sequence[tuple[str, np.ndarray]], step: int) -> None:
-        for index, (_, image) in enumerate(images):
-            self._writer.add_image(f"{tag}/{index}", image, step, dataformats="HWC")
+        from tensorboardX.summary import image
+
+        pictures = [
+            _summary(image(f"{tag}/{index}", array, dataformats="HWC"), step) for index, (_, array) in enumerate(images)
+        ]
         # TensorBoard's images have no captions of their own.
-        self._writer.add_text(
-            f"{tag}/captions", "\n".join(f"{i}. {caption}" for i, (caption, _) in enumerate(images)), step
-        )
+        captions = "\n".join(f"{i}. {caption}" for i, (caption, _) in enumerate(images))
+        self._file.write([*pictures, _text(f"{tag}/captions", captions, step)])
 
     def truncate_after(self, step: int) -> None:
         """Tell readers to drop what earlier event files hold past `step`."""
-        self._writer.close()
-        self._writer = _open_writer(self._directory, purge_step=step + 1)
+        self._file.close()
+        self._file = _EventFile(self._directory, purge_step=step + 1)
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
-def _open_writer(directory: Path, purge_step: int | None = None) -> Any:
-    from tensorboardX import SummaryWriter  # here, because other trackers do without it
+class _EventFile:
+    """One file of TensorBoard's records. A write that fails takes back its part: a reader stops at half a record."""
 
-    # tensorboardX names files by the second: without a suffix, a writer opened within one overwrites the one before.
-    suffix = f".{time.time_ns()}"
-    return SummaryWriter(str(directory), purge_step=purge_step, flush_secs=_FLUSH_SECONDS, filename_suffix=suffix)
+    def __init__(self, directory: Path, purge_step: int | None = None):
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        directory.mkdir(parents=True, exist_ok=True)
+        # Readers take the files in the order of their names, and two may be made within a second.
+        self._path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._end = 0
+        beginning = [Event(file_version=_FILE_VERSION)]
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            beginning += [
+                Event(step=purge_step, file_version=_FILE_VERSION),
+                Event(step=purge_step, session_log=start),
+            ]
+        try:
+            self.write(beginning)
+        except OSError:
+            self.remove()
+            raise
+
+    def write(self, events: Sequence[Any]) -> None:
+        for event in events:
+            event.wall_time = time.time()
+        remaining = memoryview(b"".join(map(_record, events)))
+        position = self._end
+        try:
+            while remaining:
+                written = os.pwrite(self._descriptor, remaining, position)
+                remaining, position = remaining[written:], position + written
+        except OSError:
+            os.ftruncate(self._descriptor, self._end)
+            raise
+        self._end = position
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def remove(self) -> None:
+        """Leave no file behind that holds nothing."""
+        os.close(self._descriptor)
+        self._path.unlink()
+
+
+def _record(event: Any) -> bytes:
+    """TensorFlow's record: length, checksum of the length, data, checksum of the data."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    data: bytes = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
+
+
+def _summary(summary: Any, step: int) -> Any:
+    from tensorboardX.proto.event_pb2 import Event  # here, because other trackers do without it
+
+    return Event(summary=summary, step=step)
+
+
+def _text(tag: str, text: str, step: int) -> Any:
+    from tensorboardX.summary import text as text_summary
+
+    # Half of a surrogate pair cannot be written.
+    return _summary(text_summary(tag, text.encode("utf-8", "replace").decode("utf-8")), step)

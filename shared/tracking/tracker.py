@@ -1,33 +1,26 @@
 """The one interface to all trackers, and which of them a run uses."""
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from shared.config import TrainConfig
+from shared.tracking.background import BackgroundTracker, CaptionedImage, Destination
 from shared.tracking.metrics_file import METRICS_FILE, MetricsFile
 from shared.tracking.tensorboard import TensorBoardTracker, check_tensorboard
-from shared.tracking.weights_and_biases import WandbTracker, check_wandb
+from shared.tracking.weights_and_biases import WandbRun, check_wandb
+from shared.untrusted import foreign_library, shown
+from shared.untrusted.border import reason
 
-CaptionedImage = tuple[str, np.ndarray]
-
-
-class Destination(Protocol):
-    """What each kind of tracker does; `Tracker` says what the arguments are."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def images(self, tag: str, images: Sequence[CaptionedImage], step: int) -> None: ...
-
-    def truncate_after(self, step: int) -> None: ...
-
-    def close(self) -> None: ...
+_NAMES = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
 
 
 class Tracker:
-    """Sends everything to all of a run's destinations. Use it in the main process only."""
+    """Sends everything to all of a run's destinations. Use it in the main process only.
+
+    What is opened by `open_trackers` raises nothing here and keeps nobody waiting: figures only watch a training.
+    """
 
     def __init__(self, destinations: Sequence[Destination]):
         self._destinations = tuple(destinations)
@@ -60,8 +53,9 @@ def check_trackers(config: TrainConfig) -> None:
     """Whether the tracker that `report_to` names can be used, before any work starts.
 
     Raises:
-        ValueError: its package is missing, or there is no login.
+        ValueError: its package is missing, there is no login, or the project's name is none.
     """
+    _check_project_name(config.tracker_project_name)
     if config.report_to == "tensorboard":
         check_tensorboard()
     elif config.report_to == "wandb":
@@ -74,12 +68,37 @@ def open_trackers(config: TrainConfig, run_directory: Path) -> Tracker:
     """The trackers of a run: `run_directory`/metrics.jsonl, continued where it exists, and what `report_to` names.
 
     Raises:
-        ValueError: as `check_trackers`.
+        ValueError: as `check_trackers`, or one of them cannot be opened.
     """
     check_trackers(config)
-    destinations: list[Destination] = [MetricsFile(run_directory / METRICS_FILE)]
-    if config.report_to == "tensorboard":
-        destinations.append(TensorBoardTracker(config))
-    elif config.report_to == "wandb":
-        destinations.append(WandbTracker(config, run_directory))
+    try:
+        destinations: list[Destination] = [MetricsFile(run_directory / METRICS_FILE)]
+    except OSError as error:
+        raise ValueError(
+            f"The figures of the run cannot be written to {shown(run_directory / METRICS_FILE)} ({reason(error)}). If "
+            "the disk is full, free some space; or choose another --output_dir."
+        ) from error
+    open_destination = _destination(config, run_directory)
+    if open_destination is not None:
+        name = _NAMES[config.report_to]
+        with foreign_library(f"--report_to {config.report_to}: {name} cannot be opened", "Or give --report_to none."):
+            destinations.append(BackgroundTracker(name, open_destination))
     return Tracker(destinations)
+
+
+def _destination(config: TrainConfig, run_directory: Path) -> Callable[[], Destination] | None:
+    if config.report_to == "tensorboard":
+        return partial(TensorBoardTracker, config)
+    if config.report_to == "wandb":
+        return WandbRun(config, run_directory)
+    return None
+
+
+def _check_project_name(name: str) -> None:
+    """It is the name of a folder of events; one with ../ in it would lie anywhere."""
+    has_control = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+    if name in (".", "..") or has_control or {"/", "\\"} & set(name) or len(name.encode()) > 255:
+        raise ValueError(
+            f"--tracker_project_name is '{shown(name)}'; expected the plain name of one folder, without slashes and of "
+            "at most 255 bytes. --logging_dir says where that folder is made."
+        )

@@ -43,17 +43,24 @@ def check_wandb() -> None:
 class WandbTracker:
     """Figures, captioned images and the configuration, secrets left out, as one run."""
 
-    def __init__(self, config: TrainConfig, run_directory: Path):
+    def __init__(self, config: TrainConfig, run_directory: Path, continued: str | None = None):
+        """`continued` is the id of a run to go on with."""
         self._wandb = importlib.import_module("wandb")
         settings = {
             name: value for name, value in dataclasses.asdict(public_config(config)).items() if name not in SECRETS
         }
+        continuing = {} if continued is None else {"id": continued, "resume": "allow", "reinit": True}
         self._run = self._wandb.init(
             project=config.tracker_project_name,
             entity=config.wandb_entity,
             config=settings,
             dir=str(run_directory),
+            **continuing,
         )
+
+    @property
+    def run_id(self) -> str:
+        return str(self._run.id)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
@@ -66,6 +73,19 @@ class WandbTracker:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class WandbRun:
+    """Opens the tracker, the second time and later with the same run."""
+
+    def __init__(self, config: TrainConfig, run_directory: Path):
+        self._config, self._directory = config, run_directory
+        self._tracker: WandbTracker | None = None
+
+    def __call__(self) -> WandbTracker:
+        continued = None if self._tracker is None else self._tracker.run_id
+        self._tracker = WandbTracker(self._config, self._directory, continued)
+        return self._tracker
 
 
 def _netrc_files() -> list[Path]:
