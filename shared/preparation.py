@@ -1,6 +1,7 @@
 """What both backends do before training, in the order in which users should hear of their mistakes."""
 
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from shared.evaluation.fidelity import check_fidelity
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.learning_rate import LearningRateSchedule
 from shared.model_card import data_description
+from shared.outgoing import OutgoingFormatter, print_uncaught
 from shared.run_folder import is_finished, make_run_folder
 from shared.run_log import BatchArithmetic, banner, total_steps
 from shared.tracking import Tracker, check_trackers, open_trackers
@@ -41,7 +43,10 @@ class Preparation:
 
 def set_up_logging(backend_package: str, level: int = logging.INFO) -> None:
     """Our own progress, and of the libraries only what is wrong."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(OutgoingFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], force=True)
+    sys.excepthook = print_uncaught
     for package in (backend_package, "shared"):
         logging.getLogger(package).setLevel(level)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own

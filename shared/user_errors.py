@@ -4,6 +4,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from shared.outgoing import outgoing, print_traceback, with_indented_lines
+
 _PROJECT = Path(__file__).resolve().parent.parent
 _OUR_CODE = tuple(_PROJECT / package for package in ("shared", "flax_trainer", "torch_trainer"))
 
@@ -15,9 +17,9 @@ def explain(error: ValueError) -> int:
     that comes out of a library or a built-in function is not, and keeps its traceback (exit code 1).
     """
     if is_written_for_users(error):
-        print(f"error: {error}", file=sys.stderr)
+        print(with_indented_lines(outgoing(f"error: {error}")), file=sys.stderr)
         return 2
-    traceback.print_exception(error)
+    print_traceback(error)
     return 1
 
 

@@ -6,13 +6,33 @@ words up to the next flag are its values.
 
 import dataclasses
 import difflib
+import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from shared.config.flags import Flag
+from shared.redaction import described, looks_secret
 
 _EXPECTED = {int: "a whole number", float: "a number", str: "a text"}
 _NO = "no_"
+
+# Python's own int and float take digits of every script, and underscores.
+_NUMBERS = {
+    int: re.compile(r"[+-]?[0-9]+"),
+    float: re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE),
+}
+_LARGEST_INT = 2**63 - 1  # what the arrays of numpy, JAX and PyTorch hold
+_LONGEST_NUMBER = 400  # characters: 1.8e308 written out has 309
+
+_PROMPTS = frozenset({"validation_prompt"})  # may have several lines
+_LAYOUT = "\n\r\t"
+_UNSEEN = re.compile("[\u2028-\u202e\u2066-\u2069]")  # line and paragraph breaks, reversals of the reading direction
+
+_NAME = re.compile(r"[A-Za-z0-9_-]")
+_LONGEST_NAME = 40  # characters; the longest flag has 43, but whoever mistypes that comes close to it
+_WORD = r"(?:[a-z]{1,14}|[A-Z]{1,14})[0-9]{0,2}|[0-9]{1,2}[a-z]{1,6}"  # a token's letters and digits alternate more
+_WORDS = re.compile(rf"-?(?:(?:{_WORD})(?:[_-]|$))*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +58,9 @@ def read_arguments(words: Sequence[str], flags: dict[str, Flag]) -> list[Assignm
             _check_is_known(name, flags)
             assignments.append(Assignment(name, (text,) if equals else (), f"--{name}"))
         elif not assignments:
-            raise ValueError(f"{word!r} stands before the first flag: flags begin with two dashes, as --output_dir.")
+            raise ValueError(
+                f"{described(word)} stands before the first flag: flags begin with two dashes, as --output_dir."
+            )
         else:
             last = assignments[-1]
             assignments[-1] = dataclasses.replace(last, texts=(*(last.texts or ()), word))
@@ -73,7 +95,7 @@ def value_of(assignment: Assignment, flag: Flag) -> Any:
 
 def suggestion(name: str, known: Collection[str]) -> str:
     """The known name that `name` probably stands for, or an empty text where none comes close."""
-    underscored = name.strip("-").replace("-", "_").lower()
+    underscored = name.strip("-…").replace("-", "_").lower()
     if underscored in known:
         return underscored
     completions = sorted((candidate for candidate in known if candidate.startswith(underscored)), key=len)
@@ -82,35 +104,84 @@ def suggestion(name: str, known: Collection[str]) -> str:
     return next(iter(difflib.get_close_matches(underscored, known, n=1)), "")
 
 
+def told_name(name: str, known: Collection[str]) -> str:
+    """As much of an unknown name as surely is a mistyped one, with … for the rest, which may be a token."""
+    told = name[: _end_of_name(name)]
+    if len(told) < len(name):
+        return told_name(told, known).removesuffix("…") + "…"
+    place = 0
+    for flag in known:
+        place = max(place, _length_of_beginning(name, flag))
+    if place:
+        return name if place == len(name) else f"{name[:place]}…"
+    return name if _WORDS.fullmatch(name) and len(name) <= _LONGEST_NAME and not looks_secret(name) else "…"
+
+
+def _end_of_name(name: str) -> int:
+    return next((place for place, letter in enumerate(name) if not _NAME.match(letter)), len(name))
+
+
+def _length_of_beginning(name: str, flag: str) -> int:
+    """How many characters of the name spell the flag, in whatever case and with whatever separators; 0 for none."""
+    pattern = "[_-]*".join(map(re.escape, flag.replace("_", "")))
+    spelled = re.match(rf"[_-]*{pattern}", name, re.IGNORECASE)
+    return spelled.end() if spelled else 0
+
+
 def _check_is_known(name: str, flags: dict[str, Flag]) -> None:
     negations = [_NO + flag.name for flag in flags.values() if flag.kind is bool]
     known = [*flags, *negations]
     if name not in known:
-        closest = suggestion(name, known)
+        told = told_name(name, known)
+        closest = suggestion(told, known)
         hint = f"did you mean --{closest}?" if closest else "--help lists them all."
-        raise ValueError(f"unknown flag --{name}; {hint}")
+        raise ValueError(f"unknown flag --{told}; {hint}")
 
 
 def _negation_resolved(assignment: Assignment, flags: dict[str, Flag]) -> Assignment:
     if assignment.name in flags:
         return assignment
     if assignment.texts:
-        raise ValueError(f"{assignment.origin} takes no value, but was given {' '.join(assignment.texts)!r}.")
+        raise ValueError(f"{assignment.origin} takes no value, but was given {described(' '.join(assignment.texts))}.")
     return dataclasses.replace(assignment, name=assignment.name.removeprefix(_NO), texts=("false",))
 
 
 def _switch_value(texts: tuple[str, ...], origin: str) -> bool:
     text = " ".join(texts or ("true",))
     if text.lower() not in ("true", "false"):
-        raise ValueError(f"{origin} is either true or false, but was given {text!r}.")
+        raise ValueError(f"{origin} is either true or false, but was given {described(text)}.")
     return text.lower() == "true"
 
 
 def _item_value(text: str, flag: Flag, origin: str) -> Any:
     if flag.kind is str:
+        _check_text(text, flag, origin)
         return text
-    try:
-        # diffusers' published guide writes --profile_steps==5.
-        return flag.kind(text.removeprefix("="))
-    except ValueError:
-        raise ValueError(f"{origin} must be {_EXPECTED[flag.kind]}, but it is {text!r}.") from None
+    # diffusers' published guide writes --profile_steps==5.
+    number = text.removeprefix("=").strip(" ")
+    if len(number) > _LONGEST_NUMBER or not _NUMBERS[flag.kind].fullmatch(number):
+        raise ValueError(f"{origin} must be {_EXPECTED[flag.kind]}, but it is {described(text)}.")
+    value = flag.kind(number)
+    if flag.kind is int and abs(value) > _LARGEST_INT:
+        raise ValueError(f"{origin} must be a whole number below 2**63, but it is {described(text)}.")
+    return value
+
+
+def _check_text(text: str, flag: Flag, origin: str) -> None:
+    """Raises ValueError, without quoting the text, for what no honest value holds."""
+    for place, letter in enumerate(text, start=1):
+        if letter.isprintable() or (flag.name in _PROMPTS and letter in _LAYOUT):
+            continue
+        if unicodedata.category(letter) == "Cs":
+            raise ValueError(
+                f"{origin} is not UTF-8: {_broken(letter)} stands at character {place}. Write it in UTF-8."
+            )
+        if unicodedata.category(letter) == "Cc" or _UNSEEN.match(letter):
+            escaped = letter.encode("unicode_escape").decode("ascii")
+            raise ValueError(f"{origin} holds the control character {escaped} at character {place}: take it out.")
+
+
+def _broken(surrogate: str) -> str:
+    """Python takes the bytes of a command line that are no UTF-8 for the surrogates from U+DC80 on."""
+    code = ord(surrogate)
+    return f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else "half of a surrogate pair"

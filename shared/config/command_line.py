@@ -8,9 +8,11 @@ from typing import Any
 from shared.config.arguments import Assignment, read_arguments, value_of
 from shared.config.flags import Flag
 from shared.config.help_text import help_text
-from shared.config.options import FLAGS, Backend, TrainConfig
+from shared.config.options import FLAGS, SECRETS, Backend, TrainConfig
 from shared.config.validation import validate
 from shared.config.yaml_io import read_yaml, to_yaml
+from shared.outgoing import outgoing, with_indented_lines
+from shared.redaction import keep_secret
 
 # They act on the command line itself, so they are flags but no part of the configuration.
 _COMMANDS = {
@@ -39,12 +41,12 @@ def parse_command_line(argv: Sequence[str], backend: Backend) -> TrainConfig:
         sys.stdout.write(help_text(program, backend))
         raise SystemExit(0)
     try:
-        config, is_to_be_printed = _resolve(argv)
+        config, others = _resolve(argv, {})
         validate(config, backend)
     except ValueError as error:
-        sys.stderr.write(f"{program}: error: {error}\n")
+        sys.stderr.write(with_indented_lines(outgoing(f"{program}: error: {error}")) + "\n")
         raise SystemExit(2) from None
-    if is_to_be_printed:
+    if others.get("print_config"):
         sys.stdout.write(to_yaml(config))
         raise SystemExit(0)
     return config
@@ -53,32 +55,49 @@ def parse_command_line(argv: Sequence[str], backend: Backend) -> TrainConfig:
 def read_configuration(argv: Sequence[str]) -> TrainConfig:
     """What these flags, and the --config file among them, say; `validate` is left to the caller.
 
-    For programs that have flags of their own beside those of a training.
-
     Raises:
         ValueError: an unknown flag, a value of the wrong type, or --print_config.
     """
-    config, is_to_be_printed = _resolve(argv)
-    if is_to_be_printed:
+    return read_beside_own_flags(argv, {})[0]
+
+
+def read_beside_own_flags(argv: Sequence[str], own: dict[str, Flag]) -> tuple[TrainConfig, dict[str, Any]]:
+    """`read_configuration` for programs that have flags of their own beside those of a training.
+
+    Returns:
+        The configuration, and the values of those of the program's own flags that were given.
+    """
+    config, others = _resolve(argv, own)
+    if others.get("print_config"):
         raise ValueError(
             "--print_config is a flag of train_flax.py and train_torch.py, not of this program: leave it out."
         )
-    return config
+    return config, {name: value for name, value in others.items() if name in own}
 
 
-def _resolve(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
-    """The configuration, not validated yet, and whether it is to be printed."""
-    given = read_arguments(argv, FLAGS | _COMMANDS)
-    commands = _values([assignment for assignment in given if assignment.name in _COMMANDS])
-    assignments = [assignment for assignment in given if assignment.name not in _COMMANDS]
-    if "config" in commands:
-        assignments = read_yaml(commands["config"], FLAGS) + assignments
-    values = _values(assignments)
+def _resolve(argv: Sequence[str], own: dict[str, Flag]) -> tuple[TrainConfig, dict[str, Any]]:
+    """The configuration, not validated yet, and what was given beside it: commands, and a program's own flags."""
+    beside = _COMMANDS | own
+    given = read_arguments(argv, FLAGS | beside)
+    _keep_secrets(given)
+    others = _values([assignment for assignment in given if assignment.name in beside], beside)
+    assignments = [assignment for assignment in given if assignment.name not in beside]
+    if "config" in others:
+        from_file = read_yaml(others["config"], FLAGS)
+        _keep_secrets(from_file)
+        assignments = from_file + assignments
+    values = _values(assignments, FLAGS)
     if "output_dir" in values:
         values["output_dir"] = values["output_dir"].replace("{timestamp}", time.strftime("%Y%m%d_%H%M%S"))
-    return TrainConfig(**values), commands.get("print_config", False)
+    return TrainConfig(**values), others
 
 
-def _values(assignments: Sequence[Assignment]) -> dict[str, Any]:
-    flags = FLAGS | _COMMANDS
+def _values(assignments: Sequence[Assignment], flags: dict[str, Flag]) -> dict[str, Any]:
     return {assignment.name: value_of(assignment, flags[assignment.name]) for assignment in assignments}
+
+
+def _keep_secrets(assignments: Sequence[Assignment]) -> None:
+    for assignment in assignments:
+        if assignment.name in SECRETS:
+            for text in assignment.texts or ():
+                keep_secret(text)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from shared.config.options import FLAGS, Backend, TrainConfig
 from shared.config.support import check_support
+from shared.redaction import described, is_shell_command
 
 _DATA_SOURCES = ("dataset_name", "train_data_dir", "train_shards", "generated_circles")
 _PROCESSES = ("coordinator_address", "num_processes", "process_id")
@@ -90,7 +91,7 @@ def _check_values(config: TrainConfig) -> None:
                 "if the value is a shell variable, check that it is set."
             )
         if flag.choices and value not in flag.choices and not (flag.is_optional and value is None):
-            raise ValueError(f"--{flag.name} must be one of {', '.join(flag.choices)}, but it is {value!r}.")
+            raise ValueError(f"--{flag.name} must be one of {', '.join(flag.choices)}, but it is {described(value)}.")
     for names, is_right, expected in _RANGES:
         for name in names:
             value = getattr(config, name)
@@ -133,10 +134,10 @@ def _check_source_details(config: TrainConfig) -> None:
             "--max_train_steps or --max_train_samples."
         )
     for url in config.train_shards or ():
-        if url.lower().startswith("pipe:") and not config.allow_shell_urls:
+        if is_shell_command(url) and not config.allow_shell_urls:
+            scheme = url.strip().partition(":")[0]
             raise ValueError(
-                f"--train_shards '{url[: len('pipe:')]}…' would run a shell command. If you wrote it yourself, add "
-                "--allow_shell_urls."
+                f"--train_shards '{scheme}:…' would run a shell command. If you wrote it yourself, add --allow_shell_urls."
             )
 
 

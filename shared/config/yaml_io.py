@@ -1,17 +1,22 @@
 """The configuration as YAML: what --config reads, --print_config prints and a run keeps as its config.yaml."""
 
 import dataclasses
-import pathlib
 import re
+from typing import Any
 
 import yaml
 
-from shared.config.arguments import Assignment, suggestion
+from shared.config.arguments import Assignment, suggestion, told_name
 from shared.config.flags import Flag
 from shared.config.options import SECRETS, TrainConfig
+from shared.untrusted import MIB, read_file, shown
 
 _NULL_TAG = "tag:yaml.org,2002:null"
 _TEXT_TAG = "tag:yaml.org,2002:str"
+
+_LARGEST = MIB  # a file with every flag has 4 KiB, one with a thousand long prompts 300
+_DEEPEST = 8  # collections in collections: a configuration has 2; what is a little deeper is told as a wrong value
+_MOST_NODES = 50_000  # a configuration has 200, and one for each prompt
 
 
 class _Dumper(yaml.SafeDumper):
@@ -22,6 +27,23 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(
     str, lambda dumper, text: dumper.represent_scalar(_TEXT_TAG, text, style=None if text.isprintable() else '"')
 )
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """Composing is recursive and slow: this one goes neither deep nor long."""
+
+    depth = 0
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        self.nodes += 1
+        if self.depth > _DEEPEST or self.nodes > _MOST_NODES:
+            problem = "nested more deeply" if self.depth > _DEEPEST else "longer"
+            raise yaml.MarkedYAMLError(problem=f"it is {problem} than any configuration", problem_mark=self.get_mark())
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -47,36 +69,63 @@ def read_yaml(path: str, flags: dict[str, Flag]) -> list[Assignment]:
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):
-        raise ValueError(f"{path} must hold one `flag: value` per line.")
+        raise ValueError(f"{shown(path)} must hold one `flag: value` per line.")
     assignments: dict[str, Assignment] = {}
     for key, value in root.value:
-        name = key.value if isinstance(key, yaml.ScalarNode) else "a nested key"
-        origin = f"{path}, line {key.start_mark.line + 1}: {name}"
-        if name not in flags:
-            closest = suggestion(name, flags)
-            hint = f"did you mean {closest}?" if closest else "the keys are the flags that --help lists."
-            raise ValueError(f"{origin} is not a flag; {hint}")
+        place = f"{shown(path)}, line {key.start_mark.line + 1}"
+        name = _known_name(key, flags, place)
+        origin = f"{place}: {name}"
         if name in assignments:
             raise ValueError(f"{origin} is given twice: remove one of the two.")
         assignments[name] = Assignment(name, _texts_of(value, flags[name], origin), origin)
     return list(assignments.values())
 
 
+def _known_name(key: yaml.Node, flags: dict[str, Flag], place: str) -> str:
+    if not isinstance(key, yaml.ScalarNode):
+        raise ValueError(f"{place}: a nested key is not a flag; the keys are the flags that --help lists.")
+    name: str = key.value
+    if name not in flags:
+        told = told_name(name, flags)
+        closest = suggestion(told, flags)
+        hint = f"did you mean {closest}?" if closest else "the keys are the flags that --help lists."
+        raise ValueError(f"{place}: {told} is not a flag; {hint}")
+    return name
+
+
 def _composed(path: str) -> yaml.Node | None:
+    """The nodes of a document: scalars and collections as written; nothing is constructed, whatever its tag."""
+    text = _text_of(path)
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path!r} cannot be read: {error}. Give the path of a YAML file.") from error
-    try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        return yaml.compose(text, Loader=_BoundedLoader)
+    except yaml.reader.ReaderError as error:
+        raise ValueError(
+            f"--config '{shown(path)}' is not valid YAML: it holds the control character "
+            f"{shown(chr(error.character))} at character {error.position + 1}. Take it out."
+        ) from None
     except yaml.MarkedYAMLError as error:
         # The whole message would quote the line, which may hold a token; a token that begins with * or ! is an alias
         # or a tag to YAML, and named in the problem itself.
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = re.sub(r"'[\w!-]{2,}'", "", str(error.problem)).strip()
-        raise ValueError(f"--config {path!r} is not valid YAML{line}: {problem}.") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path!r} is not valid YAML: {error}") from error
+        problem = shown(re.sub(r"'[\w!-]{2,}'", "", str(error.problem)).strip())
+        raise ValueError(f"--config '{shown(path)}' is not valid YAML{line}: {problem}.") from None
+    except (ValueError, OverflowError):  # of PyYAML's scanner, at versions of thousands of digits and at "\\UFFFFFFFF"
+        raise ValueError(
+            f"--config '{shown(path)}' is not valid YAML: a number or a character's code in it is too large."
+        ) from None
+
+
+def _text_of(path: str) -> str:
+    try:
+        return read_file(path, _LARGEST).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--config '{shown(path)}' cannot be read: byte {error.start + 1} of it is not UTF-8. Give a YAML file."
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"--config '{shown(path)}'{str(error).removeprefix(shown(path))} Give the path of a YAML file."
+        ) from error
 
 
 def _texts_of(node: yaml.Node, flag: Flag, origin: str) -> tuple[str, ...] | None:

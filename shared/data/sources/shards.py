@@ -14,7 +14,7 @@ from shared.data.sample import RawSample
 from shared.data.sources.base import Manifest, RandomAccessSource, StreamSource
 from shared.data.sources.shard_keys import ShardKeys, raw_sample, shard_keys, split_member
 from shared.data.sources.shard_stream import ShardStream
-from shared.redaction import redacted
+from shared.redaction import is_shell_command, redacted
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def _is_local(location: str) -> bool:
 
 
 def _check_shell(locations: list[str], allowed: bool) -> None:
-    commands = [location for location in locations if location.partition(":")[0].lower() in _SHELL_SCHEMES]
+    commands = [location for location in locations if is_shell_command(location)]
     if commands and not allowed:
         raise ValueError(
             f"--train_shards has {redacted(commands[0])!r}, which runs a shell command; add --allow_shell_urls if you "

@@ -11,7 +11,9 @@ from shared.config import TrainConfig, parse_command_line
 
 _BASE = ["--pretrained_model_name_or_path", "model", "--generated_circles", "8"]
 # A word that begins with two dashes is a flag; anything else may be a value.
-_WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda word: not word.startswith("--"))
+_WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp", "Cf"]), min_size=1).filter(
+    lambda word: not word.startswith("--")
+)
 
 
 def _parse(*argv: str) -> TrainConfig:
