@@ -2,19 +2,33 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import transformers
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
 from shared.config import TrainConfig
 from shared.initialisation import ModuleKind, initial_values
-from shared.model_files.hub_files import locate_folder
-from shared.model_files.weight_files import DIFFUSERS, TRANSFORMERS, WeightNames
-from shared.model_fit import check_models_fit
+from shared.model_files.configs import (
+    Architecture,
+    AutoencoderKLConfig,
+    CLIPTextConfig,
+    ControlNetConfig,
+    UNet2DConditionConfig,
+    read_config,
+)
+from shared.model_files.configs.reading import AnyArchitecture
+from shared.model_files.fitting import fitting_weights
+from shared.model_files.hub_files import locate_config, locate_folder
+from shared.model_files.weight_files import DIFFUSERS, TRANSFORMERS
+from shared.model_fit import check_models_fit, check_trainable
 from shared.trained_parts import UNET_FOLDER, is_decoder, only_mid_control_notice
+from shared.untrusted import foreign_library, shown
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +71,16 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype) -> BaseModels:
     """
     base = str(config.pretrained_model_name_or_path)
     options = _options(config)
-    unet = load_unet(config)
-    text_encoder = _load(CLIPTextModel, TRANSFORMERS, base, subfolder="text_encoder", **options)
+    unet, unet_config = _load_unet(config)
+    text_encoder, text_config = _load(CLIPTextModel, CLIPTextConfig, base, subfolder="text_encoder", **options)
     if config.pretrained_vae_model_name_or_path is None:
-        vae = _load(AutoencoderKL, DIFFUSERS, base, subfolder="vae", **options)
+        vae, vae_config = _load(AutoencoderKL, AutoencoderKLConfig, base, subfolder="vae", **options)
     else:
-        vae = _load(AutoencoderKL, DIFFUSERS, config.pretrained_vae_model_name_or_path, cache_dir=config.cache_dir)
-    controlnet = _load_controlnet(config, unet)
-    check_models_fit(base, unet.config, text_encoder.config, vae.config, controlnet.config)
+        vae, vae_config = _load(
+            AutoencoderKL, AutoencoderKLConfig, config.pretrained_vae_model_name_or_path, cache_dir=config.cache_dir
+        )
+    controlnet, controlnet_config = _load_controlnet(config, unet, unet_config)
+    check_models_fit(base, unet_config, text_config, vae_config, controlnet_config)
     for model in (unet, vae, text_encoder):
         model.requires_grad_(False).eval()
         for name, param in model.named_parameters():
@@ -82,8 +98,14 @@ def load_unet(config: TrainConfig) -> Any:
     Raises:
         ValueError: it is not there, or does not fit its configuration.
     """
+    return _load_unet(config)[0]
+
+
+def _load_unet(config: TrainConfig) -> tuple[Any, UNet2DConditionConfig]:
     base = str(config.pretrained_model_name_or_path)
-    return _load(UNet2DConditionModel, DIFFUSERS, base, subfolder=UNET_FOLDER, **_options(config))
+    path = locate_config(base, subfolder=UNET_FOLDER, revision=config.revision, cache_dir=config.cache_dir)
+    check_trainable(base, read_config(path, UNet2DConditionConfig))
+    return _load(UNet2DConditionModel, UNet2DConditionConfig, base, subfolder=UNET_FOLDER, **_options(config))
 
 
 def _options(config: TrainConfig) -> dict[str, Any]:
@@ -112,15 +134,18 @@ def _silence_down_residuals(config: TrainConfig, controlnet: Any) -> None:
     )
 
 
-def _load_controlnet(config: TrainConfig, unet: Any) -> Any:
+def _load_controlnet(
+    config: TrainConfig, unet: Any, unet_config: UNet2DConditionConfig
+) -> tuple[Any, ControlNetConfig]:
     if config.controlnet_model_name_or_path is not None:
         return _load(
             ControlNetModel,
-            DIFFUSERS,
+            ControlNetConfig,
             config.controlnet_model_name_or_path,
             revision=config.controlnet_revision,
             cache_dir=config.cache_dir,
         )
+    controlnet_config = ControlNetConfig.from_unet_config(unet_config)
     controlnet = ControlNetModel.from_unet(unet)
     # What is no copy and not zero, diffusers leaves to chance.
     for name, module in controlnet.controlnet_cond_embedding.named_modules():
@@ -129,41 +154,49 @@ def _load_controlnet(config: TrainConfig, unet: Any) -> Any:
             shapes = {key: tuple(param.shape) for key, param in module.named_parameters()}
             values = initial_values(config.seed, f"controlnet_cond_embedding.{name}", kind, shapes)
             module.load_state_dict({key: torch.from_numpy(value) for key, value in values.items()})
-    return controlnet
+    return controlnet, controlnet_config
 
 
 def _load(
     model_class: Any,
-    names: WeightNames,
+    config_class: type[AnyArchitecture],
     path_or_repo: str,
     *,
     subfolder: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
     cache_dir: str | None = None,
-) -> Any:
-    """A model in float32, all of its weights from the files."""
+) -> tuple[Any, AnyArchitecture]:
+    """A model in float32, all of its weights from the files, and its configuration.
+
+    The libraries' own `from_pretrained` would follow what a `config.json` says to other folders and to the Hub.
+    """
+    names = TRANSFORMERS if model_class is CLIPTextModel else DIFFUSERS
     folder = locate_folder(
         path_or_repo, names, subfolder=subfolder, revision=revision, variant=variant, cache_dir=cache_dir
     )
-    try:
-        model, info = model_class.from_pretrained(
-            folder, variant=variant, torch_dtype=torch.float32, output_loading_info=True
+    config = read_config(folder / "config.json", config_class)
+    model = _without_weights(model_class, config, folder)
+    own_names = {config.published_name(name): name for name in model.state_dict()}
+    expected = {name: tuple(model.state_dict()[own].shape) for name, own in own_names.items() if name is not None}
+    weights = fitting_weights(folder, names, variant, expected, model_class.__name__, config.published_name)
+    state = {own_names[name]: torch.from_numpy(np.array(value, np.float32)) for name, value in weights}
+    model.load_state_dict(state, assign=True)
+    return model.eval(), config
+
+
+def _without_weights(model_class: Any, config: Architecture, folder: Path) -> Any:
+    """The structure that a configuration describes."""
+    fields = config.to_dict()
+    with (
+        foreign_library(
+            f"The config.json in {shown(folder)} describes no {model_class.__name__} that can be built",
+            "Check that the folder holds this kind of model.",
+        ),
+        init_empty_weights(),
+    ):
+        return (
+            model_class(transformers.CLIPTextConfig(**fields))
+            if model_class is CLIPTextModel
+            else model_class(**fields)
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].strip()
-        raise ValueError(
-            f"{folder} cannot be loaded as a {model_class.__name__} ({reason}). Check that the folder holds this kind "
-            "of model, whole, and that --variant names files that are there."
-        ) from error
-    # Both libraries only warn of weights that are not there, and go on with random ones.
-    differences = {what: sorted(map(str, info[f"{what}_keys"])) for what in ("missing", "unexpected", "mismatched")}
-    if any(differences.values()):
-        listed = "; ".join(
-            f"{len(names)} {what}: {', '.join(names[:5])}" for what, names in differences.items() if names
-        )
-        raise ValueError(
-            f"The weights in {folder} are not those of the {model_class.__name__} that their config.json describes: "
-            f"{listed}. Check that its config.json and its weights belong together."
-        )
-    return model

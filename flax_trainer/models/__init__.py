@@ -3,8 +3,8 @@
 from flax_trainer.models.clip import CLIPTextConfig, FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection
 from flax_trainer.models.controlnet import FlaxControlNetModel
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
-from flax_trainer.models.unet_config import ControlNetConfig, UNet2DConditionConfig
 from flax_trainer.models.vae import AutoencoderKLConfig, FlaxAutoencoderKL
+from shared.model_files.configs.unet import ControlNetConfig, UNet2DConditionConfig
 
 __all__ = [
     "AutoencoderKLConfig",

@@ -6,10 +6,8 @@ Reference: Radford et al. 2021 (arXiv:2103.00020, section 2.4); transformers' `C
 parameter names are kept.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +16,10 @@ from flax import nnx
 from flax_trainer.models.attention_kernels import plain_attention
 from flax_trainer.models.layers import Embedding, LayerNorm, Linear
 from flax_trainer.models.pretrained import PretrainedModel
+from shared.model_files.configs import CLIPTextConfig
 from shared.model_files.weight_files import TRANSFORMERS
 
 LEGACY_EOS_TOKEN_ID = 2
-
-_POSITION_IDS = "embeddings.position_ids"
-_PREFIX = "text_model."
-_UNPREFIXED = ("embeddings.", "encoder.", "final_layer_norm.")
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -38,60 +33,6 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CLIPTextConfig:
-    """The architecture's part of a CLIP text encoder's `config.json`; names, defaults and meanings of transformers."""
-
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    projection_dim: int = 512
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = 49406
-    eos_token_id: int = 49407
-
-    def __post_init__(self) -> None:
-        if self.hidden_act not in _ACTIVATIONS:
-            raise ValueError(
-                f"The text encoder's config.json has hidden_act={self.hidden_act!r}, which is not supported: expected "
-                f"{' or '.join(_ACTIVATIONS)}. Use a CLIP text encoder of Stable Diffusion 1.x, 2.x or XL."
-            )
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size is {self.hidden_size} and num_attention_heads {self.num_attention_heads}: expected heads "
-                "that divide the size. Correct the text encoder's config.json."
-            )
-        if not isinstance(self.eos_token_id, int):
-            raise ValueError(
-                f"The text encoder's config.json has eos_token_id={self.eos_token_id!r}: expected one integer."
-            )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read a `config.json` of transformers 4 or 5; its many generation and training settings are passed over.
-
-        Raises:
-            ValueError: it describes another kind of model, or something that is not implemented.
-        """
-        model_type = values.get("model_type", "clip_text_model")
-        if model_type != "clip_text_model":
-            raise ValueError(
-                f"config.json has model_type={model_type!r}: expected 'clip_text_model', CLIP's text encoder alone. "
-                "Pass the text_encoder folder of a Stable Diffusion 1.x, 2.x or XL pipeline."
-            )
-        fields = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in fields})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as transformers writes them."""
-        return dataclasses.asdict(self)
 
 
 class FlaxCLIPTextModel(PretrainedModel):
@@ -122,13 +63,6 @@ class FlaxCLIPTextModel(PretrainedModel):
             ValueError: the texts are longer than `max_position_embeddings`.
         """
         return self.text_model(input_ids_BL, penultimate)
-
-    @classmethod
-    def published_name(cls, name: str) -> str | None:
-        """transformers 5 leaves out the prefix in some files, and older files carry a constant table of positions."""
-        if name.endswith(_POSITION_IDS):
-            return None
-        return f"{_PREFIX}{name}" if name.startswith(_UNPREFIXED) else name
 
 
 class FlaxCLIPTextModelWithProjection(FlaxCLIPTextModel):

@@ -20,9 +20,9 @@ from flax_trainer.models.functional import Params, split
 from flax_trainer.models.gradient_checkpointing import CheckpointedModule, checkpointed
 from flax_trainer.models.layers import Conv
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
-from flax_trainer.models.unet_config import ControlNetConfig
 from flax_trainer.models.unet_encoder import ENCODER_PREFIXES, UNetEncoder, state_channels
 from shared.initialisation import ModuleKind, initial_values
+from shared.model_files.configs.unet import ControlNetConfig
 
 ZERO_MODULES = ("controlnet_down_blocks", "controlnet_mid_block", "controlnet_cond_embedding.conv_out")
 

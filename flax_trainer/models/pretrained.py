@@ -7,7 +7,7 @@ name their configuration and their files in class variables; everything else is 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,15 @@ import numpy as np
 from flax import nnx
 
 from flax_trainer.models import layers
-from flax_trainer.models.adapter import LINEAR, from_torch_layout, to_torch_layout, torch_shape
+from flax_trainer.models.adapter import from_torch_layout, to_torch_layout, torch_shape
 from flax_trainer.models.attention_kernels import AttentionKernel
 from flax_trainer.models.functional import Params, split
 from shared.atomic_files import write_text_atomically
 from shared.initialisation import ModuleKind, initial_values
+from shared.model_files.configs import Architecture, read_config
+from shared.model_files.fitting import fitting_weights
 from shared.model_files.hub_files import locate_config, locate_folder
-from shared.model_files.weight_files import DIFFUSERS, WeightNames, read_weights, write_weights
+from shared.model_files.weight_files import DIFFUSERS, WeightNames, write_weights
 
 HostParams = dict[str, np.ndarray]
 
@@ -34,31 +36,18 @@ _KINDS: dict[type[nnx.Module], ModuleKind] = {
 }
 
 
-class ModelConfig(Protocol):
-    """A frozen dataclass that stands for the architecture's fields of a `config.json`."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read the fields of a `config.json`. ValueError for a field whose value is not supported."""
-        ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields, without `_class_name` and the like."""
-        ...
-
-
 class PretrainedModel(nnx.Module):
     """Base of the models. A subclass is constructed as `Model(config)` and sets `self.config`.
 
     Class variables:
-        config_class: its `ModelConfig`.
+        config_class: its `Architecture`.
         identity: what `config.json` needs beside the architecture for diffusers or transformers to recognise it.
         weight_names: how its weight files are called.
         embedding_std: spread of embeddings in random initialisation.
         zero_initialised: names, or dotted prefixes of names, of the modules that start at zero.
     """
 
-    config_class: ClassVar[type[ModelConfig]]
+    config_class: ClassVar[type[Architecture]]
     identity: ClassVar[dict[str, Any]]
     weight_names: ClassVar[WeightNames] = DIFFUSERS
     embedding_std: ClassVar[float] = 1.0
@@ -84,13 +73,13 @@ class PretrainedModel(nnx.Module):
     # --- construction -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def abstract(cls, config: ModelConfig | Mapping[str, Any]) -> Self:
+    def abstract(cls, config: Architecture | Mapping[str, Any]) -> Self:
         """The model with `jax.ShapeDtypeStruct`s for values: its structure, without its memory."""
         config = cls._as_config(config)
         return nnx.eval_shape(lambda: cls(config))
 
     @classmethod
-    def from_config(cls, config: ModelConfig | Mapping[str, Any], *, seed: int = 0) -> Self:
+    def from_config(cls, config: Architecture | Mapping[str, Any], *, seed: int = 0) -> Self:
         """The model with random float32 values, the same for the same seed in either backend.
 
         Raises:
@@ -173,9 +162,8 @@ class PretrainedModel(nnx.Module):
         token: str | bool | None = None,
     ) -> Any:
         """Only the configuration, of a folder or repository that need not hold weights; raises as `from_pretrained`."""
-        return cls._read_config(
-            locate_config(path_or_repo, subfolder=subfolder, revision=revision, cache_dir=cache_dir, token=token)
-        )
+        path = locate_config(path_or_repo, subfolder=subfolder, revision=revision, cache_dir=cache_dir, token=token)
+        return read_config(path, cls.config_class)
 
     @classmethod
     def load_params(
@@ -202,9 +190,8 @@ class PretrainedModel(nnx.Module):
             cache_dir=cache_dir,
             token=token,
         )
-        config = cls._read_config(folder / "config.json")
-        weights = read_weights(folder, cls.weight_names, variant)
-        return config, cls._fit(config, weights, np.dtype(dtype), str(folder))
+        config = read_config(folder / "config.json", cls.config_class)
+        return config, cls._fitting_params(config, folder, variant, dtype)
 
     def save_pretrained(
         self, directory: str | Path, *, variant: str | None = None, max_shard_size: int | str | None = None
@@ -225,7 +212,7 @@ class PretrainedModel(nnx.Module):
     def save_params(
         cls,
         directory: str | Path,
-        config: ModelConfig,
+        config: Architecture,
         params: Mapping[str, jax.Array | np.ndarray],
         layouts: Mapping[str, str],
         *,
@@ -240,62 +227,31 @@ class PretrainedModel(nnx.Module):
         text = json.dumps(cls.identity | config.to_dict(), indent=2, sort_keys=True) + "\n"
         write_text_atomically(folder / "config.json", text)
 
-    # --- what subclasses may adapt ----------------------------------------------------------------------------------
-
-    @classmethod
-    def published_name(cls, name: str) -> str | None:
-        """This project's name for a parameter found in a file; None for one to be ignored."""
-        return name
-
     # --- internals --------------------------------------------------------------------------------------------------
 
     @classmethod
-    def _as_config(cls, config: ModelConfig | Mapping[str, Any]) -> ModelConfig:
+    def _as_config(cls, config: Architecture | Mapping[str, Any]) -> Architecture:
         return cls.config_class.from_dict(config) if isinstance(config, Mapping) else config
-
-    @classmethod
-    def _read_config(cls, path: Path) -> ModelConfig:
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error}). Download or copy the folder again.") from error
-        expected = cls.identity.get("_class_name")
-        # Files of diffusers' former Flax classes differ in the name's prefix alone.
-        if expected and values.get("_class_name", expected).removeprefix("Flax") != expected:
-            raise ValueError(
-                f"{path} is that of {values['_class_name']}: expected {expected}. Check the path and the subfolder."
-            )
-        return cls.config_class.from_dict(values)
 
     @classmethod
     def _starts_at_zero(cls, name: str) -> bool:
         return any(name == zero or name.startswith(f"{zero}.") for zero in cls.zero_initialised)
 
     @classmethod
-    def _fit(
-        cls, config: ModelConfig, weights: Iterator[tuple[str, np.ndarray]], dtype: np.dtype, where: str
+    def _fitting_params(
+        cls, config: Architecture, folder: Path, variant: str | None, dtype: jax.typing.DTypeLike
     ) -> HostParams:
-        """Bring a file's arrays to this project's names, layouts and dtype, and hold them against the model."""
-        definition, expected = split(cls.abstract(config))
+        """A folder's arrays in this project's names and layouts, held against the model."""
+        definition, abstract = split(cls.abstract(config))
         layouts = definition.layouts
-        params: HostParams = {}
-        unexpected, misshapen = [], []
-        for published, array in weights:
-            name = cls.published_name(published)
-            if name is None:
-                continue
-            if name not in expected:
-                unexpected.append(published)
-                continue
-            wanted = torch_shape(expected[name].shape, layouts[name])
-            if layouts[name] == LINEAR and array.shape == (*wanted, 1, 1):
-                array = array[:, :, 0, 0]  # older files store linears as 1x1 convolutions
-            if array.shape != wanted:
-                misshapen.append(f"{published} is {list(array.shape)}, the configuration makes it {list(wanted)}")
-                continue
-            params[name] = np.ascontiguousarray(from_torch_layout(array, layouts[name]), dtype)
-        _refuse_differences(cls.__name__, where, sorted(expected.keys() - params.keys()), unexpected, misshapen)
-        return params
+        expected = {name: torch_shape(value.shape, layouts[name]) for name, value in abstract.items()}
+        weights = fitting_weights(
+            folder, cls.weight_names, variant, expected, cls.__name__, cls.config_class.published_name
+        )
+        return {
+            name: np.ascontiguousarray(from_torch_layout(array, layouts[name]), np.dtype(dtype))
+            for name, array in weights
+        }
 
 
 class _TorchView:
@@ -315,24 +271,3 @@ def _layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
     for path, module in nnx.iter_modules(model):
         if any(isinstance(value, nnx.Param) for value in vars(module).values()):
             yield ".".join(map(str, path)), module
-
-
-def _refuse_differences(
-    model: str, where: str, missing: list[str], unexpected: list[str], misshapen: list[str]
-) -> None:
-    groups = {
-        "missing": [name for name in missing if not any(line.startswith(f"{name} is ") for line in misshapen)],
-        "unexpected": unexpected,
-        "of another shape": misshapen,
-    }
-    lines = [
-        f"{len(names)} {what}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-        for what, names in groups.items()
-        if names
-    ]
-    if lines:
-        raise ValueError(
-            f"The weights in {where} are not those of the {model} that their config.json describes: "
-            f"{'; '.join(lines)}. Check that the folder holds this kind of model and that its config.json and its "
-            "weights belong together."
-        )

@@ -11,8 +11,8 @@ from flax import nnx
 
 from flax_trainer.models.layers import Conv, GroupNorm
 from flax_trainer.models.unet_blocks import UpBlock2D
-from flax_trainer.models.unet_config import UNet2DConditionConfig
 from flax_trainer.models.unet_encoder import UNetEncoder, resnet_spec, state_channels, transformer_spec
+from shared.model_files.configs.unet import UNet2DConditionConfig
 
 
 class FlaxUNet2DConditionModel(UNetEncoder):

@@ -17,7 +17,7 @@ from flax_trainer.models.layers import Conv
 from flax_trainer.models.pretrained import PretrainedModel
 from flax_trainer.models.resnet import ResnetSpec
 from flax_trainer.models.unet_blocks import DownBlock2D, MidBlock2D
-from flax_trainer.models.unet_config import CROSS_ATTENTION_BLOCKS, CROSS_ATTENTION_MID_BLOCK, EncoderConfig
+from shared.model_files.configs.unet import CROSS_ATTENTION_BLOCKS, CROSS_ATTENTION_MID_BLOCK, EncoderConfig
 
 ENCODER_PREFIXES = ("conv_in.", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.")
 

@@ -5,11 +5,7 @@ Axes: B batch, S strips of an image (see `strips.py`), H height, W width, C chan
 Reference: Rombach et al. 2022 (arXiv:2112.10752, section 3.1); diffusers' `AutoencoderKL`, whose names are kept.
 """
 
-import dataclasses
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,88 +17,10 @@ from flax_trainer.models.layers import AttentionLayer, Conv, GroupNorm, Linear
 from flax_trainer.models.pretrained import PretrainedModel
 from flax_trainer.models.resnet import Downsample2D, Upsample2D
 from flax_trainer.models.strips import STRIPS, from_strips, to_strips
+from shared.model_files.configs import AutoencoderKLConfig
 
 NORM_EPS = 1e-6
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
-
-# diffusers before 0.15 and the LDM conversion scripts call the mid block's attention like this.
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_OLD_ATTENTION_NAME = re.compile(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
-
-# Fields of diffusers' config that exist here only at the values that leave them without effect.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "act_fn": ("silu", "swish"),
-    "shift_factor": (None, 0.0),
-    "latents_mean": (None,),
-    "latents_std": (None,),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderKLConfig:
-    """The `config.json` of an `AutoencoderKL`. Names, defaults and meanings are diffusers'.
-
-    `scaling_factor` multiplies latents before the diffusion model and divides them before `decode`; neither `encode`
-    nor `decode` applies it. `force_upcast` tells a trainer in half precision to keep this model in float32.
-    """
-
-    in_channels: int = 3
-    out_channels: int = 3
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    sample_size: int | tuple[int, ...] = 32
-    scaling_factor: float = 0.18215
-    force_upcast: bool = True
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
-    mid_block_add_attention: bool = True
-
-    def __post_init__(self) -> None:
-        uneven = [channels for channels in self.block_out_channels if channels % self.norm_num_groups]
-        if uneven:
-            raise ValueError(
-                f"block_out_channels is {list(self.block_out_channels)} and norm_num_groups {self.norm_num_groups}: "
-                f"expected channels that the groups divide, which {uneven} are not. Correct the VAE's config.json."
-            )
-
-    @property
-    def scale_factor(self) -> int:
-        """Pixels per latent position along each side."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read a `config.json`; keys that begin with an underscore are diffusers' own notes and are passed over.
-
-        Raises:
-            ValueError: a field asks for something that is not implemented, or is not known.
-        """
-        fields = {field.name for field in dataclasses.fields(cls)}
-        given = {key: value for key, value in values.items() if not key.startswith("_")}
-        config = cls(**{key: _hashable(value) for key, value in given.items() if key in fields})
-        blocks = len(config.block_out_channels)
-        allowed = _NEUTRAL | {
-            "down_block_types": (("DownEncoderBlock2D",) * blocks,),
-            "up_block_types": (("UpDecoderBlock2D",) * blocks,),
-        }
-        for key, value in given.items():
-            if key not in fields and _hashable(value) not in allowed.get(key, (None,)):
-                expected = " or ".join(repr(choice) for choice in allowed.get(key, (None,)))
-                raise ValueError(
-                    f"The VAE's config.json has {key}={value!r}, which is not supported: expected {expected}. "
-                    "Use an AutoencoderKL of Stable Diffusion 1.x, 2.x or XL."
-                )
-        return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as diffusers writes them."""
-        blocks = len(self.block_out_channels)
-        values = dataclasses.asdict(self)
-        values |= {"act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None}
-        values |= {"down_block_types": ["DownEncoderBlock2D"] * blocks, "up_block_types": ["UpDecoderBlock2D"] * blocks}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 class FlaxAutoencoderKL(PretrainedModel):
@@ -153,12 +71,6 @@ class FlaxAutoencoderKL(PretrainedModel):
         if self.post_quant_conv is not None:
             latents_BHWC = self.post_quant_conv(latents_BHWC)
         return self.decoder(latents_BHWC)
-
-    @classmethod
-    def published_name(cls, name: str) -> str | None:
-        """Old names of the attention's projections become the present ones."""
-        match = _OLD_ATTENTION_NAME.fullmatch(name)
-        return f"{match[1]}.{_OLD_ATTENTION[match[2]]}.{match[3]}" if match else name
 
 
 class Encoder(nnx.Module):
@@ -292,7 +204,3 @@ def _resnets(in_channels: int, out_channels: int, count: int, groups: int) -> nn
     return nnx.List(
         VaeResnetBlock2D(in_channels if index == 0 else out_channels, out_channels, groups) for index in range(count)
     )
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

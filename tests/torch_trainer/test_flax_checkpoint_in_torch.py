@@ -14,10 +14,10 @@ from flax_trainer.checkpoints import Checkpoints as FlaxCheckpoints
 from flax_trainer.models.adapter import CONV, LINEAR, PLAIN, to_torch_layout, torch_shape
 from flax_trainer.models.controlnet import FlaxControlNetModel
 from flax_trainer.models.functional import split
-from flax_trainer.models.unet_config import ControlNetConfig
 from flax_trainer.state import TrainState
 from shared.checkpoint_policy import checkpoint_record
 from shared.config import TrainConfig
+from shared.model_files.configs.unet import ControlNetConfig
 from tests.flax_trainer.models.unet_reference import (
     TINY_SD1,
     TINY_SD2,

@@ -17,7 +17,7 @@ from flax_trainer.models.attention import dot_product_attention
 from flax_trainer.models.functional import cast, split
 from flax_trainer.models.resnet import Downsample2D, Upsample2D
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
-from flax_trainer.models.unet_config import UNet2DConditionConfig
+from shared.model_files.configs.unet import UNet2DConditionConfig
 from tests.flax_trainer.models.unet_reference import (
     FAST_COMPILE,
     FULL_SIZE,

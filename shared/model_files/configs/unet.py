@@ -8,7 +8,25 @@ One historical quirk comes along: `attention_head_dim` holds the *number* of att
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
+
+import msgspec
+
+from shared.model_files.configs.fields import (
+    Channels,
+    ChannelsPerBlock,
+    Factor,
+    Fraction,
+    LayersPerBlock,
+    Name,
+    Names,
+    Size,
+    SwitchPerBlock,
+    Widths,
+    check_units,
+    typed_fields,
+)
+from shared.untrusted import shown
 
 PerBlock = int | tuple[int, ...]
 
@@ -50,30 +68,30 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 class EncoderConfig:
     """What a UNet and its ControlNet share: everything up to the mid block."""
 
-    diffusers_class: ClassVar[str]
+    diffusers_class: ClassVar[str | None]
 
-    in_channels: int = 4
+    in_channels: Channels = 4
     flip_sin_to_cos: bool = True
-    freq_shift: int = 0
-    down_block_types: tuple[str, ...] = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
-    mid_block_type: str = CROSS_ATTENTION_MID_BLOCK
-    only_cross_attention: bool | tuple[bool, ...] = False
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: PerBlock = 2
+    freq_shift: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
+    down_block_types: Names = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
+    mid_block_type: Name = CROSS_ATTENTION_MID_BLOCK
+    only_cross_attention: SwitchPerBlock = False
+    block_out_channels: Widths = (320, 640, 1280, 1280)
+    layers_per_block: LayersPerBlock = 2
     downsample_padding: int = 1
-    mid_block_scale_factor: float = 1.0
-    act_fn: str = "silu"
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    cross_attention_dim: PerBlock = 1280
-    transformer_layers_per_block: PerBlock = 1
-    attention_head_dim: PerBlock = 8
-    num_attention_heads: PerBlock | None = None
+    mid_block_scale_factor: Factor = 1.0
+    act_fn: Name = "silu"
+    norm_num_groups: Channels = 32
+    norm_eps: Fraction = 1e-5
+    cross_attention_dim: ChannelsPerBlock = 1280
+    transformer_layers_per_block: LayersPerBlock = 1
+    attention_head_dim: ChannelsPerBlock = 8
+    num_attention_heads: ChannelsPerBlock | None = None
     use_linear_projection: bool = False
-    addition_embed_type: str | None = None
-    addition_time_embed_dim: int | None = None
+    addition_embed_type: Name | None = None
+    addition_time_embed_dim: Channels | None = None
     upcast_attention: bool = False
-    projection_class_embeddings_input_dim: int | None = None
+    projection_class_embeddings_input_dim: Channels | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -106,12 +124,17 @@ class EncoderConfig:
         for name, value in values.items():
             if name not in known and not name.startswith("_"):
                 _require_neutral(cls.diffusers_class, name, value)
-        return cls(**{name: _tupled(value) for name, value in values.items() if name in known})
+        return cls(**typed_fields(cls, values, f"{cls.diffusers_class} config"))
 
     def to_dict(self) -> dict[str, Any]:
         """Fields of a `config.json` that diffusers and `from_dict` read back to the same configuration."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @classmethod
+    def published_name(cls, name: str) -> str | None:
+        """This project's name for a parameter found in a file: the same."""
+        return name
 
     def __post_init__(self) -> None:
         self._check_one_of("act_fn", self.act_fn, ("silu", "swish"))
@@ -122,10 +145,18 @@ class EncoderConfig:
             self._check_one_of("down_block_types", block_type, DOWN_BLOCKS)
         self._check_block_counts()
         self._check_channels()
+        layers = zip(self.per_block(self.layers_per_block), self._transformers_per_block(), strict=True)
+        # Once on the way down and once, with one more, on the way up.
+        check_units(f"{self.diffusers_class} config", sum((2 * count + 1) * (1 + depth) for count, depth in layers))
         if self.addition_embed_type == "text_time":
             for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
                 if getattr(self, name) is None:
                     self._refuse(name, None, "a width, because addition_embed_type is 'text_time'")
+
+    def _transformers_per_block(self) -> tuple[int, ...]:
+        """Transformer layers in each attention of a resolution, 0 where it has none."""
+        depths = zip(self.per_block(self.transformer_layers_per_block), self.down_block_types, strict=True)
+        return tuple(depth if block_type in CROSS_ATTENTION_BLOCKS else 0 for depth, block_type in depths)
 
     def _check_block_counts(self) -> None:
         for name in _PER_BLOCK_FIELDS:
@@ -134,13 +165,6 @@ class EncoderConfig:
                 self._refuse(name, value, f"{self.num_blocks} values, one for each of down_block_types")
 
     def _check_channels(self) -> None:
-        if not isinstance(self.norm_num_groups, int):
-            self._refuse("norm_num_groups", self.norm_num_groups, "an integer")
-        for name in _PER_BLOCK_FIELDS:
-            values = getattr(self, name)
-            for value in values if isinstance(values, tuple) else (values,):
-                if not isinstance(value, int) and not (name == "num_attention_heads" and value is None):
-                    self._refuse(name, values, "an integer, or a list of one integer for each of down_block_types")
         for channels, heads in zip(self.block_out_channels, self.heads_per_block, strict=True):
             if channels % self.norm_num_groups:
                 self._refuse("block_out_channels", channels, f"multiples of norm_num_groups={self.norm_num_groups}")
@@ -152,7 +176,9 @@ class EncoderConfig:
             self._refuse(name, value, " or ".join(map(repr, supported)))
 
     def _refuse(self, name: str, value: object, expected: str) -> None:
-        raise ValueError(f"{self.diffusers_class} config: {name}={value!r} is not supported; expected {expected}.")
+        raise ValueError(
+            f"{self.diffusers_class} config: {name}={shown(repr(value))} is not supported; expected {expected}."
+        )
 
 
 _PER_BLOCK_FIELDS = (
@@ -170,12 +196,12 @@ _PER_BLOCK_FIELDS = (
 class UNet2DConditionConfig(EncoderConfig):
     """`unet/config.json` of Stable Diffusion 1.x, 2.x and SDXL."""
 
-    diffusers_class: ClassVar[str] = "UNet2DConditionModel"
+    diffusers_class: ClassVar[str | None] = "UNet2DConditionModel"
 
-    sample_size: PerBlock | None = None
-    out_channels: int = 4
+    sample_size: Size | None = None
+    out_channels: Channels = 4
     center_input_sample: bool = False
-    up_block_types: tuple[str, ...] = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
+    up_block_types: Names = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,11 +218,11 @@ class UNet2DConditionConfig(EncoderConfig):
 class ControlNetConfig(EncoderConfig):
     """`config.json` of a ControlNet for such a UNet."""
 
-    diffusers_class: ClassVar[str] = "ControlNetModel"
+    diffusers_class: ClassVar[str | None] = "ControlNetModel"
 
-    conditioning_channels: int = 3
-    controlnet_conditioning_channel_order: str = "rgb"
-    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+    conditioning_channels: Channels = 3
+    controlnet_conditioning_channel_order: Name = "rgb"
+    conditioning_embedding_out_channels: Widths = (16, 32, 96, 256)
     global_pool_conditions: bool = False
 
     def __post_init__(self) -> None:
@@ -233,11 +259,7 @@ class ControlNetConfig(EncoderConfig):
         )
 
 
-def _tupled(value: Any) -> Any:
-    return tuple(_tupled(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def _require_neutral(class_name: str, name: str, value: object) -> None:
+def _require_neutral(class_name: str | None, name: str, value: object) -> None:
     neutral = NEUTRAL_VALUES.get(name, (None, False))
     # False and 0 are equal in Python, and a field of a later release may well count something.
     if any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in neutral):
@@ -245,6 +267,6 @@ def _require_neutral(class_name: str, name: str, value: object) -> None:
     expected = " or ".join(map(repr, neutral))
     unknown = "" if name in NEUTRAL_VALUES else " (this project does not know the field)"
     raise ValueError(
-        f"{class_name} config: {name}={value!r} is not supported{unknown}; the only supported value is {expected}. "
-        "Choose a checkpoint of the Stable Diffusion 1.x, 2.x or SDXL architecture."
+        f"{class_name} config: {shown(name)}={shown(repr(value))} is not supported{unknown}; the only supported "
+        f"value is {expected}. Choose a checkpoint of the Stable Diffusion 1.x, 2.x or SDXL architecture."
     )
