@@ -5,15 +5,20 @@ them have to come by.
 """
 
 import dataclasses
+import errno
+import http.client
+import ipaddress
 import json
+import logging
 import os
 import re
+import socket
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,9 +27,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shared.config import TrainConfig
 from shared.config.options import FLAGS, SECRETS
+from shared.redaction import redacted
+from shared.untrusted import shown
+
+logger = logging.getLogger(__name__)
 
 _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 _SECONDS_FOR_METADATA = 5
+_LARGEST_METADATA = 2**20  # bytes; the longest attribute lists the hosts of a pod, some 60 bytes each
 _SECONDS_FOR_SHUTDOWN = 60
 _OF_ONE_START = ("coordinator_address", "num_processes", "process_id", "local_rank")
 
@@ -36,10 +46,11 @@ def join_processes(config: TrainConfig) -> None:
     """Make the processes of a run one program, before anything touches a device: as flags say, or the TPU's hosts.
 
     Raises:
-        ValueError: the others cannot be reached.
+        ValueError: the others cannot be reached, or the port of process 0 is taken.
     """
     if config.coordinator_address is not None:
-        _initialize(config.coordinator_address, config.num_processes, config.process_id)
+        where = _where_to_listen(config.coordinator_address) if config.process_id == 0 else None
+        _initialize(config.coordinator_address, config.num_processes, config.process_id, where)
     elif _is_one_tpu_host_of_several():
         _initialize()
 
@@ -59,17 +70,82 @@ def check_joined() -> None:
         )
 
 
-def _initialize(address: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+def _where_to_listen(address: str) -> str | None:
+    """The bind address for process 0: the one that the others were told, else None, for every address of the host.
+
+    JAX by itself listens on all of them, to whoever comes.
+
+    Raises:
+        ValueError: the port is taken.
+    """
+    if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:  # JAX's own way of saying it
+        return None
+    host, _, port = address.rpartition(":")
+    for family, place in _addresses(host.strip("[]"), int(port)):
+        if _is_of_this_host(family, place) and _means_the_same_elsewhere(host, place[0]):
+            return f"[{place[0]}]:{port}" if family == socket.AF_INET6 else f"{place[0]}:{port}"
+    logger.warning(
+        "--coordinator_address %s is not an address that this host has (but a forwarded one, or a name that means "
+        "another host elsewhere): process 0 listens on port %s of all its addresses; keep strangers from it",
+        shown(address),
+        port,
+    )
+    return None
+
+
+def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # unknown, or no name at all: JAX will say that nobody can be reached there
+        return []
+    return [(family, place) for family, _, _, _, place in found]
+
+
+def _is_of_this_host(family: socket.AddressFamily, place: Any) -> bool:
+    """Raises ValueError where the port is taken, which JAX would find out in five minutes."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the service, not stopped by closed ones
+            probe.bind(place)
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise ValueError(
+                f"--coordinator_address: process 0 cannot listen on port {place[1]} of {place[0]} ({error.strerror}). "
+                "Give all processes another port, such as 8476."
+            ) from error
+        return False
+    return True
+
+
+def _means_the_same_elsewhere(host: str, number: str) -> bool:
+    """Many hosts know their own name as 127.0.1.1, where nobody else would find them."""
+    is_loopback = ipaddress.ip_address(number.partition("%")[0]).is_loopback
+    return not is_loopback or host.strip("[]") in (number, "localhost")
+
+
+def _initialize(
+    address: str | None = None, processes: int | None = None, process: int | None = None, where: str | None = None
+) -> None:
     # Its own handler of SIGTERM would take the place of ours, and knows nothing of Ctrl-C.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(address, processes, process, shutdown_timeout_seconds=_SECONDS_FOR_SHUTDOWN)
+        jax.distributed.initialize(
+            address,
+            processes,
+            process,
+            shutdown_timeout_seconds=_SECONDS_FOR_SHUTDOWN,
+            coordinator_bind_address=where,
+        )
     except RuntimeError as error:
         raise ValueError(
-            f"The processes of the run did not find each other ({str(error).splitlines()[0]}). Start the same command "
+            f"The processes of the run did not find each other ({shown(_first_line(error))}). Start the same command "
             "on every host, at about the same time; --coordinator_address is a free port of the host of process 0 that "
             "all others reach."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _is_one_tpu_host_of_several() -> bool:
@@ -96,8 +172,8 @@ def _metadata(key: str) -> str:
     directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with directly.open(request, timeout=_SECONDS_FOR_METADATA) as response:
-            return response.read().decode()
-    except (urllib.error.URLError, TimeoutError):
+            return response.read(_LARGEST_METADATA).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
         return ""
 
 
@@ -157,7 +233,9 @@ def same_everywhere(config: TrainConfig) -> TrainConfig:
     config = dataclasses.replace(config, output_dir=theirs["output_dir"])
     with all_or_none():
         mine = json.loads(json.dumps(_comparable(config)))
-        differing = [f"--{name} ({mine[name]!r}, not {theirs[name]!r})" for name in mine if mine[name] != theirs[name]]
+        differing = [
+            f"--{name} ({_told(mine[name])}, not {_told(theirs[name])})" for name in mine if mine[name] != theirs[name]
+        ]
         if differing:
             raise ValueError(
                 f"Process {jax.process_index()} was started with another command than process 0: "
@@ -191,6 +269,13 @@ def _text_of_main(text: str) -> str:
     length = int(multihost_utils.broadcast_one_to_all(np.array(len(encoded), np.int32)))
     received = multihost_utils.broadcast_one_to_all(np.resize(encoded, length))
     return np.asarray(received, np.uint8).tobytes().decode()
+
+
+def _told(value: Any) -> str:
+    """A flag's value for a message, which may be an address with a password or a list of them."""
+    if isinstance(value, list):
+        return shown([redacted(item) for item in value])
+    return shown(repr(redacted(value) if isinstance(value, str) else value))
 
 
 def _comparable(config: TrainConfig) -> dict[str, object]:

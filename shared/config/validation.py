@@ -1,6 +1,7 @@
 """The checks that need nothing but the configuration itself: no files, no models, no devices."""
 
 import math
+import re
 from collections.abc import Callable
 
 from shared.config.options import FLAGS, Backend, TrainConfig
@@ -13,6 +14,7 @@ _SHARDS_ONLY = ("shards_image_key", "shards_conditioning_key", "shards_caption_k
 # Stable Diffusion's autoencoders halve the side three times; the trainer checks the factor of the one it loads.
 _VAE_FACTOR = 8
 _LARGEST_SEED = 2**63 - 1
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\]):(?P<port>[0-9]{1,5})")
 
 _AT_LEAST_ONE = (
     "generated_circles",
@@ -137,7 +139,8 @@ def _check_source_details(config: TrainConfig) -> None:
         if is_shell_command(url) and not config.allow_shell_urls:
             scheme = url.strip().partition(":")[0]
             raise ValueError(
-                f"--train_shards '{scheme}:…' would run a shell command. If you wrote it yourself, add --allow_shell_urls."
+                f"--train_shards '{scheme}:…' would run a shell command. If you wrote it yourself, add "
+                "--allow_shell_urls."
             )
 
 
@@ -203,10 +206,10 @@ def _check_processes(config: TrainConfig) -> None:
             f"--process_id is {number}, but --num_processes {count} are numbered from 0 to {count - 1}: give each host "
             "one of these."
         )
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 65536):
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None or not 0 < int(parts["port"]) < 65536:
         raise ValueError(
-            f"--coordinator_address is {address!r}; expected HOST:PORT, such as 10.0.0.2:8476: the address of the host "
+            f"--coordinator_address is {described(address)}; expected HOST:PORT, such as 10.0.0.2:8476: the address of the host "
             "of process 0, and a free port there."
         )
 
