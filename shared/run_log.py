@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from shared.redaction import redacted
+from shared.redaction import masked, redacted
 from shared.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -81,12 +81,12 @@ def command_line() -> str:
             words[index + 1] = "***"
         elif word.startswith("--hub_token="):
             words[index] = "--hub_token=***"
-    return shlex.join(map(_redacted_word, words))
+    return shlex.join(_redacted_word(word) for word in words)
 
 
 def _redacted_word(word: str) -> str:
     flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    return flag + equals + redacted(value)
+    return flag + equals + masked(redacted(value))
 
 
 class NonFiniteError(ValueError):

@@ -8,7 +8,6 @@ be named), which takes, for Stable Diffusion on two cores, ten to thirty minutes
 What it prints is a compiler's estimate.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -25,9 +24,14 @@ from flax_trainer.compile_report.report import DoesNotFitError, given_flags
 from flax_trainer.compile_report.targets import Target, parse_target
 from flax_trainer.compile_report.text import does_not_fit_text, notes, report_text
 from flax_trainer.random_model import ARCHITECTURES
-from shared.config import TrainConfig, read_configuration, validate
+from shared.atomic_files import write_text_atomically
+from shared.config import TrainConfig, validate
+from shared.config.command_line import read_beside_own_flags
+from shared.config.flags import flags_in_group, flags_of
 from shared.diffusion.schedule import NoiseSchedule
 from shared.preparation import check_resolution
+from shared.redaction import described
+from shared.untrusted import shown
 from shared.user_errors import explain
 
 _MODELS = (
@@ -38,29 +42,43 @@ _MODELS = (
 _DATA = ("dataset_name", "train_data_dir", "train_shards", "generated_circles")
 
 
+_own = flags_in_group("compile_report")
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnFlags:
+    """What is asked beside the flags of the training."""
+
+    target: str | None = _own(None, "v4-8, v5e-4 (or v5litepod-4), v5p-8, v6e-4 … up to 256 chips; needed.")
+    model: str | None = _own(
+        None, f"A built-in architecture ({', '.join(ARCHITECTURES)}) in place of a model's folder."
+    )
+    json: str | None = _own(None, "The file to write the figures to, too.")
+    find_batch_size: bool = _own(
+        False, "Search the largest --train_batch_size that fits, without and with gradient checkpointing."
+    )
+    cached_latents: bool = _own(False, "Batches that bring latents and text embeddings: no VAE, no text encoder.")
+
+    @property
+    def file(self) -> Path | None:
+        return None if self.json is None else Path(self.json)
+
+
+_FLAGS = flags_of(OwnFlags)
+
+
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python3 -m flax_trainer.compile_report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--target", required=True, help="v4-8, v5e-4 (or v5litepod-4), v5p-8, v6e-4 … up to 256 chips")
-    parser.add_argument("--model", choices=ARCHITECTURES, help="a built-in architecture instead of a model's folder")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-    parser.add_argument(
-        "--find_batch_size",
-        action="store_true",
-        help="search the largest --train_batch_size that fits, without and with gradient checkpointing",
-    )
-    parser.add_argument(
-        "--cached_latents", action="store_true", help="batches that bring latents and text embeddings: no VAE, no text"
-    )
-    own, training = parser.parse_known_args(argv)
+    if {"-h", "--help"} & set(argv):
+        print(__doc__, "Flags of its own:", *(f"  --{flag.name}  {flag.help}" for flag in _FLAGS.values()), sep="\n")
+        return 0
     try:
+        config, given = read_beside_own_flags(argv, _FLAGS)
+        own = OwnFlags(**given)
+        if own.target is None:
+            raise ValueError("--target is missing: name the TPU slice to compile for, as v4-8.")
         target = parse_target(own.target)
-        config = _configuration(training, own.model)
-        _check_file(own.json)
+        config = _checked(config, own.model)
+        _check_file(own.file)
         return _report(config, target, own)
     except ValueError as error:
         return explain(error)
@@ -69,31 +87,32 @@ def main(argv: list[str]) -> int:
         return 130
 
 
-def _report(config: TrainConfig, target: Target, own: argparse.Namespace) -> int:
+def _report(config: TrainConfig, target: Target, own: OwnFlags) -> int:
     configs, schedule = _model(config, own.model)
     check_resolution(config, configs.vae.scale_factor)
     for note in notes(config, configs):
         print(note, flush=True)
     if own.find_batch_size:
         found = find_batch_size(config, configs, schedule, target, from_cache=own.cached_latents)
-        _write(own.json, {policy: None if report is None else report.as_json() for policy, report in found.items()})
+        _write(own.file, {policy: None if report is None else report.as_json() for policy, report in found.items()})
         return 0 if any(found.values()) else 1
     try:
         report = compile_report_apart(config, configs, schedule, target, from_cache=own.cached_latents)
     except DoesNotFitError as error:
         print(does_not_fit_text(config, target, error))
         flags = given_flags(config, from_cache=own.cached_latents)
-        _write(own.json, {"target": target.name, "flags": flags, "fits": False})
+        _write(own.file, {"target": target.name, "flags": flags, "fits": False})
         return 1
     print(report_text(report))
-    _write(own.json, report.as_json() | {"fits": True})
+    _write(own.file, report.as_json() | {"fits": True})
     return 0
 
 
-def _configuration(training: list[str], model: str | None) -> TrainConfig:
-    """The training flags' configuration, which need not name data."""
-    config = read_configuration(training)
+def _checked(config: TrainConfig, model: str | None) -> TrainConfig:
+    """The training flags' configuration, which need not name data, with the built-in model in it."""
     if model is not None:
+        if model not in ARCHITECTURES:
+            raise ValueError(f"--model is {described(model)}; expected one of {', '.join(ARCHITECTURES)}.")
         named = [f"--{name}" for name in _MODELS if getattr(config, name) is not None]
         if named:
             raise ValueError(f"--model {model} stands for all models of a run: leave it out, or {', '.join(named)}.")
@@ -107,17 +126,27 @@ def _check_file(file: Path | None) -> None:
     """Before minutes are spent on what is to be written there."""
     if file is None:
         return
-    if file.is_dir():
-        raise ValueError(f"--json is {file}, which is a folder: give a file's name, as {file / 'report.json'}.")
-    if not file.absolute().parent.is_dir():
-        raise ValueError(
-            f"--json is {file}, but there is no folder {file.absolute().parent}: make it, or give another."
-        )
+    try:
+        if file.is_dir():
+            raise ValueError(f"--json is {shown(file)}, which is a folder: give a file's name, as report.json in it.")
+        if file.exists() and not file.is_file():
+            raise ValueError(f"--json is {shown(file)}, which is no file: give a file's name.")
+        if not file.absolute().parent.is_dir():
+            raise ValueError(
+                f"--json is {shown(file)}, but there is no folder {shown(file.absolute().parent)}: make it, or give "
+                "another."
+            )
+    except OSError as error:  # a folder on the way that may not be entered, a name that is too long
+        raise ValueError(f"--json is {shown(file)}: {error.strerror}. Give another file.") from error
 
 
 def _write(file: Path | None, figures: dict[str, Any]) -> None:
-    if file is not None:
-        file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if file is None:
+        return
+    try:
+        write_text_atomically(file, json.dumps(figures, indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(f"--json: {shown(file)} cannot be written ({error.strerror}). Give another file.") from error
 
 
 def _model(config: TrainConfig, model: str | None) -> tuple[ModelConfigs, NoiseSchedule]:

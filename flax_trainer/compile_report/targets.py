@@ -11,6 +11,7 @@ import jax
 from jax.experimental import topologies
 
 from flax_trainer.device_peaks import peak_tflops
+from shared.redaction import described
 
 # What the TPU compiler must be told where there is no TPU: not to look for one, and that it may be loaded twice. It
 # warns unless it is given a type, which has no effect on the topologies it is asked for.
@@ -138,11 +139,11 @@ def parse_target(name: str) -> Target:
     Raises:
         ValueError: there is no such type.
     """
-    match = re.fullmatch(r"(v\w+)-(\d+)", name)
+    match = re.fullmatch(r"(v[a-z0-9]+)-([0-9]{1,6})", name)
     generation = match and _SPELLINGS.get(match[1], match[1])
     chip = CHIPS.get(generation or "")
     if match is None or chip is None:
-        raise ValueError(f"--target is {name!r}; expected {', '.join(CHIPS)} and a size, as v4-8 or v5e-4.")
+        raise ValueError(f"--target is {described(name)}; expected {', '.join(CHIPS)} and a size, as v4-8 or v5e-4.")
     shapes: dict[int, tuple[int, ...]] = dict(_SHAPES_3D if chip.dimensions == 3 else _SHAPES_2D)
     per_chip = 2 if chip.named_by_cores else 1
     sizes = {chips * per_chip: shape for chips, shape in shapes.items()}

@@ -209,8 +209,8 @@ def _check_processes(config: TrainConfig) -> None:
     parts = _ADDRESS.fullmatch(address)
     if parts is None or not 0 < int(parts["port"]) < 65536:
         raise ValueError(
-            f"--coordinator_address is {described(address)}; expected HOST:PORT, such as 10.0.0.2:8476: the address of the host "
-            "of process 0, and a free port there."
+            f"--coordinator_address is {described(address)}; expected HOST:PORT, such as 10.0.0.2:8476: "
+            "the address of the host of process 0, and a free port there."
         )
 
 

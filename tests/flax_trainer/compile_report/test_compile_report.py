@@ -208,6 +208,40 @@ def test_mistakes_are_told_before_anything_is_compiled(arguments: list[str], mes
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--target is missing"),
+        (["--target"], "--target needs a value"),
+        (["--target", "v4-\u0668"], "--target is 'v4-\u0668'; expected"),
+        (["--target", "v4-" + "9" * 5000], "--target is a text of 5003 characters"),
+        (["--target", "v4-8", "--model", "SECRET" * 6], "--model is a text of 36 characters; expected one of tiny"),
+        (["--target", "SECRET" * 6, *TINY], "--target is a text of 36 characters"),
+        (["--target", "v4-8", *TINY, "--find_batch_size=" + "SECRET" * 6], "--find_batch_size is either true or false"),
+        (["--target", "v4-8", *TINY, "--cached_latent"], "did you mean --cached_latents?"),
+        (["--target", "v4-8", *TINY, "--hub_token:" + "SECRET" * 6], "did you mean --hub_token?"),
+        (["SECRET" * 6, "--target", "v4-8", *TINY], "a text of 36 characters stands before the first flag"),
+        (["--target", "v4-8", *TINY, "--json", "/dev/null"], "which is no file"),
+        (["--target", "v4-8", *TINY, "--json", "x" * 5000], "File name too long"),
+        (["--target", "v4-8", *TINY, "--json", "a\x1b[2J"], "--json holds the control character"),
+    ],
+)
+def test_mistakes_in_its_own_flags_are_told_without_what_may_be_a_secret(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "SECRET" not in told
+    assert told.count("\n") == 1
+
+
+def test_help_names_its_own_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"--{flag}" in told for flag in ("target", "model", "json", "find_batch_size", "cached_latents"))
+
+
 def test_find_batch_size_searches_for_every_policy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
