@@ -4,10 +4,17 @@
 import sys
 
 from shared.config import parse_command_line
+from shared.interruption import forgiving_output
+from shared.tracking.background import end_process
 from shared.user_errors import explain
 
 
 def main(arguments: list[str]) -> int:
+    with forgiving_output():
+        return _main(arguments)
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments:
         from shared.demo import demo_arguments
 
@@ -26,4 +33,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

@@ -20,6 +20,7 @@ from shared.data.batches import Batch, BatchLoader
 from shared.interruption import Interruption
 from shared.learning_rate import LearningRateSchedule
 from shared.run_log import NonFiniteError, RunLog, StepFigures
+from shared.sparing import result_comes_first
 from shared.validation import Validation
 
 
@@ -100,14 +101,18 @@ class Loop:
                 # Before saving: a step that a killed run's checkpoint contains is then also in its log.
                 self.log.add(figures, self.validation.measure(models, finished) if validate else None)
                 if save:
-                    self.checkpoints.save(self.engine.to_save(state), self.record)
+                    with result_comes_first(last):
+                        self.checkpoints.save(self.engine.to_save(state), self.record)
                 if validate:
                     self.validation.draw(models, finished)
                     self.profiler.after_validation(finished)
                 self.log.restart_clock()
             if interrupted and not last:
                 break
-        self.checkpoints.wait()
+        else:
+            last = True
+        with result_comes_first(last):
+            self.checkpoints.wait()
         return state
 
     def _dispatch(

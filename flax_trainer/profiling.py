@@ -5,7 +5,8 @@ them beside the run's figures; memory profiles in `OUTPUT_DIR`, as diffusers' sc
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 
 from flax_trainer.profile_parts import name_parts
 from shared.config import TrainConfig
+from shared.untrusted import foreign_library
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,8 @@ def profiled_steps(config: TrainConfig, first_step: int, last_step: int) -> rang
 class Profiler:
     """Called by the loop at every step and validation; `close` ends a trace that an interruption left open.
 
-    Of several hosts, the first profiles its own devices: they all run the same program.
+    Of several hosts, the first profiles its own devices: they all run the same program. A profile that cannot be made
+    or written is a warning, and the training goes on.
     """
 
     def __init__(self, config: TrainConfig, steps: range, last_step: int, step_program: Callable[[], str]):
@@ -75,9 +78,10 @@ class Profiler:
         if self._steps and step == self._steps[-1]:
             jax.block_until_ready(running)
             folder = self._stop()
-            if jax.default_backend() == "cpu":
-                (trace,) = newest(folder).glob("*.xplane.pb")
-                name_parts(trace, self._step_program())
+            if folder is not None and jax.default_backend() == "cpu":
+                with _only_watching("The names of a trace's parts"):
+                    (trace,) = newest(folder).glob("*.xplane.pb")
+                    name_parts(trace, self._step_program())
 
     def before_validation(self, step: int) -> None:
         """The steps are finished by then."""
@@ -93,28 +97,42 @@ class Profiler:
         """What the local devices hold at this moment ("initial" or "final")."""
         if self._with_memory:
             file = self._output_dir / f"memory_{moment}.prof"
-            jax.profiler.save_device_memory_profile(str(file))
-            logger.info("What is in device memory is in %s; look at it with pprof -web %s", file, file)
+            with _only_watching("A profile of device memory"):
+                jax.profiler.save_device_memory_profile(str(file))
+                logger.info("What is in device memory is in %s; look at it with pprof -web %s", file, file)
 
     def close(self) -> None:
-        if self._tracing is not None:
-            self._stop()
+        self._stop()
 
     def _start(self, folder: Path) -> None:
         # Calls of Python functions would be most of the trace, and slow down what is measured.
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0
-        self._tracing = folder
-        jax.profiler.start_trace(str(folder), profiler_options=options)
+        with _only_watching("A trace"):
+            jax.profiler.start_trace(str(folder), profiler_options=options)
+            self._tracing = folder
 
-    def _stop(self) -> Path:
-        assert self._tracing is not None
+    def _stop(self) -> Path | None:
+        """The folder of the trace; None where there is none."""
         folder, self._tracing = self._tracing, None
-        jax.profiler.stop_trace()
-        logger.info(
-            "A trace is in %s; look at it with tensorboard --logdir %s, in the Profile tab", folder, self._traces
-        )
-        return folder
+        if folder is None:
+            return None
+        with _only_watching("A trace"):
+            jax.profiler.stop_trace()
+            logger.info(
+                "A trace is in %s; look at it with tensorboard --logdir %s, in the Profile tab", folder, self._traces
+            )
+            return folder
+        return None
+
+
+@contextmanager
+def _only_watching(what: str) -> Iterator[None]:
+    try:
+        with foreign_library(f"{what} cannot be written", "The training goes on without."):
+            yield
+    except ValueError as error:
+        logger.warning("%s", error)
 
 
 def newest(folder: Path) -> Path:

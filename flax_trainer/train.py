@@ -25,6 +25,7 @@ from flax_trainer.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
 from flax_trainer.model_flops import model_flops_per_image
 from flax_trainer.models import FlaxControlNetModel
+from flax_trainer.models.pretrained import HostParams
 from flax_trainer.processes import (
     all_or_none,
     check_joined,
@@ -41,8 +42,8 @@ from flax_trainer.state import TrainState
 from flax_trainer.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint
 from flax_trainer.utilisation import Utilisation
 from shared.checkpoint_policy import check_resumable, checkpoint_step
-from shared.completion import BackendFacts, complete_run
-from shared.config import TrainConfig, to_yaml
+from shared.completion import BackendFacts, SaveWeights, complete_run
+from shared.config import TrainConfig
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.interruption import Interruption
@@ -58,6 +59,7 @@ from shared.preparation import (
     set_aside_other_course,
     set_up_logging,
 )
+from shared.run_folder import held_run_folder, write_config
 from shared.run_log import RunLog
 from shared.tracking import Tracker
 from shared.trained_parts import UNET_FOLDER, separated
@@ -79,7 +81,17 @@ def train(config: TrainConfig) -> int:
     is_main = is_main_process()
     set_up_logging("flax_trainer", logging.INFO if is_main else logging.ERROR)
     config = same_everywhere(dataclasses.replace(config, mixed_precision=config.mixed_precision or "no"))
+    with ExitStack() as ending:
+        with all_or_none():
+            if is_main:
+                ending.enter_context(held_run_folder(config))
+        exit_code = _train(config, is_main, started, ending)
+    wait_for_all("the run is complete")
+    return exit_code
 
+
+def _train(config: TrainConfig, is_main: bool, started: float, ending: ExitStack) -> int:
+    """`ending` closes at the end of the run, when its result is saved."""
     with all_or_none():
         # --- everything that can be wrong before a device is touched -------------------------------------------------
         prepared = prepare(config, "flax", is_main_process=is_main)
@@ -126,7 +138,7 @@ def train(config: TrainConfig) -> int:
     # --- the run -----------------------------------------------------------------------------------------------------
     if is_main:
         set_aside_other_course(prepared, steps)
-        (output_dir / "config.yaml").write_text(to_yaml(without_processes(config)), encoding="utf-8")
+        write_config(output_dir, without_processes(config))
     wait_for_all("the folder is as this run needs it")
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     announce(
@@ -137,8 +149,10 @@ def train(config: TrainConfig) -> int:
         parameters=sum(value.size for value in initial.controlnet.values()),
         precision=str(jnp.dtype(objective.compute_dtype)),
     )
-    tracker = open_run_tracker(prepared, steps.first) if is_main else Tracker([])
     checkpoints = Checkpoints(output_dir, keep=config.checkpoints_total_limit)
+    ending.callback(checkpoints.close)
+    tracker = open_run_tracker(prepared, steps.first) if is_main else Tracker([])
+    ending.callback(tracker.close)
     validation = Validation(prepared.images, held_out, tracker, output_dir, writes=is_main)
     evaluator = Evaluator(
         LossEvaluator(engine, models.defs, objective), _sampler(engine, prepared, models, held_out), frozen
@@ -181,7 +195,7 @@ def train(config: TrainConfig) -> int:
         profiler,
     )
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
-        for resource in (checkpoints, tracker, log, loader, profiler, train_step):
+        for resource in (log, loader, profiler, train_step):
             closing.callback(resource.close)
         validation.measure_untrained(evaluator.at(engine.place_state(initial.trained)), steps.first)
         state = engine.place_state(host_state)
@@ -201,16 +215,23 @@ def train(config: TrainConfig) -> int:
     # --- the finished ControlNet and what belongs to it --------------------------------------------------------------
     result, skipped = engine.fetch(state.result), sum_over_processes(loader.skipped)
     if is_main:
-        controlnet, decoder = separated(result)
-        FlaxControlNetModel.save_params(
-            output_dir, models.configs.controlnet, controlnet, models.defs.controlnet.layouts
-        )
-        if decoder:
-            save_unet(output_dir / UNET_FOLDER, config, decoder)
         backend_facts = BackendFacts("flax", devices, _PACKAGES, skipped, _peak_device_memory_gib())
-        complete_run(prepared, step, log, validation, backend_facts, started)
-    wait_for_all("the run is complete")
+        complete_run(prepared, step, log, validation, backend_facts, started, _result_to_save(config, models, result))
     return 0
+
+
+def _result_to_save(config: TrainConfig, models: BaseModels, result: HostParams) -> Mapping[str, SaveWeights]:
+    """How to write the ControlNet and, where its decoder was trained, the UNet into a folder, in diffusers' layout."""
+    controlnet, decoder = separated(result)
+
+    def save_controlnet(folder: Path) -> None:
+        FlaxControlNetModel.save_params(folder, models.configs.controlnet, controlnet, models.defs.controlnet.layouts)
+
+    def save_decoder(folder: Path) -> None:
+        save_unet(folder / UNET_FOLDER, config, decoder)
+
+    decoders: dict[str, SaveWeights] = {"the UNet": save_decoder} if decoder else {}
+    return {"the ControlNet": save_controlnet, **decoders}
 
 
 def _resumed_state(

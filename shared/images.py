@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from shared.atomic_files import write_atomically
+
 _MARGIN = 16
 _GAP = 8
 _HEADING_SIZE, _CAPTION_SIZE = 20, 15
@@ -69,9 +71,9 @@ def draw_grid(rows: Sequence[GridRow], column_titles: Sequence[str] = ()) -> Ima
 
 
 def save_grid(path: Path, rows: Sequence[GridRow], column_titles: Sequence[str] = ()) -> None:
-    """`draw_grid` as a PNG file; folders are made as needed."""
+    """`draw_grid` as a PNG file, whole or not at all; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_grid(rows, column_titles).save(path, format="PNG")
+    write_atomically(path, lambda temporary: draw_grid(rows, column_titles).save(temporary, format="PNG"))
 
 
 def _draw_titles(titles: Sequence[str], cell_width: int, width: int) -> Image.Image:

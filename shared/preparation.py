@@ -21,6 +21,7 @@ from shared.run_folder import is_finished, make_run_folder
 from shared.run_log import BatchArithmetic, banner, total_steps
 from shared.tracking import Tracker, check_trackers, open_trackers
 from shared.trained_parts import sd_unlocked_warning
+from shared.untrusted.border import reason
 from shared.validation_images import ValidationImages
 
 logger = logging.getLogger(__name__)
@@ -178,9 +179,18 @@ def open_run_tracker(prepared: Preparation, first_step: int) -> Tracker:
     """The run's tracker, without what a killed run logged after its last checkpoint: those steps happen again.
 
     What an earlier run logged in the same folder is not a fresh run's, and goes too.
+
+    Raises:
+        ValueError: a tracker cannot be opened, or what an earlier run logged is damaged or cannot be replaced.
     """
     tracker = open_trackers(prepared.config, prepared.output_dir)
-    tracker.truncate_after(first_step if first_step > 0 else -1)
+    try:
+        tracker.truncate_after(first_step if first_step > 0 else -1)
+    except OSError as error:
+        raise ValueError(
+            f"The figures that an earlier run left in {prepared.output_dir} cannot be replaced ({reason(error)}). If "
+            "the disk is full, free some space; or choose another --output_dir."
+        ) from error
     return tracker
 
 

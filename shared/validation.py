@@ -1,12 +1,13 @@
 """What happens every `--validation_steps`: validation images, and the figures on held-out samples."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from shared.evaluation.denoising import PerSampleLosses
 from shared.evaluation.held_out import HeldOutEvaluation, SampleImages
+from shared.sparing import Sparing
 from shared.tracking import Tracker, read_metrics
 from shared.validation_images import ValidationImages
 
@@ -32,6 +33,7 @@ class Validation:
     tracker: Tracker
     output_dir: Path
     writes: bool = True
+    sparing: Sparing = field(default_factory=Sparing)
 
     def draw(self, models: ModelsInTraining, step: int) -> None:
         """Make and write the validation images."""
@@ -39,8 +41,9 @@ class Validation:
             return
         images_RHWC = models.sample_images(self.images.prompts, self.images.conditions_RHWC)
         if self.writes:
-            folder = self.images.write(images_RHWC, step, self.tracker)
-            logger.info("Validation images of step %d are in %s", step, folder)
+            with self.sparing.spare("Validation images"):
+                folder = self.images.write(images_RHWC, step, self.tracker)
+                logger.info("Validation images of step %d are in %s", step, folder)
 
     def measure(self, models: ModelsInTraining, step: int) -> dict[str, float]:
         """The figures on the held-out samples; none where none are held out."""
@@ -48,7 +51,8 @@ class Validation:
             return {}
         figures = self.held_out.run(step, models.per_sample_losses, models.sample_images)
         if self.writes:
-            self.held_out.write_pictures(self.output_dir / "validation" / f"step-{step}", step, self.tracker)
+            with self.sparing.spare("Pictures of held-out samples"):
+                self.held_out.write_pictures(self.output_dir / "validation" / f"step-{step}", step, self.tracker)
         return figures
 
     def measure_again(self, models: ModelsInTraining, step: int) -> None:

@@ -36,19 +36,27 @@ class ValidationImages:
         self.conditions_RHWC = np.repeat(np.array(self._pair_conditions), self._per_pair, axis=0)
 
     def write(self, images_RHWC: np.ndarray, step: int, tracker: Tracker) -> Path:
-        """Save `validation/step-N/PAIR.png`, condition beside images, and tell the tracker; returns the folder."""
+        """Save `validation/step-N/PAIR.png`, condition beside images, and tell the tracker; returns the folder.
+
+        Raises:
+            OSError: a file cannot be written; the tracker has them all by then.
+        """
         folder = self._folder / f"step-{step}"
+        rows = []
         for pair, (prompt, condition) in enumerate(zip(self._pair_prompts, self._pair_conditions, strict=True)):
             own = images_RHWC[pair * self._per_pair : (pair + 1) * self._per_pair]
             captioned = [("condition", condition), *((f"image {index}", image) for index, image in enumerate(own))]
-            save_grid(folder / f"{pair}.png", [GridRow(prompt, captioned)])
             tracker.images(f"validation/{pair}", captioned, step)
+            rows.append(GridRow(prompt, captioned))
+        for pair, row in enumerate(rows):
+            save_grid(folder / f"{pair}.png", [row])
         return folder
 
     def pictures(self, step: int) -> list[tuple[Path, str]]:
         """What `write` saved at a step: each file with its prompt."""
         folder = self._folder / f"step-{step}"
-        return [(folder / f"{pair}.png", prompt) for pair, prompt in enumerate(self._pair_prompts)]
+        pictures = [(folder / f"{pair}.png", prompt) for pair, prompt in enumerate(self._pair_prompts)]
+        return [(path, prompt) for path, prompt in pictures if path.is_file()]
 
 
 def _read_condition(path: Path, config: TrainConfig) -> np.ndarray:

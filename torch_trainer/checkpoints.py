@@ -19,8 +19,9 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from shared.atomic_files import write_atomically
+from shared.atomic_files import write_atomically, write_text_atomically
 from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoints_in
+from shared.completion import SaveWeights
 from shared.config import TrainConfig
 from shared.model_files.weight_files import DIFFUSERS, write_weights
 from shared.portable_checkpoint import (
@@ -142,17 +143,22 @@ class Checkpoints:
             ) from error
 
 
-def save_result(output_dir: Path, config: TrainConfig, controlnet: Any, params: Tensors) -> None:
-    """Write the ControlNet and, where its decoder was trained, the UNet, in diffusers' layout.
+def result_to_save(config: TrainConfig, controlnet: Any, params: Tensors) -> Mapping[str, SaveWeights]:
+    """How to write the ControlNet and, where its decoder was trained, the UNet into a folder, in diffusers' layout.
 
-    Raises:
-        ValueError: the base model cannot be read any more.
+    Writing the UNet raises ValueError where the base model cannot be read any more.
     """
     controlnet_params, decoder = separated(params)
-    save_model(output_dir, controlnet, ControlNetModel, controlnet_params)
-    if decoder:
+
+    def save_controlnet(folder: Path) -> None:
+        save_model(folder, controlnet, ControlNetModel, controlnet_params)
+
+    def save_unet(folder: Path) -> None:
         unet = load_unet(config)  # again: in memory the rest of it may be rounded
-        save_model(output_dir / UNET_FOLDER, unet, UNet2DConditionModel, dict(unet.named_parameters()) | decoder)
+        save_model(folder / UNET_FOLDER, unet, UNet2DConditionModel, dict(unet.named_parameters()) | decoder)
+
+    decoders: dict[str, SaveWeights] = {"the UNet": save_unet} if decoder else {}
+    return {"the ControlNet": save_controlnet, **decoders}
 
 
 def save_model(folder: Path, model: Any, model_class: Any, params: Mapping[str, torch.Tensor]) -> None:
@@ -163,7 +169,7 @@ def save_model(folder: Path, model: Any, model_class: Any, params: Mapping[str, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads(model.to_json_string()) | {"_class_name": model_class.__name__}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_text_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
     arrays: dict[str, Any] = {name: value.detach().numpy() for name, value in params.items()}
     write_weights(folder, arrays, DIFFUSERS, None, None)
 

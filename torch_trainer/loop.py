@@ -12,6 +12,7 @@ from shared.data.batches import Batch, BatchLoader
 from shared.interruption import Interruption
 from shared.learning_rate import LearningRateSchedule
 from shared.run_log import NonFiniteError, RunLog, StepFigures
+from shared.sparing import result_comes_first
 from shared.validation import ModelsInTraining, Validation
 from torch_trainer.accelerator import any_process
 from torch_trainer.checkpoints import Checkpoints
@@ -55,7 +56,8 @@ class Loop:
             # Before saving: a step that a killed run's checkpoint contains is then also in its log.
             self.log.add(figures, self.validation.measure(self.models, finished) if validate else None)
             if save:
-                self.checkpoints.save(finished, self.record)
+                with result_comes_first(last):
+                    self.checkpoints.save(finished, self.record)
             if validate:
                 self.validation.draw(self.models, finished)
             if save or validate:

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from shared.checkpoint_policy import check_resumable
 from shared.completion import BackendFacts, complete_run
-from shared.config import TrainConfig, to_yaml
+from shared.config import TrainConfig
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.diffusion.samplers import unipc_plan
 from shared.interruption import Interruption
@@ -30,12 +30,13 @@ from shared.preparation import (
     set_aside_other_course,
     set_up_logging,
 )
+from shared.run_folder import held_run_folder, write_config
 from shared.run_log import RunLog
 from shared.tracking import Tracker
 from shared.validation import Validation, most_images_at_once
 from torch_trainer.accelerator import COMPUTE_DTYPES, make_accelerator, peak_device_memory_gib
 from torch_trainer.base_models import BaseModels, load_base_models
-from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of, save_result
+from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of, result_to_save
 from torch_trainer.evaluator import Evaluator
 from torch_trainer.image_sampler import NUM_INFERENCE_STEPS, ImageSampler
 from torch_trainer.loop import Loop
@@ -65,19 +66,21 @@ def train(config: TrainConfig) -> int:
     """
     started = time.perf_counter()
     accelerator = make_accelerator(config)
-    try:
-        return _train(config, accelerator, started)
-    finally:
-        accelerator.end_training()
+    with ExitStack() as ending:
+        ending.callback(accelerator.end_training)
+        set_up_logging("torch_trainer", logging.INFO if accelerator.is_main_process else logging.ERROR)
+        diffusers_logging.set_verbosity_error()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        config = _resolved(config, accelerator)
+        if accelerator.is_main_process:
+            ending.enter_context(held_run_folder(config))
+        return _train(config, accelerator, started, ending)
 
 
-def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int:
+def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending: ExitStack) -> int:
+    """`ending` closes at the end of the run, when its result is saved."""
     is_main = accelerator.is_main_process
-    set_up_logging("torch_trainer", logging.INFO if is_main else logging.ERROR)
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    config = _resolved(config, accelerator)
 
     # --- everything that can be wrong before work starts -------------------------------------------------------------
     prepared = prepare(config, "torch", is_main_process=is_main)
@@ -121,8 +124,9 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
     )
     if is_main:
         set_aside_other_course(prepared, steps)
-        (output_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        write_config(output_dir, config)
     tracker = open_run_tracker(prepared, steps.first) if is_main else Tracker([])
+    ending.callback(tracker.close)
     checkpoints = Checkpoints(accelerator, models.controlnet, state, output_dir, config.checkpoints_total_limit)
     validation = Validation(prepared.images, held_out, tracker, output_dir, writes=is_main)
     log = RunLog(
@@ -150,7 +154,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
         log,
     )
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
-        for resource in (tracker, log, loader):
+        for resource in (log, loader):
             closing.callback(resource.close)
         validation.measure_untrained(models_in_training, steps.first)
         if prepared.resume_from is not None:
@@ -167,9 +171,9 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float) -> int
         params = state.params()
     skipped = accelerator.reduce(torch.tensor(loader.skipped, device=accelerator.device), reduction="sum").item()
     if is_main:
-        save_result(output_dir, config, accelerator.unwrap_model(models.controlnet), params)
+        weights = result_to_save(config, accelerator.unwrap_model(models.controlnet), params)
         backend_facts = BackendFacts("torch", devices, _PACKAGES, int(skipped), peak_device_memory_gib())
-        complete_run(prepared, step, log, validation, backend_facts, started)
+        complete_run(prepared, step, log, validation, backend_facts, started, weights)
     return 0
 
 

@@ -71,8 +71,9 @@ class HeldOutEvaluation:
         """Take over what a run measured before it was interrupted, from the entries of its metrics.jsonl."""
         names = self._figures_of_step[0].keys()
         for entry in entries:
-            if entry["step"] > 0 and names <= entry.keys():
-                self._figures_of_step[int(entry["step"])] = {name: entry[name] for name in names}
+            figures = {name: value for name, value in entry.items() if name in names and value is not None}
+            if entry["step"] > 0 and names == figures.keys():
+                self._figures_of_step[int(entry["step"])] = figures
 
     def report(self) -> dict[str, Any]:
         """The last figures, those of the untrained ControlNet as `…_untrained`, and the `convergence_step`."""
@@ -87,16 +88,24 @@ class HeldOutEvaluation:
         return report
 
     def write_pictures(self, folder: Path, step: int, tracker: Tracker) -> None:
-        """Save the last measurement's first images as `held_out.png`, and tell the tracker; nothing without images."""
+        """Save the last measurement's first images as `held_out.png`, and tell the tracker; nothing without images.
+
+        Raises:
+            OSError: the file cannot be written; the tracker has them by then.
+        """
         if self._last_images is None:
             return
         shown = list(zip(self._samples[:_ROWS_ON_SHEET], self._last_images, strict=False))
         rows = [SheetRow(sample.caption, [sample.conditioning_pixels, image, sample.pixels]) for sample, image in shown]
-        save_sheet(folder / "held_out.png", rows, ("condition", f"step {step}", "ground truth"))
         tracker.images("held_out", [(sample.caption, image) for sample, image in shown], step)
+        save_sheet(folder / "held_out.png", rows, ("condition", f"step {step}", "ground truth"))
 
     def write_contact_sheet(self, path: Path) -> bool:
-        """Condition, untrained, trained and ground truth of the first samples; False where no images were made."""
+        """Condition, untrained, trained and ground truth of the first samples; False where no images were made.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         if self._first_images is None or self._last_images is None:
             return False
         rows = [

@@ -1,7 +1,6 @@
 """Where a run's figures and images go: always its own metrics.jsonl, and the tracker that --report_to names."""
 
-from shared.tracking.background import a_tracker_hangs
 from shared.tracking.metrics_file import read_metrics
 from shared.tracking.tracker import Tracker, check_trackers, open_trackers
 
-__all__ = ["Tracker", "a_tracker_hangs", "check_trackers", "open_trackers", "read_metrics"]
+__all__ = ["Tracker", "check_trackers", "open_trackers", "read_metrics"]

@@ -285,7 +285,7 @@ def finish(prepared: Preparation, steps: Steps, validation: Validation, facts: B
     log = RunLog(Tracker([]), 0, steps.last, steps.arithmetic.global_batch_size, steps.epoch_size, 1, False)
     for step in range(1, steps.last + 1):
         log.add(StepFigures(step, 1 / step, 0.1, 1e-3, 0.0, time.perf_counter()))
-    complete_run(prepared, steps.last, log, validation, facts, time.perf_counter() - 12)
+    complete_run(prepared, steps.last, log, validation, facts, time.perf_counter() - 12, weights={})
     log.close()
     return json.loads((prepared.output_dir / "report.json").read_text(encoding="utf-8"))
 

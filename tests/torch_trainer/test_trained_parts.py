@@ -43,7 +43,7 @@ from tests.torch_trainer.tiny_training import (
     training_of,
 )
 from torch_trainer.base_models import load_base_models
-from torch_trainer.checkpoints import Checkpoints, save_result
+from torch_trainer.checkpoints import Checkpoints, result_to_save
 from torch_trainer.evaluator import Evaluator
 
 STEPS = 6
@@ -348,7 +348,8 @@ def test_both_save_a_whole_unet_that_diffusers_loads(base_model: Path, tmp_path:
     training = training_of(base_model, sd_unlocked=True, mixed_precision=precision)
     training.step(batch_of(2), RATE)
     params = training.state.params()
-    save_result(tmp_path / "torch", training.config, training.controlnet, params)
+    for save in result_to_save(training.config, training.controlnet, params).values():
+        save(tmp_path / "torch")
     models, _ = load_flax_models(training.config, schedule_of(base_model))
     _, decoder = separated(params)
     layouts = models.defs.unet.layouts
@@ -402,7 +403,8 @@ def test_the_saved_controlnet_does_the_same_in_diffusers(
     for seed in range(2):
         training.step(batch_of(2, seed), RATE)
     params = training.state.params()
-    save_result(tmp_path / "result", training.config, training.controlnet, params)
+    for save in result_to_save(training.config, training.controlnet, params).values():
+        save(tmp_path / "result")
 
     loaded = diffusers.ControlNetModel.from_pretrained(tmp_path / "result")
     silent = {name: param for name, param in loaded.named_parameters() if name.startswith(DOWN_RESIDUALS)}
