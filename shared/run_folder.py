@@ -86,7 +86,7 @@ def is_finished(folder: Path, last_step: int, resumed_at: int) -> bool:
     report = folder / REPORT_FILE
     if resumed_at < last_step or not report.is_file():
         return False
-    said = read_json(report, fix="Delete it: the run then ends once more and writes another.")
+    said: dict[str, Any] = read_json(report, fix="Delete it: the run then ends once more and writes another.")
     return type(said.get("steps")) is int and said["steps"] == last_step and NOT_WRITTEN not in said
 
 
