@@ -4,7 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+from shared.atomic_files import write_text_atomically
 from shared.compare.command import PAGE_NAME, USAGE, TrainBoth, read_command
+from shared.untrusted import shown
 from shared.user_errors import explain
 
 INTERRUPTED = 130
@@ -41,9 +43,9 @@ def _compare(run_a: Path, run_b: Path, page: Path) -> int:
     comparison = compare(run_a, run_b)
     from shared.compare.page import render  # here, so that no mistake need wait for matplotlib
 
-    page.write_text(render(comparison), encoding="utf-8")
+    _write(page, render(comparison))
     print(summary(comparison))
-    print(f"The whole comparison is in {page}")
+    print(f"The whole comparison is in {shown(page)}")
     return 0 if comparison.verdict.agree else 1
 
 
@@ -51,9 +53,20 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"The folder {folder} cannot be made: {error.strerror}. Give another --output_dir.") from error
+        raise ValueError(
+            f"The folder {shown(folder)} cannot be made: {error.strerror}. Give another --output_dir."
+        ) from error
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"The folder {folder} cannot be written to. Give another one with --output_dir.")
+        raise ValueError(f"The folder {shown(folder)} cannot be written to. Give another one with --output_dir.")
+
+
+def _write(page: Path, html: str) -> None:
+    try:
+        write_text_atomically(page, html)
+    except OSError as error:
+        raise ValueError(
+            f"The page {shown(page)} cannot be written: {error.strerror}. Give another --output_dir."
+        ) from error
 
 
 if __name__ == "__main__":

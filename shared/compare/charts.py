@@ -8,7 +8,8 @@ Axes: N points.
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -17,6 +18,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -24,6 +26,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, ScalarFor
 
 from shared.compare.figures import power_of_ten
 from shared.compare.series import Floats
+from shared.untrusted import shown
 
 _COLOURS = {
     "#0000a1": "var(--a)",
@@ -37,9 +40,14 @@ _A, _B, _QUIET, _LINE, _LIMIT, _INK = _COLOURS
 
 _SIZE = (5.0, 2.8)  # inches at 72 per inch: about as wide as a phone, so that the text is legible there
 _MOST_BINS = 400
+_SUMMED_FROM = 100_000  # steps; from there on a convolution takes minutes, and running sums are exact enough to draw
 _SMOOTHED_FROM = 100  # steps; below, single steps are drawn alone
+_LARGEST_DRAWN = 1e100  # matplotlib multiplies and squares; what is larger is left out, as what is no number
+_LONGEST_LABEL = 100  # characters
 _FLOOR_POWER = -9  # below the resolution of float32: what is drawn here is equal
 _FLOOR = 10.0**_FLOOR_POWER
+
+_TAG = re.compile(r"<[^>]*>")  # text and attributes have their > escaped
 
 _numbers = count()
 
@@ -65,7 +73,8 @@ def curves_chart(
     """
     with _chart() as (figure, axes):
         # both can be seen where they coincide
-        for curve, colour, width, style in ((a, _A, 3.0, "-"), (b, _B, 1.8, (0, (4, 2.5)))):
+        for whole, colour, width, style in ((a, _A, 3.0, "-"), (b, _B, 1.8, (0, (4, 2.5)))):
+            curve = _drawable(whole)
             window = smoothing_window(curve.values_N.size) if smooth else 1
             if window > 1:
                 axes.plot(*_thinned(curve.steps_N, curve.values_N), color=colour, linewidth=0.5, alpha=0.3)
@@ -123,6 +132,7 @@ def smoothing_window(size: int) -> int:
 def _chart() -> Iterator[tuple[Figure, Axes]]:
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text
+        "text.parse_math": False,  # a label is text, with any dollars in it
         "svg.hashsalt": f"chart {next(_numbers)}",  # names of clip paths are the page's, not the chart's
         "font.family": "sans-serif",
         "font.size": 10,
@@ -142,12 +152,15 @@ def _chart() -> Iterator[tuple[Figure, Axes]]:
         "ytick.minor.size": 0,
         "lines.solid_joinstyle": "round",
     }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        # The text is measured with a font that lacks some letters, and drawn by the browser, which has them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=_SIZE, dpi=72, layout="constrained")
         yield figure, figure.add_subplot()
 
 
 def _finished(figure: Figure, axes: Axes, label: str) -> str:
+    label = shown(label, _LONGEST_LABEL)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -168,20 +181,39 @@ def _for_a_page(svg: str, label: str) -> str:
     view_box = re.search(r'viewBox="[^"]*"', svg[:opening])
     assert view_box is not None, svg[:opening]
     body = svg[opening + 1 :].replace("xlink:href", "href")
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
-    body = re.sub(r' id="([^"]*)"', lambda name: name[0] if name[1] in used else "", body)
-    body = re.sub(r"(font: [\d.]+px )[^;\"]*", r"\1sans-serif", body)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', " ".join(_TAG.findall(body))))
+    body = _TAG.sub(lambda tag: _tag_for_a_page(tag[0], used), body)
+    return f'<svg {view_box[0]} role="img" aria-label="{escape(label)}">{body}'
+
+
+def _tag_for_a_page(tag: str, used: Collection[str]) -> str:
+    tag = re.sub(r' id="([^"]*)"', lambda name: name[0] if name[1] in used else "", tag)
+    tag = re.sub(r"(font: [\d.]+px )[^;\"]*", r"\1sans-serif", tag)
     for placeholder, colour in _COLOURS.items():
-        body = body.replace(placeholder, colour)
-    return f'<svg {view_box[0]} role="img" aria-label="{label}">{body}'
+        tag = tag.replace(placeholder, colour)
+    return tag
+
+
+def _drawable(curve: Curve) -> Curve:
+    values_N = np.where(np.abs(curve.values_N) <= _LARGEST_DRAWN, curve.values_N, np.nan)
+    return Curve(curve.steps_N, values_N)
 
 
 def _running_mean(curve: Curve, window: int) -> tuple[npt.NDArray[np.int64], Floats]:
     """The mean of the last `window` values, at the last one's step."""
     if window == 1:
         return curve.steps_N, curve.values_N
-    means = np.convolve(curve.values_N, np.full(window, 1 / window), mode="valid")
-    return curve.steps_N[window - 1 :], means
+    return curve.steps_N[window - 1 :], _means(curve.values_N, window)
+
+
+def _means(values_N: Floats, window: int) -> Floats:
+    if values_N.size <= _SUMMED_FROM:
+        return np.convolve(values_N, np.full(window, 1 / window), mode="valid")
+    finite_N = np.isfinite(values_N)
+    sums = np.cumsum(np.append(0.0, np.where(finite_N, values_N, 0.0)))
+    missing = np.cumsum(np.append(0, ~finite_N))
+    means = (sums[window:] - sums[:-window]) / window
+    return np.where(missing[window:] == missing[:-window], means, np.nan)
 
 
 def _thinned(steps_N: npt.NDArray[np.int64], values_N: Floats) -> tuple[Sequence[int], Sequence[float]]:

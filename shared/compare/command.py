@@ -1,12 +1,14 @@
 """What `python3 -m shared.compare` is asked to do: train with both backends, or only compare two run folders."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shared.config import parse_command_line
 from shared.demo import demo_arguments
+from shared.untrusted import shown
 
 PAGE_NAME = "comparison.html"
 
@@ -51,22 +53,26 @@ def read_command(words: Sequence[str]) -> TrainBoth | CompareFolders:
     """
     if not words:
         raise ValueError(f"Nothing to compare was given.\n{USAGE}")
+    if any("\0" in word for word in words):
+        raise ValueError("A word of the command holds a NUL, which no folder's name does.")
     folders = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
     return _compare_folders(folders, words[len(folders) :]) if folders else _train_both(words)
 
 
 def _compare_folders(folders: Sequence[str], rest: Sequence[str]) -> CompareFolders:
     if len(folders) != 2:
-        raise ValueError(f"{len(folders)} run folders are given ({', '.join(folders)}); a comparison takes two.")
+        raise ValueError(
+            f"{len(folders)} run folders are given ({', '.join(map(shown, folders))}); a comparison takes two."
+        )
     run_a, run_b = map(Path, folders)
     if not rest:
-        names = (run_a.resolve().name, run_b.resolve().name)
-        return CompareFolders(run_a, run_b, run_a.resolve().parent / f"comparison_{names[0]}_{names[1]}.html")
+        place_a, place_b = (Path(os.path.realpath(run)) for run in (run_a, run_b))
+        return CompareFolders(run_a, run_b, place_a.parent / f"comparison_{place_a.name}_{place_b.name}.html")
     name, equals, value = rest[0].partition("=")
     values = [value, *rest[1:]] if equals else rest[1:]
     if name != _OUTPUT_DIR or len(values) != 1:
         raise ValueError(
-            f"After two run folders comes nothing, or --output_dir with one folder; given was {' '.join(rest)}. "
+            f"After two run folders comes nothing, or --output_dir with one folder; given were {len(rest)} words. "
             "Training flags belong to the usage without run folders."
         )
     return CompareFolders(run_a, run_b, Path(values[0]) / PAGE_NAME)

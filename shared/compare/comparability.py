@@ -1,11 +1,13 @@
 """May two runs be compared step by step? Only if they were to see the same batches and minimise the same loss."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from shared.compare.run import Run
+from shared.untrusted import shown
 
 _LOCATIONS = (
     "pretrained_model_name_or_path",
@@ -68,10 +70,10 @@ def check_comparable(a: Run, b: Run) -> None:
     if a.steps != b.steps:
         differences.append(Difference("optimizer steps", a.steps, b.steps))
     if differences:
-        lines = "\n".join(f"  {row.name}: {row.a!r} and {row.b!r}" for row in differences)
+        lines = "\n".join(f"  {row.name}: {shown(repr(row.a))} and {shown(repr(row.b))}" for row in differences)
         raise ValueError(
-            f"{a.folder} and {b.folder} cannot be compared step by step, because these differ:\n{lines}\n"
-            "Train one of them again with the values of the other."
+            f"{shown(a.folder)} and {shown(b.folder)} cannot be compared step by step, because these differ. "
+            f"Train one of them again with the values of the other.\n{lines}"
         )
 
 
@@ -98,5 +100,5 @@ def _same_locations(a: Any, b: Any) -> bool:
 
 def _same_location(a: str, b: str) -> bool:
     """Equal, or a path somewhere else with the same last part."""
-    may_have_moved = any(Path(one).is_absolute() or Path(one).exists() or "://" in one for one in (a, b))
+    may_have_moved = any(Path(one).is_absolute() or os.path.exists(one) or "://" in one for one in (a, b))
     return a == b or (may_have_moved and Path(a).name == Path(b).name)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.compare.comparability import check_comparable
-from shared.compare.drift import Drift, checkpoint_folders, common_checkpoints, measure_drift
+from shared.compare.drift import Drift, common_checkpoints, measure_checkpoint_drift, measure_drift
 from shared.compare.run import Run, open_run
 from shared.compare.series import Series, common_series
 from shared.compare.verdict import Verdict, check_steps_in_common, judge
@@ -56,9 +56,7 @@ def compare(folder_a: Path, folder_b: Path) -> Comparison:
         loss=loss,
         grad_norm=common_series(a, b, "grad_norm"),
         drift=drift,
-        checkpoint_drift={
-            step: measure_drift(*checkpoint_folders(folder_a, folder_b, step)).relative for step in readable
-        },
+        checkpoint_drift={step: measure_checkpoint_drift(folder_a, folder_b, step) for step in readable},
         unreadable_checkpoints=unreadable,
         verdict=judge(a, b, loss, drift),
     )

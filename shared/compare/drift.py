@@ -3,10 +3,11 @@
 Where a UNet's decoder was trained with them, it counts as part of them.
 """
 
-import json
 import math
+import os
+import struct
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,14 +15,32 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoint_step, checkpoints_in
-from shared.model_files.weight_files import DIFFUSERS, candidates, is_index
+from shared.compare.report import MOST_STEPS
+from shared.compare.run import check_inside
+from shared.model_files.weight_files import DIFFUSERS, candidates, is_index, shard_names
 from shared.portable_checkpoint import CONTROLNET_FOLDER
 from shared.trained_parts import UNET_FOLDER, UNET_PREFIX, is_decoder, prefixed
+from shared.untrusted import MIB, foreign_library, open_file, shown
 
 _NAMES_SHOWN = 3
+_LONGEST_NAME = 200  # characters, where a name is shown
+
+_KINDS = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+"""What numpy reads by itself; trained parameters are F32."""
+
+_MOST_NUMBERS = 2**26
+"""In a tensor, of which five copies of 8 bytes each are in memory; the largest of SDXL's UNet has 30 million."""
+
+_MOST_NUMBERS_OF_ALL = 2**32
+"""SDXL's ControlNet and its UNet's decoder together have less than 3 thousand million."""
+
+_MOST_TENSORS = 20_000  # SDXL's UNet has 1,700
+_MOST_DIMENSIONS = 8
+_LARGEST_HEADER = 16 * MIB  # of SDXL's UNet, with 1,700 tensors, some 200 kB
+_MOST_CHECKPOINTS = 1000  # that both runs have
 
 
 @dataclass(frozen=True)
@@ -37,7 +56,10 @@ class Distance:
         """‖a - b‖ / max(‖a‖, ‖b‖), L2 norms: 0 where both are 0, infinite where something is not finite."""
         if not math.isfinite(self.difference):
             return math.inf
-        return 0.0 if self.difference == 0 else math.sqrt(self.difference / max(self.a, self.b))
+        if self.difference == 0:
+            return 0.0
+        largest = max(self.a, self.b)  # 0 where the squares were too small for a float64
+        return math.sqrt(self.difference / largest) if largest > 0 else math.inf
 
     def __add__(self, other: "Distance") -> "Distance":
         return Distance(self.difference + other.difference, self.a + other.a, self.b + other.b)
@@ -112,14 +134,41 @@ def measure_drift(folder_a: Path, folder_b: Path) -> Drift:
     Raises:
         ValueError: there is no safetensors file, it is damaged, or the models have other parameters.
     """
-    with _Weights(folder_a) as a, _Weights(folder_b) as b:
+    return _drift(_Place(folder_a, folder_a), _Place(folder_b, folder_b))
+
+
+def measure_checkpoint_drift(run_a: Path, run_b: Path, step: int) -> float:
+    """The relative L2 difference at a checkpoint of two run folders, of the ControlNets alone; raises the same."""
+    folder_a, folder_b = checkpoint_folders(run_a, run_b, step)
+    return _drift(_Place(run_a, folder_a), _Place(run_b, folder_b)).relative
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A folder with weights inside of a run's folder, or that folder itself; nothing is read from outside of it."""
+
+    run: Path
+    folder: Path
+
+
+def _drift(place_a: _Place, place_b: _Place) -> Drift:
+    with _Weights(place_a) as a, _Weights(place_b) as b:
         _check_same_parameters(a, b)
         return Drift([TensorDistance(name, *_measure(a.read(name), b.read(name))) for name in a.names])
 
 
 def common_checkpoints(folder_a: Path, folder_b: Path) -> tuple[list[int], list[int]]:
-    """Steps of the checkpoints in both run folders whose ControlNet can be read in both, and of those where not."""
+    """Steps of the checkpoints in both run folders whose ControlNet can be read in both, and of those where not.
+
+    Raises:
+        ValueError: more in common than any run has, or a folder cannot be read.
+    """
     common = sorted(_steps_of(folder_a) & _steps_of(folder_b))
+    if len(common) > _MOST_CHECKPOINTS:
+        raise ValueError(
+            f"{shown(folder_a)} and {shown(folder_b)} have {len(common)} checkpoints in common, expected at most "
+            f"{_MOST_CHECKPOINTS}. Move some of them elsewhere."
+        )
     readable = [step for step in common if all(map(_has_weights, checkpoint_folders(folder_a, folder_b, step)))]
     return readable, [step for step in common if step not in readable]
 
@@ -133,23 +182,46 @@ def checkpoint_folders(folder_a: Path, folder_b: Path, step: int) -> tuple[Path,
 class _Weights:
     """What was trained, from the safetensors of a folder, whole or in shards, read tensor by tensor."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, place: _Place):
+        self.folder = place.folder
         self._closing = ExitStack()
-        try:
-            self._found = self._open(folder)
-            if (folder / UNET_FOLDER).is_dir():  # of a run with --sd_unlocked
-                unet = self._open(folder / UNET_FOLDER)
-                self._found |= prefixed({name: found for name, found in unet.items() if is_decoder(name)})
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(
-                f"The ControlNet in {folder} is not whole ({error}). Copy the folder again, or run the training again."
-            ) from error
+        self._found = self._open(place)
+        if os.path.isdir(place.folder / UNET_FOLDER):  # of a run with --sd_unlocked
+            unet = self._open(_Place(place.run, place.folder / UNET_FOLDER))
+            self._found |= prefixed({name: found for name, found in unet.items() if is_decoder(name)})
+        self._check_sizes()
 
-    def _open(self, folder: Path) -> dict[str, tuple[Any, str]]:
+    def _open(self, place: _Place) -> dict[str, tuple[Any, str]]:
         """By name: the file, and the name in it."""
-        files = [self._closing.enter_context(safe_open(path, framework="np")) for path in _files(folder)]
-        return {name: (file, name) for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
+        files = _files(place)
+        for path in files:
+            _check_header(path, self.folder)
+        with _whole(self.folder):
+            opened = [self._closing.enter_context(safe_open(path, framework="np")) for path in files]
+            return {name: (file, name) for file in opened for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+    def _check_sizes(self) -> None:
+        if not self._found:
+            raise ValueError(f"The ControlNet in {shown(self.folder)} has no parameters. {_COPY_AGAIN}")
+        if len(self._found) > _MOST_TENSORS:
+            raise ValueError(f"The ControlNet in {shown(self.folder)} has {len(self._found)} parameters, too many.")
+        total = 0
+        for name in self.names:
+            shape, kind = self.shape(name), self._kind(name)
+            numbers = math.prod(shape)
+            total += numbers
+            if kind not in _KINDS:
+                raise ValueError(f"{self._what(name)} is of the kind {shown(kind)}; a run's parameters are F32.")
+            # a dimension of 0 does not make the others smaller
+            if len(shape) > _MOST_DIMENSIONS or max(numbers, *shape, 0) > _MOST_NUMBERS or total > _MOST_NUMBERS_OF_ALL:
+                raise ValueError(f"{self._what(name)} is larger than any ControlNet's: its shape is {shown(shape)}.")
+
+    def _what(self, name: str) -> str:
+        return f"The parameter {shown(name, _LONGEST_NAME)} of the ControlNet in {shown(self.folder)}"
+
+    def _kind(self, name: str) -> str:
+        file, name_there = self._found[name]
+        return str(file.get_slice(name_there).get_dtype())
 
     @property
     def names(self) -> list[str]:
@@ -161,7 +233,8 @@ class _Weights:
 
     def read(self, name: str) -> npt.NDArray[np.float64]:
         file, name_there = self._found[name]
-        return np.asarray(file.get_tensor(name_there), np.float64)
+        with _whole(self.folder):
+            return np.asarray(file.get_tensor(name_there), np.float64)
 
     def __enter__(self) -> Self:
         return self
@@ -172,16 +245,42 @@ class _Weights:
         self._closing.close()
 
 
-def _files(folder: Path) -> list[Path]:
-    entry = next((folder / name for name in _weight_names() if (folder / name).is_file()), None)
+_COPY_AGAIN = "Copy the folder again, or run the training again."
+
+
+def _whole(folder: Path) -> AbstractContextManager[None]:
+    return foreign_library(f"The ControlNet in {shown(folder)} is not whole", _COPY_AGAIN)
+
+
+def _files(place: _Place) -> list[Path]:
+    folder = place.folder
+    entry = next((folder / name for name in _weight_names() if os.path.lexists(folder / name)), None)
     if entry is None:
         raise ValueError(
-            f"There is no ControlNet in {folder}: expected {DIFFUSERS.safetensors}.safetensors. Give the --output_dir "
-            "of a finished run."
+            f"There is no ControlNet in {shown(folder)}: expected {DIFFUSERS.safetensors}.safetensors. Give the "
+            "--output_dir of a finished run."
         )
+    check_inside(entry, place.run)
     if not is_index(entry.name):
         return [entry]
-    return sorted({folder / shard for shard in json.loads(entry.read_text(encoding="utf-8"))["weight_map"].values()})
+    shards = [folder / name for name in shard_names(entry)]
+    for shard in shards:
+        check_inside(shard, place.run)
+    return shards
+
+
+def _check_header(path: Path, folder: Path) -> None:
+    """Raises ValueError where there is no such file, or its header would fill the memory."""
+    try:
+        with open_file(path) as file:
+            beginning = file.read(8)
+    except ValueError as error:
+        raise ValueError(f"The ControlNet in {shown(folder)} is not whole ({error}). {_COPY_AGAIN}") from error
+    if len(beginning) == 8 and struct.unpack("<Q", beginning)[0] > _LARGEST_HEADER:
+        raise ValueError(
+            f"The ControlNet in {shown(folder)} is not whole ({shown(path)} has no safetensors header, or one of more "
+            f"than {_LARGEST_HEADER // MIB} MiB). {_COPY_AGAIN}"
+        )
 
 
 def _weight_names() -> list[str]:
@@ -189,18 +288,22 @@ def _weight_names() -> list[str]:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _weight_names())
+    return any(os.path.lexists(folder / name) for name in _weight_names())
 
 
 def _steps_of(folder: Path) -> set[int]:
-    return set(map(checkpoint_step, checkpoints_in(folder)))
+    try:
+        steps = set(map(checkpoint_step, checkpoints_in(folder)))
+    except OSError as error:
+        raise ValueError(f"{shown(folder)} cannot be read: {error.strerror}.") from error
+    return {step for step in steps if step <= MOST_STEPS}
 
 
 def _measure(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> tuple[int, Distance]:
-    with np.errstate(invalid="ignore"):  # infinity minus infinity: `Distance.relative` says what that means
+    with np.errstate(all="ignore"):  # infinity minus infinity: `Distance.relative` says what that means
         difference = (a - b).ravel()
-    flat_a, flat_b = a.ravel(), b.ravel()
-    return a.size, Distance(float(difference @ difference), float(flat_a @ flat_a), float(flat_b @ flat_b))
+        flat_a, flat_b = a.ravel(), b.ravel()
+        return a.size, Distance(float(difference @ difference), float(flat_a @ flat_a), float(flat_b @ flat_b))
 
 
 def _check_same_parameters(a: _Weights, b: _Weights) -> None:
@@ -208,19 +311,19 @@ def _check_same_parameters(a: _Weights, b: _Weights) -> None:
     for folder, names in only:
         if names:
             raise ValueError(
-                f"The ControlNets are of different architectures: only the one in {folder} has {_some(names)}. Compare "
-                "runs of the same base model."
+                f"The ControlNets are of different architectures: only the one in {shown(folder)} has {_some(names)}. "
+                "Compare runs of the same base model."
             )
     reshaped = [f"{name} {a.shape(name)} and {b.shape(name)}" for name in a.names if a.shape(name) != b.shape(name)]
     if reshaped:
         raise ValueError(
-            f"The ControlNets in {a.folder} and {b.folder} are of different architectures: the shapes of "
+            f"The ControlNets in {shown(a.folder)} and {shown(b.folder)} are of different architectures: the shapes of "
             f"{_some(reshaped)} differ. Compare runs of the same base model."
         )
 
 
 def _some(names: Iterable[str]) -> str:
-    ordered = sorted(names)
+    ordered = [shown(name, _LONGEST_NAME) for name in sorted(names)]
     more = len(ordered) - _NAMES_SHOWN
     return ", ".join(ordered[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 

@@ -4,6 +4,8 @@ import math
 
 MISSING = "–"
 
+_LARGEST_WITH_ALL_DIGITS = 1e15
+
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -13,7 +15,7 @@ def plain(value: float | None, digits: int = 3) -> str:
         return MISSING
     if value == 0:
         return "0"
-    if abs(value) < 1e-4:
+    if abs(value) < 1e-4 or abs(value) >= _LARGEST_WITH_ALL_DIGITS:
         return scientific(value)
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}"
@@ -30,12 +32,12 @@ def scientific(value: float | None) -> str:
     if 0.01 <= value < 1000:
         return plain(value, 2)
     mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa} × {power_of_ten(10.0 ** int(exponent))}"
+    return f"{mantissa} × {_power(int(exponent))}"
 
 
 def power_of_ten(value: float) -> str:
     """`10⁻³`, for a value that is one."""
-    return "10" + str(round(math.log10(value))).translate(_SUPERSCRIPTS)
+    return _power(round(math.log10(value)))
 
 
 def seconds(value: float | None) -> str:
@@ -47,10 +49,10 @@ def seconds(value: float | None) -> str:
 
 def duration(value: float | None) -> str:
     """A long time: `12 s`, `3 min 12 s`, `5 h 07 min`."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return MISSING
     total = round(value)
-    if total < 60:
+    if total < 60 or total >= _LARGEST_WITH_ALL_DIGITS:
         return f"{plain(value)} s"
     if total < 3600:
         return f"{total // 60} min {total % 60:02} s"
@@ -59,12 +61,12 @@ def duration(value: float | None) -> str:
 
 def gibibytes(value: float | None) -> str:
     """`1.21 GiB`."""
-    return MISSING if value is None else f"{plain(value)} GiB"
+    return MISSING if value is None or not math.isfinite(value) else f"{plain(value)} GiB"
 
 
 def percent(value: float | None) -> str:
     """A share of 1 in percent: `3.2%`."""
-    return MISSING if value is None else f"{plain(value * 100, 2)}%"
+    return MISSING if value is None or not math.isfinite(value * 100) else f"{plain(value * 100, 2)}%"
 
 
 def change(a: float | None, b: float | None) -> str:
@@ -82,7 +84,7 @@ def change(a: float | None, b: float | None) -> str:
 
 def difference(a: float | None, b: float | None) -> str:
     """b - a with its sign: `+0.012`."""
-    if a is None or b is None:
+    if a is None or b is None or not math.isfinite(b - a):
         return MISSING
     if a == b:
         return "0"
@@ -92,3 +94,7 @@ def difference(a: float | None, b: float | None) -> str:
 def whole(value: int | None) -> str:
     """A count: `16,000`."""
     return MISSING if value is None else f"{value:,}"
+
+
+def _power(exponent: int) -> str:
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)

@@ -17,8 +17,10 @@ from shared.compare.run import Run
 from shared.compare.series import Series, values_of
 from shared.compare.speed import measure_speed
 from shared.compare.verdict import CONTROLNET_TOLERANCE, LOSS_TOLERANCE
+from shared.untrusted.text import harmless
 
 _HERE = Path(__file__).parent
+_LONGEST_TEXT = 20_000  # characters; the longest is a command with many prompts
 _WORST_TENSORS = 8
 _SCALE = (-9, 0)  # powers of ten at the ends of a scale of relative differences
 
@@ -52,6 +54,7 @@ def render(comparison: Comparison) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
+        finalize=_text,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -86,6 +89,17 @@ def render(comparison: Comparison) -> str:
         pictures=picture_groups(a.folder, b.folder),
         amplification=AMPLIFICATION,
     )
+
+
+def _text(value: object) -> object:
+    """What a template shows: text of others without control characters and of a length that fits on a page.
+
+    Escaping what has a meaning in HTML is left to jinja, which passes over what was made here (`Markup`).
+    """
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    cut = value if len(value) <= _LONGEST_TEXT else f"{value[:_LONGEST_TEXT]}…"
+    return harmless(cut)
 
 
 def _gauges(comparison: Comparison) -> list[Gauge]:
@@ -153,7 +167,7 @@ def _speed_charts(a: Run, b: Run) -> list[Markup]:
 
 def _evaluation_charts(a: Run, b: Run) -> list[Markup]:
     """Of every figure but the loss by timestep bin, which the table has."""
-    common = [name for name in a.evaluation_names if name in b.evaluation_names]
+    common = [name for name in a.report.evaluation_names if name in b.report.figures]
     return [
         Markup(curves_chart(_evaluations(a, name), _evaluations(b, name), tables.readable(name), points=True))
         for name in common

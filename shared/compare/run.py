@@ -1,18 +1,22 @@
 """A finished run, read from its folder."""
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from shared.compare.report import Report, read_report
 from shared.config import TrainConfig
 from shared.config.arguments import value_of
 from shared.config.options import FLAGS
 from shared.config.support import BACKEND_NAMES
 from shared.config.yaml_io import read_yaml
 from shared.tracking.metrics_file import METRICS_FILE, read_metrics
+from shared.untrusted import MIB, is_inside, open_file, shown
+
+_MOST_FIGURES = 12 * 10**6
+"""In metrics.jsonl: more than a million logged steps have, and about a gigabyte in memory."""
 
 Entry = Mapping[str, float | None]
 """One line of metrics.jsonl: `step` and the figures by name; None where a figure was not finite."""
@@ -29,22 +33,22 @@ class Run:
 
     folder: Path
     config: TrainConfig
-    report: Mapping[str, Any]
+    report: Report
     entries: Sequence[Entry]
 
     @property
     def backend(self) -> str:
         """The backend's name as people write it."""
-        return BACKEND_NAMES[self.report["backend"]]
+        return BACKEND_NAMES[self.report.backend]
 
     @property
     def steps(self) -> int:
-        return int(self.report["steps"])
+        return self.report.steps
 
     @property
     def global_batch_size(self) -> int:
         """Images per optimizer step."""
-        return int(self.report["global_batch_size"])
+        return self.report.global_batch_size
 
     @property
     def mixed_precision(self) -> str:
@@ -56,11 +60,6 @@ class Run:
         """The entries about training steps; some entries hold only an evaluation."""
         return [entry for entry in self.entries if "loss" in entry]
 
-    @cached_property
-    def evaluation_names(self) -> list[str]:
-        """The figures measured on held-out samples; a report has each of them twice, once of the untrained model."""
-        return [name for name in self.report if f"{name}_untrained" in self.report]
-
 
 def check_is_finished(folder: Path) -> None:
     """Whether this is the folder of a finished run, as far as its files' names tell.
@@ -68,19 +67,29 @@ def check_is_finished(folder: Path) -> None:
     Raises:
         ValueError: there is no such folder, it is not a run's, or the run is not finished.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder. Give the --output_dir of a finished run.")
-    if not any((folder / name).is_file() for name in ("config.yaml", METRICS_FILE)):
+    if not os.path.isdir(folder):
+        raise ValueError(f"{shown(folder)} is not a folder. Give the --output_dir of a finished run.")
+    if not any(os.path.lexists(folder / name) for name in ("config.yaml", METRICS_FILE)):
         raise ValueError(
-            f"{folder} is not a run's folder: it has neither config.yaml nor {METRICS_FILE}. Give the --output_dir of "
-            "a finished run."
+            f"{shown(folder)} is not a run's folder: it has neither config.yaml nor {METRICS_FILE}. Give the "
+            "--output_dir of a finished run."
         )
     for name in ("report.json", "config.yaml", METRICS_FILE):
-        if not (folder / name).is_file():
+        if not os.path.lexists(folder / name):
             raise ValueError(
-                f"The run in {folder} is not finished: it has no {name}. Continue it with "
+                f"The run in {shown(folder)} is not finished: it has no {name}. Continue it with "
                 "--resume_from_checkpoint latest, then compare."
             )
+        check_inside(folder / name, folder)
+
+
+def check_inside(path: Path, run: Path) -> None:
+    """Raises ValueError where a link leads out of the run's folder, whose page others may see."""
+    if not is_inside(path, [run]):
+        raise ValueError(
+            f"{shown(path)} is a link that leads out of the run's folder {shown(run)}, and is not followed. Put what "
+            "it means in its place."
+        )
 
 
 def open_run(folder: Path) -> Run:
@@ -90,25 +99,41 @@ def open_run(folder: Path) -> Run:
         ValueError: as `check_is_finished`, the run went on after its report, or a file is damaged.
     """
     check_is_finished(folder)
-    try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        entries = read_metrics(folder)
-    except json.JSONDecodeError as error:
+    report = read_report(folder / "report.json")
+    entries = _read_entries(folder)
+    last = max((int(entry["step"] or 0) for entry in entries), default=0)
+    if last != report.steps:
         raise ValueError(
-            f"A report or the metrics in {folder} are damaged: {error}. Run the training again."
-        ) from error
-    missing = {"backend", "steps", "global_batch_size"} - set(report)
-    if missing:
-        raise ValueError(
-            f"{folder / 'report.json'} lacks {', '.join(sorted(missing))}: another version of this project wrote it. "
-            "Run the training again with this one."
-        )
-    last = max((int(entry["step"]) for entry in entries), default=0)
-    if last != report["steps"]:
-        raise ValueError(
-            f"The run in {folder} is not finished: its report is of step {report['steps']}, but its metrics are of "
+            f"The run in {shown(folder)} is not finished: its report is of step {report.steps}, but its metrics are of "
             f"step {last}. Continue it with --resume_from_checkpoint latest, then compare."
         )
-    assignments = read_yaml(str(folder / "config.yaml"), FLAGS)
-    config = TrainConfig(**{one.name: value_of(one, FLAGS[one.name]) for one in assignments})
-    return Run(folder, config, report, entries)
+    return Run(folder, _read_config(folder / "config.yaml"), report, entries)
+
+
+def _read_config(path: Path) -> TrainConfig:
+    """Whether it is one to train with is not asked: that was asked when it was."""
+    assignments = read_yaml(str(path), FLAGS)
+    values = {one.name: value_of(one, FLAGS[one.name]) for one in assignments}
+    for name, value in values.items():
+        choices = FLAGS[name].choices
+        if choices and value is not None and value not in choices:
+            raise ValueError(f"{shown(path)}: {name} is {shown(repr(value))}, expected one of {', '.join(choices)}.")
+    return TrainConfig(**values)
+
+
+def _read_entries(folder: Path) -> list[dict[str, float]]:
+    _check_figures(folder / METRICS_FILE)
+    try:
+        return read_metrics(folder)
+    except ValueError as error:
+        raise ValueError(f"The metrics in {shown(folder)} are damaged: {error}") from error
+
+
+def _check_figures(metrics: Path) -> None:
+    """Raises ValueError for more figures than memory should be filled with; reads within bounded memory."""
+    figures = 0
+    with open_file(metrics) as file:
+        while block := file.read(MIB):
+            figures += block.count(b":")
+            if figures > _MOST_FIGURES:
+                raise ValueError(f"{shown(metrics)} has more than {_MOST_FIGURES:,} figures, which no honest run has.")

@@ -31,7 +31,7 @@ class Series:
 
 def relative_difference(a: Floats, b: Floats) -> Floats:
     """|a - b| / max(|a|, |b|) element by element: 0 where both are 0, infinite where one is not finite."""
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
         difference = np.abs(a - b) / np.maximum(np.abs(a), np.abs(b))
     difference = np.where(a == b, 0.0, difference)
     return np.where(np.isfinite(a) & np.isfinite(b), difference, np.inf)

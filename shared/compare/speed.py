@@ -24,17 +24,20 @@ class Speed:
     @property
     def data_wait_share_N(self) -> Floats:
         """Of the step time, 0 to 1."""
-        return self.data_wait_N / self.step_time_N
+        with np.errstate(all="ignore"):
+            return self.data_wait_N / self.step_time_N
 
 
 def measure_speed(run: Run) -> Speed:
     """From the metrics of a run."""
     entries = run.training_entries[1:]
     images_per_second_N = values_of(entries, "images_per_second")
+    with np.errstate(all="ignore"):
+        step_time_N = run.global_batch_size / images_per_second_N
     return Speed(
         values_of(entries, "step").astype(np.int64),
         images_per_second_N,
-        run.global_batch_size / images_per_second_N,
+        step_time_N,
         values_of(entries, "data_wait"),
     )
 
@@ -42,4 +45,5 @@ def measure_speed(run: Run) -> Speed:
 def percentile(values: Floats, percent: float) -> float | None:
     """Of the finite values; None if there are none."""
     finite = values[np.isfinite(values)]
-    return float(np.percentile(finite, percent)) if finite.size else None
+    with np.errstate(all="ignore"):
+        return float(np.percentile(finite, percent)) if finite.size else None

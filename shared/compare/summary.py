@@ -3,6 +3,7 @@
 from shared.compare.comparability import setting_differences
 from shared.compare.comparison import Comparison
 from shared.compare.verdict import CONTROLNET_TOLERANCE, LOSS_TOLERANCE
+from shared.untrusted import shown
 
 _MOST_SETTINGS = 6
 
@@ -10,7 +11,7 @@ _MOST_SETTINGS = 6
 def summary(comparison: Comparison) -> str:
     """What agrees, what does not, by how much, and what to keep in mind."""
     verdict = comparison.verdict
-    label_a, label_b = comparison.labels
+    label_a, label_b = map(shown, comparison.labels)
     apart = "" if verdict.first_step_apart is None else f", first beyond at step {verdict.first_step_apart}"
     lines = [
         f"{label_a} and {label_b} {'agree' if verdict.agree else 'do NOT agree'}:",

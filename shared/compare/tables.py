@@ -5,12 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import UNSET, UnsetType
+
 from shared.compare import figures
 from shared.compare.comparability import setting_differences
+from shared.compare.report import UNTRAINED, Report
 from shared.compare.run import Run
 from shared.compare.speed import Speed, measure_speed, percentile
 
-_BIN = re.compile(r"(.*)_t(\d+)-(\d+)")
+_BIN = re.compile(r"(.*)_t([0-9]{1,9})-([0-9]{1,9})")
 _PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -32,12 +35,12 @@ def run_rows(a: Run, b: Run) -> list[Row]:
 
     return [
         row("Backend", lambda run: run.backend),
-        row("Devices", lambda run: run.report.get("devices") or figures.MISSING),
+        row("Devices", lambda run: run.report.devices or figures.MISSING),
         row("Precision", _precision),
         row("Optimizer steps", lambda run: f"{run.steps:,}"),
         row("Images per step", _images_per_step),
-        row("Images seen", lambda run: figures.whole(run.report.get("images_seen"))),
-        row("Total time", lambda run: figures.duration(run.report.get("seconds_total"))),
+        row("Images seen", lambda run: figures.whole(run.report.images_seen)),
+        row("Total time", lambda run: figures.duration(run.report.seconds_total)),
         row("Versions", _versions),
         row("Folder", lambda run: str(run.folder.resolve())),
     ]
@@ -56,8 +59,8 @@ def speed_rows(a: Run, b: Run) -> list[Row]:
         value_a, value_b = of(speed_a), of(speed_b)
         return Row(name, show(value_a), show(value_b), figures.change(value_a, value_b))
 
-    def reported(name: str, key: str) -> Row:
-        value_a, value_b = a.report.get(key), b.report.get(key)
+    def reported(name: str, of: Callable[[Report], float | None]) -> Row:
+        value_a, value_b = of(a.report), of(b.report)
         return Row(name, figures.gibibytes(value_a), figures.gibibytes(value_b), figures.change(value_a, value_b))
 
     return [
@@ -69,8 +72,8 @@ def speed_rows(a: Run, b: Run) -> list[Row]:
         ),
         row("Waiting for data in a step, median", figures.seconds, lambda speed: percentile(speed.data_wait_N, 50)),
         row("The same as a share of the step", figures.percent, lambda speed: percentile(speed.data_wait_share_N, 50)),
-        reported("Peak memory, host", "peak_host_memory_gib"),
-        reported("Peak memory, fullest device", "peak_device_memory_gib"),
+        reported("Peak memory, host", lambda report: report.peak_host_memory_gib),
+        reported("Peak memory, fullest device", lambda report: report.peak_device_memory_gib),
     ]
 
 
@@ -87,18 +90,19 @@ class EvaluationRow:
 
 def evaluation_rows(a: Run, b: Run) -> list[EvaluationRow]:
     """The held-out figures that either run has."""
+    of_a, of_b = a.report.figures, b.report.figures
     rows = [
         EvaluationRow(
             readable(name),
-            figures.plain(_first(a.report.get(f"{name}_untrained"), b.report.get(f"{name}_untrained"))),
-            figures.plain(a.report.get(name)),
-            figures.plain(b.report.get(name)),
-            figures.difference(a.report.get(name), b.report.get(name)),
+            figures.plain(_first(of_a.get(f"{name}{UNTRAINED}"), of_b.get(f"{name}{UNTRAINED}"))),
+            figures.plain(of_a.get(name)),
+            figures.plain(of_b.get(name)),
+            figures.difference(of_a.get(name), of_b.get(name)),
         )
-        for name in dict.fromkeys([*a.evaluation_names, *b.evaluation_names])
+        for name in dict.fromkeys([*a.report.evaluation_names, *b.report.evaluation_names])
     ]
-    if any("convergence_step" in run.report for run in (a, b)):
-        step_a, step_b = (run.report.get("convergence_step") for run in (a, b))
+    if not all(run.report.convergence_step is UNSET for run in (a, b)):
+        step_a, step_b = (_set_or_none(run.report.convergence_step) for run in (a, b))
         rows.append(
             EvaluationRow(
                 name="follows its condition since step",
@@ -127,6 +131,10 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
+def _set_or_none(step: int | UnsetType | None) -> int | None:
+    return None if isinstance(step, UnsetType) else step
+
+
 def _precision(run: Run) -> str:
     return _PRECISIONS[run.mixed_precision] + (", TF32 allowed" if run.config.allow_tf32 else "")
 
@@ -137,7 +145,7 @@ def _images_per_step(run: Run) -> str:
 
 
 def _versions(run: Run) -> str:
-    return ", ".join(f"{name} {number}" for name, number in (run.report.get("versions") or {}).items())
+    return ", ".join(f"{name} {number}" for name, number in (run.report.versions or {}).items())
 
 
 def _shown(value: Any) -> str:

@@ -9,8 +9,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shared.compare import figures
-from shared.compare.pictures import AMPLIFICATION, PicturePair, amplified, measure
+from shared.compare.pictures import (
+    AMPLIFICATION,
+    Allowance,
+    PictureFile,
+    Pixels,
+    amplified,
+    difference,
+    measure,
+    read_picture,
+)
 from tests.shared.compare.run_folders import write_picture
+
+
+def read(path: Path) -> Pixels:
+    return read_picture(PictureFile(path, path.parent), Allowance()).pixels_HWC
 
 
 @pytest.mark.parametrize(
@@ -59,17 +72,21 @@ def test_pictures_are_compared_pixel_by_pixel(tmp_path: Path) -> None:
     a, b = (generator.integers(0, 256, (5, 7, 3), dtype=np.uint8) for _ in range(2))
     for name, pixels in (("a", a), ("b", b)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    difference = PicturePair("x", tmp_path / "a.png", tmp_path / "b.png").difference_HWC()
-    assert difference is not None
+    found = difference(*(read(tmp_path / f"{name}.png") for name in "ab"))
+    assert found is not None
     expected = np.abs(a.astype(float) - b.astype(float))
-    np.testing.assert_array_equal(difference, expected)
-    assert measure(difference).mean == pytest.approx(expected.mean())
-    assert measure(difference).largest == expected.max()
-    np.testing.assert_array_equal(amplified(difference), np.minimum(expected * AMPLIFICATION, 255))
+    np.testing.assert_array_equal(found, expected)
+    assert measure(found).mean == pytest.approx(expected.mean())
+    assert measure(found).largest == expected.max()
+    np.testing.assert_array_equal(amplified(found), np.minimum(expected * AMPLIFICATION, 255))
 
 
 def test_pictures_of_other_sizes_have_no_difference(tmp_path: Path) -> None:
     a = write_picture(tmp_path / "a.png", 0)
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
-    assert PicturePair("x", a, tmp_path / "b.png").difference_HWC() is None
-    assert PicturePair("x", a, None).difference_HWC() is None
+    assert difference(read(a), read(tmp_path / "b.png")) is None
+
+
+def test_differences_are_brightened_without_a_wider_type() -> None:
+    levels = np.arange(256, dtype=np.uint8)[None, :, None]
+    np.testing.assert_array_equal(amplified(levels), np.minimum(levels.astype(int) * AMPLIFICATION, 255))
