@@ -1,6 +1,9 @@
 """Whether the models of a run belong together, told from their configurations."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from shared.model_files.hub_files import shown_name
 
 
 def check_trainable(base: str, unet: Any) -> None:
@@ -11,8 +14,8 @@ def check_trainable(base: str, unet: Any) -> None:
     """
     if unet.addition_embed_type is not None:
         raise ValueError(
-            f"--pretrained_model_name_or_path {base} is a Stable Diffusion XL model; training on those is not "
-            "supported yet. Use a Stable Diffusion 1.x or 2.x model."
+            f"--pretrained_model_name_or_path {shown_name(base)} is a Stable Diffusion XL model; training on those is "
+            "not supported yet. Use a Stable Diffusion 1.x or 2.x model."
         )
 
 
@@ -34,19 +37,32 @@ def check_models_fit(
         check_trainable(base, unet)
     pairs = _text_features(unet, text_encoder, text_encoder_2) | {
         "channels of the UNet (in_channels) and the VAE (latent_channels)": (unet.in_channels, vae.latent_channels),
+        "channels of the UNet (in_channels and out_channels)": (unet.in_channels, unet.out_channels),
+        "channels of RGB images and the VAE (in_channels)": (3, vae.in_channels),
+        "channels of RGB images and the VAE (out_channels)": (3, vae.out_channels),
+        "channels (in_channels) of the UNet and the ControlNet": (unet.in_channels, controlnet.in_channels),
         "text features (cross_attention_dim) of the UNet and the ControlNet": (
             unet.cross_attention_dim,
             controlnet.cross_attention_dim,
         ),
         "block_out_channels of the UNet and the ControlNet": (unet.block_out_channels, controlnet.block_out_channels),
         "layers_per_block of the UNet and the ControlNet": (unet.layers_per_block, controlnet.layers_per_block),
+        "addition_embed_type of the UNet and the ControlNet": (
+            unet.addition_embed_type,
+            controlnet.addition_embed_type,
+        ),
+        "pixels along each side that become one, of the VAE (block_out_channels) and the ControlNet "
+        "(conditioning_embedding_out_channels)": (
+            _reduction(vae.block_out_channels),
+            _reduction(controlnet.conditioning_embedding_out_channels),
+        ),
         "channels of RGB conditions and the ControlNet (conditioning_channels)": (3, controlnet.conditioning_channels),
     }
     for what, (one, other) in pairs.items():
         if _plain(one) != _plain(other):
             raise ValueError(
                 f"These models do not belong together: the {what} are {one} and {other}. Give a ControlNet and a VAE "
-                f"that were made for {base}."
+                f"that were made for {shown_name(base)}."
             )
 
 
@@ -69,6 +85,11 @@ def _text_features(unet: Any, text_encoder: Any, text_encoder_2: Any | None) -> 
             6 * unet.addition_time_embed_dim + text_encoder_2.projection_dim,
         ),
     }
+
+
+def _reduction(widths: Sequence[int]) -> int:
+    """Each resolution but the last halves the sides of an image."""
+    return 2 ** (len(widths) - 1)
 
 
 def _plain(value: Any) -> Any:

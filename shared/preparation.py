@@ -16,6 +16,9 @@ from shared.evaluation.fidelity import check_fidelity
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.learning_rate import LearningRateSchedule
 from shared.model_card import data_description
+from shared.model_files.configs import CLIPTextConfig, read_config
+from shared.model_files.hub_files import locate_config
+from shared.model_files.tokenizer_files import check_tokenizer_fits
 from shared.outgoing import OutgoingFormatter, print_uncaught
 from shared.run_folder import is_finished, make_run_folder
 from shared.run_log import BatchArithmetic, banner, total_steps
@@ -195,10 +198,11 @@ def open_run_tracker(prepared: Preparation, first_step: int) -> Tracker:
 
 
 def _tokenize(config: TrainConfig) -> Tokenize:
+    base, cache_dir = str(config.pretrained_model_name_or_path), config.cache_dir
     if config.tokenizer_name is not None:
-        tokenizer = load_tokenizer(config.tokenizer_name, cache_dir=config.cache_dir)
+        tokenizer = load_tokenizer(config.tokenizer_name, cache_dir=cache_dir)
     else:
-        tokenizer = load_tokenizer(
-            str(config.pretrained_model_name_or_path), "tokenizer", config.revision, config.cache_dir
-        )
+        tokenizer = load_tokenizer(base, "tokenizer", config.revision, cache_dir)
+    text_encoder = locate_config(base, subfolder="text_encoder", revision=config.revision, cache_dir=cache_dir)
+    check_tokenizer_fits(tokenizer, config.tokenizer_name or base, read_config(text_encoder, CLIPTextConfig))
     return tokenizer_function(tokenizer)

@@ -4,15 +4,14 @@ Axes: B captions, L the tokenizer's model_max_length (77 for CLIP).
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from transformers import CLIPTokenizer
 
-Tokenize = Callable[[Sequence[str]], npt.NDArray[np.int32]]
+from shared.model_files.tokenizer_files import read_tokenizer
 
-_LONGEST_PLAUSIBLE = 4096  # transformers says 10**30 when the tokenizer's own length is not on file
+Tokenize = Callable[[Sequence[str]], npt.NDArray[np.int32]]
 
 
 def load_tokenizer(
@@ -21,23 +20,9 @@ def load_tokenizer(
     """A CLIP tokenizer from a local folder or a Hub repository.
 
     Raises:
-        ValueError: when there is no complete tokenizer there.
+        ValueError: when there is no complete tokenizer there, or it cannot be read or used.
     """
-    where = f"{path}/{subfolder}" if subfolder else path
-    fix = f"expected tokenizer_config.json with vocab.json and merges.txt (or tokenizer.json) in {where}"
-    if Path(path).is_dir() and not _has_vocabulary(Path(where)):
-        raise ValueError(
-            f"{where} holds no tokenizer; {fix}. Point --tokenizer_name or the base model at such a folder"
-        )
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(
-            path, subfolder=subfolder or "", revision=revision or "main", cache_dir=cache_dir
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer could be loaded from {where}: {error}; {fix}") from error
-    if tokenizer.model_max_length > _LONGEST_PLAUSIBLE:
-        raise ValueError(f"the tokenizer in {where} does not say its model_max_length; {fix}")
-    return tokenizer
+    return read_tokenizer(path, subfolder, revision, cache_dir)
 
 
 def tokenizer_function(tokenizer: CLIPTokenizer) -> Tokenize:
@@ -53,9 +38,3 @@ def tokenizer_function(tokenizer: CLIPTokenizer) -> Tokenize:
         return np.asarray(encoded["input_ids"], dtype=np.int32)
 
     return tokenize
-
-
-def _has_vocabulary(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file() or all(
-        (folder / name).is_file() for name in ("vocab.json", "merges.txt")
-    )

@@ -16,6 +16,7 @@ import numpy as np
 
 from shared.diffusion.schedule import Array, NoiseSchedule, PredictionType, predicted_noise, predicted_x0
 from shared.randomness import Purpose, generator
+from shared.untrusted import shown
 
 
 class StepCoefficients(NamedTuple):
@@ -216,8 +217,8 @@ def _refuse_unless_neutral(sampler: str, config: Mapping[str, Any], supported: M
     for option, values in supported.items():
         if option in config and config[option] not in values:
             raise ValueError(
-                f"The scheduler's {option} is {config[option]!r}, which {sampler} does not support here; expected "
-                f"{' or '.join(map(repr, values))}. Change it in scheduler_config.json, or choose another sampler."
+                f"The scheduler's {option} is {shown(repr(config[option]))}, which {sampler} does not support here; "
+                f"expected {' or '.join(map(repr, values))}. Change it in scheduler_config.json, or choose another sampler."
             )
 
 
@@ -250,7 +251,7 @@ def _unipc_timesteps(schedule: NoiseSchedule, count: int) -> np.ndarray:
 def _trailing_timesteps(spacing: str, total: int, count: int) -> np.ndarray:
     if spacing != "trailing":
         raise ValueError(
-            f"The scheduler's timestep_spacing is {spacing!r}; expected leading, linspace or trailing. "
+            f"The scheduler's timestep_spacing is {shown(repr(spacing))}; expected leading, linspace or trailing. "
             "Correct its scheduler_config.json."
         )
     return np.arange(total, 0, -total / count).round()[:count].astype(np.int64) - 1
@@ -283,7 +284,7 @@ def _unipc_sigmas(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
     final = schedule.config.get("final_sigmas_type", "zero")
     if final not in ("zero", "sigma_min"):
         raise ValueError(
-            f"The scheduler's final_sigmas_type is {final!r}; expected zero or sigma_min. "
+            f"The scheduler's final_sigmas_type is {shown(repr(final))}; expected zero or sigma_min. "
             "Correct its scheduler_config.json."
         )
     return np.append(sigmas[timesteps], sigmas[0] if final == "sigma_min" else 0.0)

@@ -7,21 +7,43 @@ arithmetic and so take numpy, JAX and PyTorch arrays alike.
 x_t = a·x_0 + s·noise, where a² = alphas_cumprod and s² = 1 - a².
 """
 
-import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import huggingface_hub
+import msgspec
 import numpy as np
 from huggingface_hub import errors as hub_errors
+
+from shared.model_files.hub_files import shown_name
+from shared.untrusted import MIB, read_json, shown
+from shared.untrusted.documents import convert
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 SCHEDULER_FILE = "scheduler_config.json"
+
+_LARGEST_FILE = 16 * MIB  # a hundred thousand trained betas have some two
+_MOST_TIMESTEPS = 100_000  # a hundred times as many as any published model was trained with
+
+_Timesteps = Annotated[int, msgspec.Meta(le=_MOST_TIMESTEPS)]
+_Beta = Annotated[float, msgspec.Meta(ge=0, le=1e6)]  # from 1 on it is refused in words of its own
+_FIELDS: dict[str, Any] = {
+    "num_train_timesteps": _Timesteps,
+    "beta_start": _Beta,
+    "beta_end": _Beta,
+    "trained_betas": Annotated[list[float], msgspec.Meta(max_length=_MOST_TIMESTEPS)] | None,
+    "rescale_betas_zero_snr": bool | None,
+    "set_alpha_to_one": bool | None,
+    "clip_sample": bool | None,
+    "clip_sample_range": Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None,
+    "steps_offset": Annotated[int, msgspec.Meta(ge=0, le=_MOST_TIMESTEPS)],
+}
 
 Array = Any  # numpy.ndarray, jax.Array or torch.Tensor: the formulas use nothing but arithmetic
 Config = Mapping[str, Any]
@@ -60,10 +82,11 @@ class NoiseSchedule:
         Raises:
             ValueError: unknown beta schedule or prediction type, or values that make no schedule.
         """
+        _check_types(config)
         prediction_type = config.get("prediction_type", "epsilon")
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(
-                f"The scheduler's prediction_type is {prediction_type!r}; expected one of "
+                f"The scheduler's prediction_type is {shown(repr(prediction_type))}; expected one of "
                 f"{', '.join(PREDICTION_TYPES)}. Choose a base model trained on one of these, or correct "
                 f"its {SCHEDULER_FILE}."
             )
@@ -75,7 +98,13 @@ class NoiseSchedule:
             )
         if config.get("rescale_betas_zero_snr", False):
             betas = rescale_betas_to_zero_terminal_snr(betas)
-        return cls(_cumulative_alphas(betas), cast(PredictionType, prediction_type), dict(config))
+        alphas_cumprod = _cumulative_alphas(betas)
+        if not np.isfinite(alphas_cumprod).all():
+            raise ValueError(
+                "The scheduler's rescale_betas_zero_snr cannot be applied: its betas add no noise at all; expected "
+                f"betas above 0. Correct beta_start, beta_end or trained_betas in its {SCHEDULER_FILE}."
+            )
+        return cls(alphas_cumprod, cast(PredictionType, prediction_type), dict(config))
 
     @classmethod
     def from_pretrained(
@@ -93,10 +122,9 @@ class NoiseSchedule:
             ValueError: there is no such folder, repository or file, or it cannot be reached or read.
         """
         path = _scheduler_file(str(path_or_repo), subfolder, revision, cache_dir, token)
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); expected diffusers' {SCHEDULER_FILE}.") from error
+        fix = f"Expected diffusers' {SCHEDULER_FILE}; download or copy it again."
+        # diffusers writes an infinity into the files of DPMSolverMultistepScheduler.
+        config: dict[str, Any] = read_json(path, fix=fix, limit=_LARGEST_FILE, infinities=True)
         return cls.from_config(config)
 
 
@@ -109,8 +137,9 @@ def rescale_betas_to_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     """
     sqrt_alphas_bar = np.sqrt(_cumulative_alphas(betas))
     first, last = sqrt_alphas_bar[0], sqrt_alphas_bar[-1]
-    alphas_bar = np.square((sqrt_alphas_bar - last) * (first / (first - last)))
-    alphas = np.concatenate([alphas_bar[:1], alphas_bar[1:] / alphas_bar[:-1]])
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # from_config looks at what comes out
+        alphas_bar = np.square((sqrt_alphas_bar - last) * (first / (first - last)))
+        alphas = np.concatenate([alphas_bar[:1], alphas_bar[1:] / alphas_bar[:-1]])
     return np.float32(1) - alphas
 
 
@@ -159,10 +188,16 @@ def predicted_noise(prediction_type: PredictionType, output: Array, x_t: Array, 
     return (x_t - a * output) / s
 
 
+def _check_types(config: Config) -> None:
+    for name in _FIELDS.keys() & config.keys():
+        where = f"The scheduler's {name}, {shown(repr(config[name]))},"
+        convert(config[name], _FIELDS[name], where=where, fix=f"Correct its {SCHEDULER_FILE}.")
+
+
 def _betas(config: Config) -> np.ndarray:
     """float32 [T], before any rescaling."""
     count = config.get("num_train_timesteps", 1000)
-    if not isinstance(count, int) or count < 1:
+    if count < 1:
         raise ValueError(f"The scheduler's num_train_timesteps is {count!r}; expected a positive whole number.")
     trained = config.get("trained_betas")
     if trained is not None:
@@ -182,8 +217,8 @@ def _betas(config: Config) -> np.ndarray:
     if name == "squaredcos_cap_v2":
         return _cosine_betas(count)
     raise ValueError(
-        f"The scheduler's beta_schedule is {name!r}; expected one of {', '.join(BETA_SCHEDULES)}, or trained_betas. "
-        "Choose a base model that uses one of these."
+        f"The scheduler's beta_schedule is {shown(repr(name))}; expected one of {', '.join(BETA_SCHEDULES)}, or "
+        "trained_betas. Choose a base model that uses one of these."
     )
 
 
@@ -215,14 +250,13 @@ def _cumulative_alphas(betas: np.ndarray) -> np.ndarray:
 def _scheduler_file(
     path_or_repo: str, subfolder: str, revision: str | None, cache_dir: str | Path | None, token: str | None
 ) -> Path:
-    folder = Path(path_or_repo)
-    if folder.is_dir():
-        path = folder / subfolder / SCHEDULER_FILE
-        if path.is_file():
+    if os.path.isdir(path_or_repo):
+        path = Path(path_or_repo, subfolder, SCHEDULER_FILE)
+        if os.path.lexists(path):
             return path
         raise ValueError(
-            f"{path} does not exist; expected the base model's scheduler there, as diffusers' save_pretrained writes "
-            "it. Give the folder that holds unet/, vae/ and scheduler/."
+            f"{shown(path)} does not exist; expected the base model's scheduler there, as diffusers' save_pretrained "
+            "writes it. Give the folder that holds unet/, vae/ and scheduler/."
         )
     try:
         downloaded = huggingface_hub.hf_hub_download(
@@ -234,10 +268,11 @@ def _scheduler_file(
             token=token,
         )
     # LocalEntryNotFoundError is what an unreachable Hub ends in when the file is not in the cache either.
-    except (hub_errors.HfHubHTTPError, hub_errors.EntryNotFoundError, hub_errors.HFValidationError) as error:
+    # ValueError: a NUL in the name.
+    except (hub_errors.HfHubHTTPError, hub_errors.EntryNotFoundError, OSError, ValueError) as error:
         raise ValueError(
-            f"No noise schedule at {path_or_repo!r}: it is not a local folder, and {subfolder}/{SCHEDULER_FILE} could "
-            f"not be had from a Hub repository of that name ({type(error).__name__}). Check the spelling, the "
+            f"No noise schedule at '{shown_name(path_or_repo)}': it is not a local folder, and "
+            f"{subfolder}/{SCHEDULER_FILE} could not be had from a Hub repository of that name ({type(error).__name__}). Check the spelling, the "
             "revision, the network and, for a gated model, your login; or give a local folder."
         ) from error
     return Path(downloaded)

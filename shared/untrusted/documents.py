@@ -14,18 +14,24 @@ T = TypeVar("T")
 _LARGEST = 64 * MIB  # the index of a model of a hundred thousand tensors has some ten
 
 
-def read_json(path: str | Path, of: type[T] | Any = dict[str, Any], *, fix: str, limit: int = _LARGEST) -> T:
+def read_json(
+    path: str | Path, of: type[T] | Any = dict[str, Any], *, fix: str, limit: int = _LARGEST, infinities: bool = False
+) -> T:
     """A JSON file as the declared type: a dataclass, a TypedDict, `dict[str, Any]` (any object), `list[str]`, …
 
     Keys that the type does not declare are passed over. NaN and infinity are no JSON.
 
     Args:
+        infinities: take them all the same, as Python's own writer and reader of JSON do.
         fix: what the user can do about a fault, a sentence at the end of the message.
 
     Raises:
         ValueError: the file cannot be read, is too large, is not JSON, or is not of that type; the message names it.
     """
-    return parse_json(read_file(path, limit), of, where=str(path), fix=fix)
+    content = read_file(path, limit)
+    if infinities:
+        return convert(_parsed_by_python(content, str(path), fix), of, where=str(path), fix=fix)
+    return parse_json(content, of, where=str(path), fix=fix)
 
 
 def parse_json(content: bytes, of: type[T] | Any = dict[str, Any], *, where: str, fix: str) -> T:
@@ -46,6 +52,15 @@ def convert(values: Any, of: type[T] | Any, *, where: str, fix: str) -> T:
         return msgspec.convert(values, of)
     except msgspec.ValidationError as error:
         raise ValueError(f"{shown(where)} holds something else than expected: {shown(error)}. {fix}") from error
+    except RecursionError as error:
+        raise ValueError(f"{shown(where)} is nested more deeply than any honest file. {fix}") from error
+
+
+def _parsed_by_python(content: bytes, where: str, fix: str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:  # no JSON, no UTF-8, or an integer of more digits than Python reads
+        raise ValueError(f"{shown(where)} is not JSON ({shown(error)}). {fix}") from error
     except RecursionError as error:
         raise ValueError(f"{shown(where)} is nested more deeply than any honest file. {fix}") from error
 

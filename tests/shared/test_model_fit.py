@@ -19,12 +19,16 @@ def configurations(**changes: Any) -> dict[str, SimpleNamespace]:
             "addition_embed_type": None,
             "cross_attention_dim": 768,
             "in_channels": 4,
+            "out_channels": 4,
             "block_out_channels": (320, 640),
             "layers_per_block": 2,
         },
         "text_encoder": {"hidden_size": 768},
-        "vae": {"latent_channels": 4},
+        "vae": {"latent_channels": 4, "in_channels": 3, "out_channels": 3, "block_out_channels": (8, 8, 8, 8)},
         "controlnet": {
+            "addition_embed_type": None,
+            "in_channels": 4,
+            "conditioning_embedding_out_channels": (16, 32, 96, 256),
             "cross_attention_dim": 768,
             "block_out_channels": (320, 640),
             "layers_per_block": 2,
@@ -71,6 +75,12 @@ def test_models_that_fit_are_taken_lists_or_tuples(channels: list[int], layers: 
         ({"controlnet__block_out_channels": [320, 640, 1280]}, ["block_out_channels", "(320, 640)", "1280]"]),
         ({"controlnet__layers_per_block": [2, 2]}, ["layers_per_block", "[2, 2]"]),
         ({"controlnet__conditioning_channels": 1}, ["conditioning_channels", "3 and 1"]),
+        ({"controlnet__in_channels": 9}, ["ControlNet", "4 and 9"]),
+        ({"controlnet__addition_embed_type": "text_time"}, ["addition_embed_type", "None and text_time"]),
+        ({"unet__out_channels": 8}, ["out_channels", "4 and 8"]),
+        ({"vae__in_channels": 1}, ["VAE", "3 and 1"]),
+        ({"vae__out_channels": 4}, ["VAE", "3 and 4"]),
+        ({"vae__block_out_channels": (8, 8, 8)}, ["conditioning_embedding_out_channels", "4 and 8"]),
     ],
 )
 def test_what_does_not_fit_is_named_with_both_values(changes: dict[str, Any], parts: list[str]) -> None:
@@ -85,6 +95,7 @@ def xl_configurations(**changes: Any) -> dict[str, SimpleNamespace]:
     vars(given["unet"]).update(
         addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816
     )
+    given["controlnet"].addition_embed_type = "text_time"
     given["text_encoder_2"] = SimpleNamespace(**({"hidden_size": 1280, "projection_dim": 1280} | changes))
     return given
 

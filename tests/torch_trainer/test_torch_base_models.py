@@ -54,7 +54,7 @@ def tiny_controlnet(**changes: Any) -> ControlNetModel:
         "attention_head_dim": 2,
         "cross_attention_dim": 32,
         "norm_num_groups": 8,
-        "conditioning_embedding_out_channels": (4, 8),
+        "conditioning_embedding_out_channels": (4, 8, 8, 8),
     }
     return ControlNetModel(**(settings | changes))
 

@@ -123,7 +123,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         NoiseSchedule.from_pretrained("/no/such/folder", cache_dir=tmp_path / "cache")
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         NoiseSchedule.from_pretrained(tmp_path)
 
 
