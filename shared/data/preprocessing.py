@@ -3,19 +3,17 @@
 Axes: H height, W width, C channels, R the training resolution.
 """
 
-import io
-import struct
-import zlib
 from pathlib import Path
 
-import aiohttp
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import PIL.ImageOps
 
+from shared.data.addresses import described, local_path, read_address, scheme_of
 from shared.data.sample import BadSampleError, EncodedImage
+from shared.untrusted import foreign_library, shown
+from shared.untrusted.pictures import check_pixels, open_picture
 
 INTERPOLATION_MODES = {
     "nearest": PIL.Image.Resampling.NEAREST,
@@ -27,22 +25,6 @@ INTERPOLATION_MODES = {
     "lanczos": PIL.Image.Resampling.LANCZOS,
 }
 """torchvision's names for PIL's filters. PIL has one nearest filter, which torchvision uses for both of its own."""
-
-# What PIL's readers raise on damaged or hostile files; each was seen from one plugin or another.
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    PIL.Image.DecompressionBombError,
-    PIL.Image.DecompressionBombWarning,
-)
 
 
 def preprocess(image: EncodedImage, resolution: int, interpolation: str) -> npt.NDArray[np.uint8]:
@@ -64,17 +46,21 @@ def decode(image: EncodedImage) -> PIL.Image.Image:
     16-bit grey images (depth maps) are scaled from 65535 to 255; PIL's own conversion would clip them to white.
 
     Raises:
-        BadSampleError: for a file that is missing, damaged or not an image; for 32-bit images, whose range nothing
-            tells; for more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (where PIL itself begins to warn of a
-            decompression bomb).
+        BadSampleError: for a file that is missing, damaged, no file, or not of a format in
+            `shared.untrusted.pictures.FORMATS`; for 32-bit images, whose range nothing tells; for more than
+            `PIL.Image.MAX_IMAGE_PIXELS` pixels (where PIL itself begins to warn of a decompression bomb).
     """
     try:
-        with _open(image) as opened:
-            _check_pixels(*opened.size)
-            upright = PIL.ImageOps.exif_transpose(opened)
-            return _to_rgb(upright)
-    except _DECODING_ERRORS as error:
-        raise BadSampleError(f"{_describe(image)} cannot be decoded: {error}") from error
+        # What PIL raises on damaged or hostile files is anything, from one plugin or another.
+        with foreign_library("", ""):
+            return _decode(image)
+    except ValueError as error:
+        cause = error.__cause__
+        if isinstance(cause, BadSampleError):
+            raise cause from None
+        raise BadSampleError(_undecodable(image, cause)) from cause
+    except MemoryError as error:
+        raise BadSampleError(f"{_describe(image)} cannot be decoded: there is not enough memory for it") from error
 
 
 def resize_and_crop(image: PIL.Image.Image, resolution: int, interpolation: str) -> PIL.Image.Image:
@@ -104,22 +90,29 @@ def resized_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     return int(resolution * width / height), resolution
 
 
+def _decode(image: EncodedImage) -> PIL.Image.Image:
+    with _open(image) as opened:
+        _check_pixels(*opened.size)
+        return _to_rgb(PIL.ImageOps.exif_transpose(opened))
+
+
 def _open(image: EncodedImage) -> PIL.Image.Image:
     if isinstance(image, PIL.Image.Image):
         return image.copy()  # the caller closes what it gets, and a drawn image belongs to its source
-    if isinstance(image, bytes):
-        return PIL.Image.open(io.BytesIO(image))
-    if isinstance(image, str) and "://" in image:
-        try:
-            with fsspec.open(image, "rb") as file:
-                return PIL.Image.open(io.BytesIO(file.read()))
-        except aiohttp.ClientError as error:  # which is no OSError where the server refuses
-            raise BadSampleError(f"it could not be downloaded ({type(error).__name__})") from error
-    return PIL.Image.open(image)
+    if isinstance(image, str):
+        return open_picture(Path(local_path(image)) if scheme_of(image) is None else read_address(image))
+    return open_picture(image)
 
 
 def _describe(image: EncodedImage) -> str:
-    return str(image) if isinstance(image, str | Path) else "an image"
+    if isinstance(image, str):
+        return described(image)
+    return shown(image) if isinstance(image, Path) else "an image"
+
+
+def _undecodable(image: EncodedImage, error: BaseException | None) -> str:
+    named, reason = _describe(image), shown(error) or type(error).__name__
+    return reason if reason.startswith(named) else f"{named} cannot be decoded: {reason}"
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -132,6 +125,7 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _check_pixels(width: int, height: int) -> None:
-    limit = PIL.Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise BadSampleError(f"it has {width}x{height} pixels, more than the {limit} allowed (a decompression bomb?)")
+    try:
+        check_pixels(width, height)
+    except ValueError as error:
+        raise BadSampleError(str(error)) from None

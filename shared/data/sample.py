@@ -2,13 +2,20 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
+from shared.untrusted import shown
+
 EncodedImage = bytes | Path | str | PIL.Image.Image
-"""An image before decoding: a file's content, a local path, a URL that fsspec opens, or an image drawn by a source."""
+"""An image before decoding: a file's content, a local path, an address that `shared.data.addresses` reads, or an image
+drawn by a source."""
+
+MOST_CAPTIONS = 10_000
+"""Of one sample. Datasets with several captions have five, some a hundred."""
 
 
 class BadSampleError(Exception):
@@ -34,7 +41,7 @@ class RawSample:
     defect: str = ""
 
     def check(self) -> None:
-        """Raise `BadSampleError` when a part is missing. Decodes nothing."""
+        """Raise `BadSampleError` when a part is missing or no text. Decodes nothing."""
         if self.defect:
             raise BadSampleError(self.defect)
         if self.image is None:
@@ -43,13 +50,30 @@ class RawSample:
             raise BadSampleError("it has no conditioning image")
         if not self.captions:
             raise BadSampleError("it has no caption")
+        if len(self.captions) > MOST_CAPTIONS:
+            raise BadSampleError(f"it has more than {MOST_CAPTIONS:,} captions, more than any honest sample")
+        for caption in self.captions:
+            check_text(caption)
+
+
+def check_text(caption: str) -> None:
+    """Raises BadSampleError for half a surrogate pair, which is no text and has no encoding."""
+    try:
+        caption.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadSampleError(
+            f"its caption holds half a character, which is no text: {shown(caption[error.start : error.start + 20])}"
+        ) from None
 
 
 def captions_of(value: Any) -> tuple[str, ...]:
-    """A caption column's value as captions: a string or several strings; anything else counts as no caption."""
+    """A caption column's value as captions: a string or several strings; anything else counts as no caption.
+
+    Of more than `MOST_CAPTIONS`, no more are looked at than it takes `RawSample.check` to see it.
+    """
     if isinstance(value, str):
         return (value,)
     if isinstance(value, Iterable) and not isinstance(value, bytes | dict):
-        captions = tuple(value)
+        captions = tuple(islice(value, MOST_CAPTIONS + 1))
         return captions if all(isinstance(caption, str) for caption in captions) else ()
     return ()

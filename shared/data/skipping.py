@@ -1,13 +1,16 @@
 """Counting the samples that could not be used."""
 
+import itertools
 import logging
 import threading
 
 from shared.data.sample import BadSampleError
+from shared.untrusted import shown
 
 logger = logging.getLogger(__name__)
 
 _NAMED_IN_ERROR = 5
+_LONGEST_REASON = 1500  # a sentence with two paths in it, each already cut
 
 
 class SkippedSamples:
@@ -27,12 +30,15 @@ class SkippedSamples:
             if name in self._reasons:
                 return
             self._reasons[name] = str(error)
-            logger.warning("skipped %s: %s", name, error)
+            logger.warning("skipped %s: %s", shown(name), shown(error, _LONGEST_REASON))
             if len(self) > self._limit:
                 raise ValueError(self._summary())
 
     def _summary(self) -> str:
-        some = "; ".join(f"{name}: {reason}" for name, reason in list(self._reasons.items())[:_NAMED_IN_ERROR])
+        some = "; ".join(
+            f"{shown(name)}: {shown(reason, _LONGEST_REASON)}"
+            for name, reason in itertools.islice(self._reasons.items(), _NAMED_IN_ERROR)
+        )
         return (
             f"{len(self)} training samples cannot be used, more than --max_skipped_samples={self._limit} allows, "
             f"among them {some}. Repair or remove them, or raise --max_skipped_samples"

@@ -12,6 +12,8 @@ from shared.data.sources.base import (
     hold_out,
     train_subset,
 )
+from shared.data.sources.named_files import NamedFiles, allowed_folders
+from shared.untrusted import shown
 
 __all__ = ["Manifest", "RandomAccessSource", "Source", "StreamSource", "SubsetSource", "open_source", "open_sources"]
 
@@ -51,6 +53,7 @@ def open_sources(config: TrainConfig) -> tuple[Source, SubsetSource | None]:
 def _open(config: TrainConfig) -> Source:
     # Sources are imported when they are used: datasets and webdataset take a second each.
     _check_exactly_one(config)
+    allowed_folders(config)  # a mistake in them is heard of whatever the data is
     if config.generated_circles is not None:
         from shared.data.sources.circles import CirclesSource
 
@@ -86,24 +89,34 @@ def _open_folder(config: TrainConfig, folder: Path) -> Source | None:
     """The source of a layout that is read without datasets, None for any other folder."""
     from shared.data.sources import image_folder, prompt_json
 
-    if not folder.is_dir():
-        raise ValueError(f"--train_data_dir is {str(folder)!r}, which is not a folder; give one that exists")
-    if not any(folder.iterdir()):
-        raise ValueError(f"--train_data_dir is {str(folder)!r}, which is empty; give a folder with training data")
+    _check_folder(folder)
+    files = NamedFiles(str(folder), folder, allowed_folders(config))
     is_prompt_json = (folder / "prompt.json").is_file()
     if config.streaming:
         if is_prompt_json:
             raise ValueError(
-                f"--streaming reads folders through datasets, which does not know the prompt.json of {str(folder)!r}; "
-                "leave --streaming out: this layout is not copied or loaded as a whole in any case"
+                f"--streaming reads folders through datasets, which does not know the prompt.json of "
+                f"{shown(folder)!r}; leave --streaming out: this layout is not copied or loaded as a whole in any case"
             )
         return None
     if is_prompt_json:
-        return prompt_json.open_prompt_json(folder)
+        return prompt_json.open_prompt_json(folder, files)
     metadata = image_folder.find_metadata(folder)
     if metadata is None:
         return None
+    files.check_own(metadata)
     keys = image_folder.find_keys(
         metadata, config.image_column, config.conditioning_image_column, config.caption_column
     )
-    return image_folder.open_image_folder(metadata, keys) if keys else None
+    return image_folder.open_image_folder(metadata, keys, files) if keys else None
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"--train_data_dir is {shown(folder)!r}, which is not a folder; give one that exists")
+    try:
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise ValueError(f"--train_data_dir is {shown(folder)!r}, which cannot be read: {error.strerror}") from error
+    if empty:
+        raise ValueError(f"--train_data_dir is {shown(folder)!r}, which is empty; give a folder with training data")

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from shared.data.sources.json_lines import JsonLinesSource, Keys, parse
+from shared.data.sources.json_lines import JsonLinesSource, Keys, read_rows
+from shared.data.sources.named_files import NamedFiles
+from shared.untrusted import shown
 
 
 def find_metadata(folder: Path) -> Path | None:
@@ -15,11 +17,12 @@ def find_keys(metadata: Path, image_column: str, conditioning_image_column: str,
     """The keys of the first line that hold the three columns, or None when one is not there.
 
     Image columns are found with and without Hugging Face's `_file_name` suffix; the image also as plain `file_name`.
+    ValueError for a list that cannot be read or is empty.
     """
-    rows = parse(metadata, metadata.read_bytes())
-    if not rows:
-        return None
-    present = rows[0][1]
+    first = next(read_rows(metadata), None)
+    if first is None:
+        raise ValueError(f"{shown(metadata)} lists no samples; expected one JSON object per line")
+    present = first[1]
     image = _first(present, f"{image_column}_file_name", image_column, "file_name")
     conditioning_image = _first(present, f"{conditioning_image_column}_file_name", conditioning_image_column)
     caption = _first(present, caption_column)
@@ -28,9 +31,9 @@ def find_keys(metadata: Path, image_column: str, conditioning_image_column: str,
     return Keys(image, conditioning_image, caption)
 
 
-def open_image_folder(metadata: Path, keys: Keys) -> JsonLinesSource:
+def open_image_folder(metadata: Path, keys: Keys, files: NamedFiles) -> JsonLinesSource:
     """The pairs that `metadata` lists under `keys`. ValueError for a malformed list."""
-    return JsonLinesSource("image_folder", metadata, keys)
+    return JsonLinesSource("image_folder", metadata, keys, files)
 
 
 def _first(present: dict[str, object], *names: str) -> str | None:

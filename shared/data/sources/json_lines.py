@@ -2,12 +2,29 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.data.sample import RawSample, captions_of
+import msgspec
+
+from shared.data.sample import BadSampleError, RawSample, captions_of
 from shared.data.sources.base import Manifest
+from shared.data.sources.named_files import NamedFiles
+from shared.untrusted import MIB, open_file, shown
+
+LARGEST_LIST = 1024 * MIB
+"""Five million rows of 200 bytes, in a folder of as many files."""
+
+_LONGEST_LINE = 64 * MIB
+
+# Values are left as they are until they are wanted: the rows of others have columns of any size beside these three.
+_decode_row = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_text = msgspec.json.Decoder(str | list[str]).decode
+
+Text = str | list[str] | None
 
 
 @dataclass(frozen=True)
@@ -22,25 +39,33 @@ class Keys:
 class JsonLinesSource:
     """Random access to the pairs that a JSON-lines file lists. Images are opened when they are decoded, not before."""
 
-    def __init__(self, kind: str, path: Path, keys: Keys) -> None:
+    def __init__(self, kind: str, path: Path, keys: Keys, files: NamedFiles) -> None:
         """Read the whole list.
 
+        Args:
+            kind: the layout's name in the manifest.
+            path: the list.
+            keys: of its lines.
+            files: what the lines may name.
+
         Raises:
-            ValueError: for a line that is not a JSON object, or a list without lines.
+            ValueError: for a list that cannot be read, leads out of the data's folder or has no lines, and for a line
+                that is not a JSON object.
         """
-        content = path.read_bytes()
-        self._path, self._keys = path, keys
+        files.check_own(path)
+        digest = hashlib.sha256()
+        self._path, self._keys, self._files = path, keys, files
+        wanted = (keys.image, keys.conditioning_image, keys.caption)
         self._rows = [
-            (number, tuple(row.get(key) for key in (keys.image, keys.conditioning_image, keys.caption)))
-            for number, row in parse(path, content)
+            (number, tuple(text_of(row.get(key)) for key in wanted)) for number, row in read_rows(path, digest)
         ]
         if not self._rows:
-            raise ValueError(f"{path} lists no samples; expected one JSON object per line")
+            raise ValueError(f"{shown(path)} lists no samples; expected one JSON object per line")
         self.manifest: Manifest = {
             "kind": kind,
             "location": str(path),
             "samples": len(self._rows),
-            "fingerprint": hashlib.sha256(content).hexdigest(),
+            "fingerprint": digest.hexdigest(),
             "columns": [keys.image, keys.conditioning_image, keys.caption],
         }
 
@@ -49,30 +74,88 @@ class JsonLinesSource:
 
     def __getitem__(self, index: int) -> RawSample:
         number, (image, conditioning_image, caption) = self._rows[index]
-        return RawSample(
-            image=self._resolve(image),
-            conditioning_image=self._resolve(conditioning_image),
-            captions=captions_of(caption),
-            name=f"{self._path} line {number} ({image})",
-        )
-
-    def _resolve(self, name: Any) -> Path | None:
-        return self._path.parent / name if isinstance(name, str) and name else None
-
-
-def parse(path: Path, content: bytes) -> list[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) of every line that is not blank. ValueError for a line that is not an object."""
-    rows = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
+        captions, name = captions_of(caption), f"{self._path} line {number} ({image})"
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(
-                f"{path} line {number} is not JSON ({error}); expected one JSON object per line"
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path} line {number} is {line[:40]!r}; expected a JSON object")
-        rows.append((number, row))
-    return rows
+            found, found_conditioning = (
+                self._files.find(name, self._path.parent) for name in (image, conditioning_image)
+            )
+        except BadSampleError as error:
+            return RawSample(None, None, captions, name, str(error))
+        return RawSample(found, found_conditioning, captions, name)
+
+
+def read_rows(path: Path, digest: Any = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of every line that is not blank; `text_of` takes the objects' values.
+
+    Args:
+        path: the list.
+        digest: a hash that is to see what is read.
+
+    Raises:
+        ValueError: the file cannot be read or is too large, or a line is not an object.
+    """
+    number = 0
+    for chunk in _chunks(path, digest):
+        for line in chunk.splitlines():
+            number += 1
+            if line.strip():
+                yield number, _row(path, number, line)
+
+
+def text_of(value: Any) -> Text:
+    """A row's value as a text or a list of texts; anything else counts as nothing.
+
+    Half a surrogate pair, which JSON can spell, stays: `RawSample.check` refuses it.
+    """
+    if isinstance(value, msgspec.Raw):
+        try:
+            return _decode_text(value)
+        except msgspec.ValidationError:
+            return None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            value = _leniently(bytes(value))
+    if isinstance(value, str):
+        return value
+    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
+
+
+def _chunks(path: Path, digest: Any) -> Iterator[bytes]:
+    """What ends with a line feed, and the rest."""
+    with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > LARGEST_LIST:
+            raise ValueError(f"{shown(path)} has more than {LARGEST_LIST / MIB:,.0f} MiB; split the data up")
+        while chunk := file.readline(_LONGEST_LINE):
+            if len(chunk) == _LONGEST_LINE:
+                raise ValueError(f"{shown(path)} has a line of more than {_LONGEST_LINE / MIB:.0f} MiB")
+            if digest is not None:
+                digest.update(chunk)
+            yield chunk
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        return _decode_row(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass  # NaN, which pandas writes for a missing caption; a byte order mark; half a character
+    except RecursionError:
+        raise _not_json(path, number, "it is nested more deeply than any honest line") from None
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise _not_json(path, number, shown(error)) from error
+    except RecursionError:
+        raise _not_json(path, number, "it is nested more deeply than any honest line") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{shown(path)} line {number} is {line[:40]!r}; expected a JSON object")
+    return row
+
+
+def _not_json(path: Path, number: int, reason: str) -> ValueError:
+    return ValueError(f"{shown(path)} line {number} is not JSON ({reason}); expected one JSON object per line")
+
+
+def _leniently(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None

@@ -6,17 +6,19 @@ Reference: Zhang et al., ControlNet repository, docs/train.md. `source` is the c
 from pathlib import Path
 
 from shared.data.sources.json_lines import JsonLinesSource, Keys
+from shared.data.sources.named_files import NamedFiles
+from shared.untrusted import shown
 
 KEYS = Keys(image="target", conditioning_image="source", caption="prompt")
 
 
-def open_prompt_json(folder: Path) -> JsonLinesSource:
+def open_prompt_json(folder: Path, files: NamedFiles) -> JsonLinesSource:
     """The pairs of `folder/prompt.json`. ValueError when the list is malformed, empty, or has other keys."""
-    source = JsonLinesSource("prompt_json", folder / "prompt.json", KEYS)
+    source = JsonLinesSource("prompt_json", folder / "prompt.json", KEYS, files)
     first = source[0]
-    if first.image is None or first.conditioning_image is None:
+    if not first.defect and (first.image is None or first.conditioning_image is None):
         raise ValueError(
-            f'the first line of {folder / "prompt.json"} lacks "source" or "target"; expected lines like '
+            f'the first line of {shown(folder / "prompt.json")} lacks "source" or "target"; expected lines like '
             '{"source": "source/0.png", "target": "target/0.png", "prompt": "a caption"}'
         )
     return source

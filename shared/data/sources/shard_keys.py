@@ -9,14 +9,27 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from shared.data.sample import RawSample, captions_of
+from shared.data.sources.json_lines import text_of
+from shared.untrusted import MIB, shown
+from shared.untrusted.pictures import LARGEST_FILE
 
 IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm")
 _IMAGE_NAMES = ("image", "target")
 _CONDITIONING_NAMES = ("conditioning_image", "conditioning", "condition", "cond", "source")
 _CAPTION_NAMES = ("text", "caption", "prompt")
 
+MOST_MEMBERS = 10_000
+"""Of one sample, which has three that matter."""
+
+_MOST_LISTED, _LONGEST_LISTED = 30, 60  # in a message
+
+_LARGEST_CAPTION = 16 * MIB  # a JSON caption may come with much else about its picture
+
 _MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -35,14 +48,26 @@ class ShardKeys:
         image, conditioning, caption = (next((e for e in choice if e in present), None) for choice in wanted)
         return image, conditioning, caption
 
+    def wants(self, extension: str) -> bool:
+        """Whether a member with this extension may be a part of its sample."""
+        return any(extension in choice for choice in (self.image, self.conditioning_image, self.caption))
+
+    def too_large(self, extension: str, size: int) -> str:
+        """Why a member of that size is left unread, empty where it is not."""
+        is_picture = extension in self.image or extension in self.conditioning_image
+        if size <= (LARGEST_FILE if is_picture else _LARGEST_CAPTION):
+            return ""
+        return f"its member .{shown(extension)} has {size:,} bytes, more than any honest one"
+
     def check(self, extensions: Iterable[str], where: str) -> None:
         """ValueError naming the extensions of the first sample when one of the three parts is not among them."""
         seen = sorted(extensions)
+        listed = ", ".join(shown(extension, _LONGEST_LISTED) for extension in seen[:_MOST_LISTED])
         flags = ("--shards_image_key", "--shards_conditioning_key", "--shards_caption_key")
         missing = [flag for flag, found in zip(flags, self.find(seen), strict=True) if found is None]
         if missing:
             raise ValueError(
-                f"the first sample of {where} has the keys {', '.join(seen)}, among which no image, conditioning image "
+                f"the first sample of {where} has the keys {listed}, among which no image, conditioning image "
                 f"and caption could be told; set {', '.join(missing)} to the right ones"
             )
 
@@ -74,6 +99,11 @@ def raw_sample(
     return RawSample(image, conditioning_image, captions, name, defect)
 
 
+def twice(shard: object, name: str) -> ValueError:
+    """The error of a shard that holds a member twice."""
+    return ValueError(f"{shown(shard)} holds {shown(name)!r} twice; write each member of a sample once")
+
+
 def _given(key: str | None) -> tuple[str, ...]:
     return tuple(part.strip().lower() for part in key.split(";")) if key else ()
 
@@ -85,11 +115,24 @@ def _with_endings(names: tuple[str, ...], endings: tuple[str, ...]) -> tuple[str
 def _captions(extension: str, content: bytes) -> tuple[tuple[str, ...], str]:
     try:
         text = content.decode("utf-8")
-        if extension.rsplit(".", 1)[-1] != "json":
-            return (text.strip(),), ""
+    except UnicodeDecodeError as error:
+        return (), f"its caption (.{shown(extension)}) cannot be read: {error}"
+    if extension.rsplit(".", 1)[-1] != "json":
+        return (text.strip(),), ""
+    try:
+        return captions_of(_caption_in(text)), ""
+    except (ValueError, RecursionError) as error:
+        return (), f"its caption (.{shown(extension)}) cannot be read: {shown(error)}"
+
+
+def _caption_in(text: str) -> str | list[str] | None:
+    """The caption in a JSON text: the text itself, a list of texts, or what an object has under a usual name."""
+    try:
+        value = _decode_object(text)
+    except msgspec.ValidationError:
+        return text_of(msgspec.Raw(text))
+    except msgspec.DecodeError:  # NaN, half a character
         value = json.loads(text)
-    except ValueError as error:
-        return (), f"its caption (.{extension}) cannot be read: {error}"
-    if isinstance(value, dict):
-        value = next((value[key] for key in _CAPTION_NAMES if key in value), None)
-    return captions_of(value), ""
+        if not isinstance(value, dict):
+            return text_of(value)
+    return text_of(next((value[key] for key in _CAPTION_NAMES if key in value), None))

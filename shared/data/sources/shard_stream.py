@@ -1,24 +1,28 @@
 """WebDataset tars that can only be read from front to back: URLs, commands, compressed files."""
 
 import itertools
-import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from shared.config import TrainConfig
 from shared.data.sample import RawSample
 from shared.data.sources.base import Manifest
-from shared.data.sources.shard_keys import ShardKeys, raw_sample
+from shared.data.sources.shard_keys import MOST_MEMBERS, ShardKeys, raw_sample, split_member, twice
 from shared.data.sources.shuffling import buffered_shuffle
+from shared.data.sources.tar_reading import Content, DamagedTarError, StreamContent, regular_files
 from shared.randomness import Purpose, generator
 from shared.redaction import redacted
+from shared.untrusted import foreign_library, open_file, shown
+from shared.untrusted.pictures import LARGEST_FILE
 
 _DRAIN_BYTES = 2**20
 
 
 class ShardStream:
-    """Plain webdataset streaming of undecoded samples, shards in a seeded order, through a shuffle buffer.
+    """Streaming of undecoded samples, grouped as webdataset groups them, shards in a seeded order, through a shuffle
+    buffer.
 
     Every host reads everything, so that what is at a position does not depend on the number of hosts.
     """
@@ -29,10 +33,10 @@ class ShardStream:
         self._seed, self._buffer_size = config.seed, config.shuffle_buffer_size
         self._max_samples = config.max_train_samples
         first = next(self._read(locations), None)
+        where = shown(redacted(locations[0]))
         if first is None:
-            shown = redacted(locations[0])
-            raise ValueError(f"{shown} and its like hold no samples; expected members such as 0001.image.png")
-        keys.check(_extensions(first), redacted(locations[0]))
+            raise ValueError(f"{where} and its like hold no samples; expected members such as 0001.image.png")
+        keys.check(first.members, where)
         self.manifest: Manifest = {
             "kind": "shard_stream",
             "location": [redacted(location) for location in locations],
@@ -46,40 +50,63 @@ class ShardStream:
     def iterate(self, epoch: int) -> Iterator[RawSample]:
         """The samples of one epoch. --max_train_samples takes the same first ones in every epoch."""
         if self._max_samples is not None:
-            members: Iterator[dict[str, Any]] = itertools.islice(self._read(self._locations), self._max_samples)
+            samples: Iterator[_StreamedSample] = itertools.islice(self._read(self._locations), self._max_samples)
         else:
             order = generator(self._seed, Purpose.SHARD_ORDER, epoch).permutation(len(self._locations))
-            members = self._read([self._locations[index] for index in order])
-        return buffered_shuffle(map(self._raw_sample, members), self._buffer_size, self._seed, epoch)
+            samples = self._read([self._locations[index] for index in order])
+        return buffered_shuffle(map(self._raw_sample, samples), self._buffer_size, self._seed, epoch)
 
-    def _read(self, locations: list[str]) -> Iterator[dict[str, Any]]:
+    def _read(self, locations: list[str]) -> Iterator["_StreamedSample"]:
         for location in locations:
             try:
-                yield from _read_shard(location)
-            except (OSError, tarfile.TarError) as error:
-                # The message and the cause may quote the whole command, with a token in it.
+                yield from _read_shard(location, self._keys)
+            except (OSError, DamagedTarError) as error:
+                # An OSError and its cause may quote the whole command, with a token in it.
+                reason = str(error) if isinstance(error, DamagedTarError) else type(error).__name__
                 raise ValueError(
-                    f"--train_shards: reading {redacted(location)} failed ({type(error).__name__}). Check that it "
+                    f"--train_shards: reading {shown(redacted(location))} failed ({reason}). Check that it "
                     "exists, is a tar, and may be read from here."
                 ) from None
 
-    def _raw_sample(self, members: dict[str, Any]) -> RawSample:
-        image, conditioning_image, caption = self._keys.find(_extensions(members))
+    def _raw_sample(self, sample: "_StreamedSample") -> RawSample:
+        name, members = f"{redacted(sample.location)}:{sample.key}", sample.members
+        if sample.defect:
+            return RawSample(None, None, (), name, sample.defect)
+        image, conditioning_image, caption = self._keys.find(members)
+        named_caption = (caption, members[caption] or b"") if caption else None
         return raw_sample(
-            f"{redacted(members['__url__'])}:{members['__key__']}",
+            name,
             members[image] if image else None,
             members[conditioning_image] if conditioning_image else None,
-            (caption, members[caption]) if caption else None,
+            named_caption,
         )
 
 
-def _read_shard(location: str) -> Iterator[dict[str, Any]]:
-    from webdataset.gopen import gopen
-    from webdataset.tariterators import group_by_keys, tar_file_expander
+@dataclass
+class _StreamedSample:
+    """Consecutive members of one key: by extension what they hold, None where it is not wanted."""
 
-    stream = gopen(location)
+    location: str
+    key: str
+    members: dict[str, bytes | None] = field(default_factory=dict)
+    defect: str = ""
+    bytes: int = 0
+
+    def add(self, extension: str, size: int, content: Content, keys: ShardKeys) -> None:
+        self.members[extension] = None
+        if not keys.wants(extension) or self.defect:
+            return
+        # Several members of a sample may be wanted until the best is known: together, too, they fit a picture's limit.
+        self.defect = keys.too_large(extension, size) or _too_large_together(self.bytes + size)
+        if not self.defect:
+            self.members[extension] = content.read(size)
+            self.bytes += size
+
+
+def _read_shard(location: str, keys: ShardKeys) -> Iterator[_StreamedSample]:
+    stream = _open(location)
     try:
-        yield from group_by_keys(tar_file_expander([{"url": location, "stream": stream}]))
+        yield from _samples(location, StreamContent(stream), keys)
         while stream.read(_DRAIN_BYTES):
             pass
     except BaseException:  # the reader stopped early, or failed; either way the stream is to be closed
@@ -89,5 +116,43 @@ def _read_shard(location: str) -> Iterator[dict[str, Any]]:
     stream.close()  # raises where the command failed, which may have shortened the tar without a trace
 
 
-def _extensions(members: dict[str, Any]) -> list[str]:
-    return [name for name in members if not name.startswith("__")]
+def _samples(location: str, content: Content, keys: ShardKeys) -> Iterator[_StreamedSample]:
+    sample: _StreamedSample | None = None
+    for name, size in regular_files(content):
+        split = split_member(name)
+        if split is None:
+            continue
+        key, extension = split
+        if sample is None or key != sample.key:
+            if sample is not None:
+                yield sample
+            sample = _StreamedSample(location, key)
+        if extension in sample.members:
+            raise twice(redacted(location), name)
+        if len(sample.members) >= MOST_MEMBERS:
+            raise DamagedTarError(f"a sample has more than {MOST_MEMBERS:,} members")
+        sample.add(extension, size, content, keys)
+    if sample is not None:
+        yield sample
+
+
+def _too_large_together(size: int) -> str:
+    return f"its members have {size:,} bytes together, more than any honest sample" if size > LARGEST_FILE else ""
+
+
+def is_local(location: str) -> bool:
+    """Whether a location of shards is a path."""
+    scheme, colon, _ = location.partition(":")
+    return scheme == "file" or not colon or "/" in scheme
+
+
+def _open(location: str) -> Any:
+    if is_local(location):
+        return open_file(location)
+    from webdataset.gopen import gopen
+
+    try:
+        with foreign_library("", ""):
+            return gopen(location)
+    except ValueError as error:  # the reason may quote the whole address
+        raise DamagedTarError(type(error.__cause__).__name__) from None

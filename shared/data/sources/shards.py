@@ -4,7 +4,7 @@ import glob
 import hashlib
 import logging
 import os
-import tarfile
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,18 @@ from pathlib import Path
 from shared.config import TrainConfig
 from shared.data.sample import RawSample
 from shared.data.sources.base import Manifest, RandomAccessSource, StreamSource
-from shared.data.sources.shard_keys import ShardKeys, raw_sample, shard_keys, split_member
-from shared.data.sources.shard_stream import ShardStream
+from shared.data.sources.shard_keys import MOST_MEMBERS, ShardKeys, raw_sample, shard_keys, split_member, twice
+from shared.data.sources.shard_stream import ShardStream, is_local
+from shared.data.sources.tar_reading import DamagedTarError, FileContent, read_at, regular_files
 from shared.redaction import is_shell_command, redacted
+from shared.untrusted import open_file, shown
 
 logger = logging.getLogger(__name__)
+
+_MOST_COMBINATIONS = 10_000_000  # the largest public collection has half a million shards
+_LONGEST_NUMBER = 18  # digits
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
+_ALTERNATIVES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
 _SHELL_SCHEMES = ("pipe",)
@@ -56,7 +63,7 @@ def open_shards(config: TrainConfig) -> RandomAccessSource | StreamSource:
     _check_shell(locations, config.allow_shell_urls)
     _check_schemes(locations)
     keys = shard_keys(config.shards_image_key, config.shards_conditioning_key, config.shards_caption_key)
-    if all(_is_local(location) and not location.endswith(_COMPRESSED) for location in locations):
+    if all(is_local(location) and not location.endswith(_COMPRESSED) for location in locations):
         return ShardSource([Path(location) for location in locations], keys)
     return ShardStream(locations, keys, config)
 
@@ -65,10 +72,11 @@ class ShardSource:
     """Random access to the samples of local tars, through positioned reads."""
 
     def __init__(self, shards: list[Path], keys: ShardKeys) -> None:
+        self._keys = keys
         self._samples = [sample for shard in shards for sample in index_shard(shard, keys)]
         if not self._samples:
             raise ValueError(
-                f"{shards[0]} and its like hold no samples; expected WebDataset members such as 0001.image.png"
+                f"{shown(shards[0])} and its like hold no samples; expected WebDataset members such as 0001.image.png"
             )
         self.manifest: Manifest = {
             "kind": "shards",
@@ -83,13 +91,16 @@ class ShardSource:
 
     def __getitem__(self, index: int) -> RawSample:
         sample = self._samples[index]
+        name = f"{sample.shard}:{sample.key}"
+        parts = (sample.image, sample.conditioning_image, sample.caption)
+        defect = next(filter(None, (self._keys.too_large(part.extension, part.size) for part in parts if part)), "")
+        if defect:
+            return RawSample(None, None, (), name, defect)
         # Opened per sample: thousands of shards would not fit a process's open files, and threads share nothing here.
-        with sample.shard.open("rb", buffering=0) as file:
-            image = _read(file.fileno(), sample.image)
-            conditioning_image = _read(file.fileno(), sample.conditioning_image)
-            caption = _read(file.fileno(), sample.caption)
+        with open_file(sample.shard) as file:
+            image, conditioning_image, caption = (_read(sample.shard, file.fileno(), part) for part in parts)
         named_caption = (sample.caption.extension, caption) if sample.caption and caption is not None else None
-        return raw_sample(f"{sample.shard}:{sample.key}", image, conditioning_image, named_caption)
+        return raw_sample(name, image, conditioning_image, named_caption)
 
 
 def expand(patterns: Iterable[str]) -> Iterator[str]:
@@ -97,24 +108,55 @@ def expand(patterns: Iterable[str]) -> Iterator[str]:
 
     `pipe:` commands are left as they are. ValueError for a local pattern that matches nothing, and for open braces.
     """
-    import braceexpand
-
     for pattern in patterns:
-        try:
-            locations = [pattern] if pattern.startswith("pipe:") else list(braceexpand.braceexpand(pattern))
-        except ValueError:  # unbalanced braces; the message quotes the pattern
-            raise ValueError(f"--train_shards: the braces of {redacted(pattern)!r} do not match; close each") from None
-        for location in locations:
-            if not _is_local(location):
+        for location in [pattern] if pattern.startswith("pipe:") else _expand_braces(pattern):
+            if not is_local(location):
                 yield location
                 continue
             path = location.removeprefix("file://").removeprefix("file:")
-            matches = [path] if Path(path).is_file() else sorted(glob.glob(path, recursive=True))
+            matches = [path] if os.path.isfile(path) else _glob(path)
             if not matches:
                 raise ValueError(
-                    f"--train_shards: no file {path!r} (from {redacted(pattern)!r}); give existing .tar files"
+                    f"--train_shards: no file {shown(path)!r} (from {shown(redacted(pattern))!r}); give existing .tar "
+                    "files"
                 )
             yield from matches
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    import braceexpand
+
+    if _combinations(pattern) > _MOST_COMBINATIONS:
+        raise ValueError(
+            f"--train_shards: the braces of {shown(redacted(pattern))!r} name more than {_MOST_COMBINATIONS:,} shards; "
+            "check their ranges"
+        )
+    try:
+        return list(braceexpand.braceexpand(pattern))
+    except (ValueError, RecursionError):  # unbalanced or thousands of braces; the message quotes the pattern
+        raise ValueError(
+            f"--train_shards: the braces of {shown(redacted(pattern))!r} do not match; close each"
+        ) from None
+
+
+def _combinations(pattern: str) -> int:
+    """At least as many as the braces make; once beyond the limit, it is not counted on."""
+    count = 1
+    for first, last, step in _RANGE.findall(pattern):
+        if max(len(first), len(last), len(step)) > _LONGEST_NUMBER:
+            return _MOST_COMBINATIONS + 1
+        count *= abs(int(last) - int(first)) // (int(step or 1) or 1) + 1
+        if count > _MOST_COMBINATIONS:
+            return count
+    for alternatives in _ALTERNATIVES.findall(pattern):
+        count *= alternatives.count(",") + 1
+        if count > _MOST_COMBINATIONS:
+            return count
+    return count
+
+
+def _glob(path: str) -> list[str]:
+    return [] if "\0" in path else sorted(glob.glob(path, recursive=True))
 
 
 def index_shard(shard: Path, keys: ShardKeys) -> Iterator[IndexedSample]:
@@ -124,7 +166,7 @@ def index_shard(shard: Path, keys: ShardKeys) -> Iterator[IndexedSample]:
     """
     for number, (key, members) in enumerate(_groups(shard)):
         if number == 0:
-            keys.check(members, str(shard))
+            keys.check(members, shown(shard))
         parts = (members[extension] if extension else None for extension in keys.find(members))
         yield IndexedSample(shard, key, *parts)
     logger.debug("indexed %s", shard)
@@ -142,7 +184,9 @@ def _groups(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
                 yield current, members
             current, members = key, {}
         if extension in members:
-            raise ValueError(f"{shard} holds {name!r} twice; write each member of a sample once")
+            raise twice(shard, name)
+        if len(members) >= MOST_MEMBERS:
+            raise ValueError(f"{shown(shard)} holds a sample of more than {MOST_MEMBERS:,} members; leave it out")
         members[extension] = Member(extension, offset, size)
     if current is not None:
         yield current, members
@@ -150,20 +194,27 @@ def _groups(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
 
 def _headers(shard: Path) -> Iterator[tuple[str, int, int]]:
     """(name, offset of the content, size) of every regular file in a tar."""
+    with open_file(shard) as file:
+        content = FileContent(file.fileno())
+        try:
+            for name, size in regular_files(content):
+                yield name, content.position, size
+        except DamagedTarError as error:
+            raise ValueError(
+                f"{shown(shard)} cannot be read as an uncompressed tar: {error}; write it again or leave it out"
+            ) from error
+
+
+def _read(shard: Path, descriptor: int, member: Member | None) -> bytes | None:
+    if member is None:
+        return None
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                if member.isreg():
-                    yield member.name, member.offset_data, member.size
-                tar.members = []  # type: ignore[attr-defined]  # else it keeps every header of a shard
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(
-            f"{shard} cannot be read as an uncompressed tar: {error}; write it again or leave it out"
-        ) from error
-
-
-def _read(descriptor: int, member: Member | None) -> bytes | None:
-    return os.pread(descriptor, member.size, member.offset) if member else None
+        content = read_at(descriptor, member.offset, member.size)
+    except OSError as error:
+        raise ValueError(f"{shown(shard)} cannot be read: {error.strerror}.") from error
+    if len(content) < member.size:
+        raise ValueError(f"{shown(shard)} has become shorter since it was opened. Leave it as it is while training.")
+    return content
 
 
 def _fingerprint(samples: list[IndexedSample]) -> str:
@@ -177,17 +228,12 @@ def _fingerprint(samples: list[IndexedSample]) -> str:
     return digest.hexdigest()
 
 
-def _is_local(location: str) -> bool:
-    scheme, colon, _ = location.partition(":")
-    return scheme == "file" or not colon or "/" in scheme
-
-
 def _check_shell(locations: list[str], allowed: bool) -> None:
     commands = [location for location in locations if is_shell_command(location)]
     if commands and not allowed:
         raise ValueError(
-            f"--train_shards has {redacted(commands[0])!r}, which runs a shell command; add --allow_shell_urls if you "
-            "trust it, or name the files or URLs themselves"
+            f"--train_shards has {shown(redacted(commands[0]))!r}, which runs a shell command; add "
+            "--allow_shell_urls if you trust it, or name the files or URLs themselves"
         )
 
 
@@ -195,8 +241,8 @@ def _check_schemes(locations: list[str]) -> None:
     known = (*_SHELL_SCHEMES, *_REMOTE_SCHEMES)
     for location in locations:
         scheme = location.partition(":")[0]
-        if not _is_local(location) and scheme not in known:
+        if not is_local(location) and scheme not in known:
             raise ValueError(
-                f"--train_shards has {redacted(location)!r}, and {scheme}: cannot be read; expected paths or one of "
-                f"{', '.join(known)}: (a command such as 'pipe:aws s3 cp ADDRESS -' reads anything else)"
+                f"--train_shards has {shown(redacted(location))!r}, and {shown(scheme)}: cannot be read; expected "
+                f"paths or one of {', '.join(known)}: (a command such as 'pipe:aws s3 cp ADDRESS -' reads anything else)"
             )

@@ -1,0 +1,109 @@
+"""Which files the rows of a data set may name.
+
+Whoever wrote the rows is not whoever trains on them. A row that could name any file would put the user's own pictures
+and captions into what a run shows and uploads.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from shared.config import TrainConfig
+from shared.data.addresses import check_address, described, local_path, scheme_of, zip_parts
+from shared.data.sample import BadSampleError
+from shared.untrusted import shown
+
+_FLAG = "--allowed_data_dirs"
+
+
+class NamedFiles:
+    """Turns the names in rows into files of the data's folder, files of the folders that the user allowed, addresses.
+
+    Links are followed before a file counts as being in a folder.
+    """
+
+    def __init__(
+        self, data: str, folder: Path | None, allowed: Iterable[str | Path], *, addresses: bool = False
+    ) -> None:
+        """
+        Args:
+            data: what a message calls the data set.
+            folder: its own folder, to which names are relative; None for a data set of the Hub.
+            allowed: further folders.
+            addresses: whether rows may name remote files.
+        """
+        self._data, self._folder, self._addresses = data, folder, addresses
+        own = [] if folder is None else [folder.resolve(), *_blobs_of_snapshot(folder.resolve())]
+        self._roots = (*own, *(Path(path).resolve() for path in allowed))
+
+    def find(self, name: Any, base: Path | None = None) -> Path | str | None:
+        """The picture that a row's value names, None where it names none.
+
+        Args:
+            name: the value.
+            base: the folder to which the name is relative, where it is not the data's.
+
+        Raises:
+            BadSampleError: it lies outside of the folders, or is an address that is not read.
+        """
+        if not isinstance(name, str) or not name:
+            return None
+        if (parts := zip_parts(name)) is not None:
+            archive = self.find(parts[1], base)
+            return f"zip://{parts[0]}::{archive}"
+        if scheme_of(name) is None:
+            return self._file(name, base)
+        if not self._addresses:
+            raise BadSampleError(f"it names {described(name)}; expected a file of {shown(self._folder)}")
+        check_address(name)
+        return name
+
+    def check_own(self, path: Path) -> None:
+        """Raises ValueError for a file of the data set itself, such as its list of rows, that leads out of it."""
+        try:
+            self._check_inside(path)
+        except BadSampleError as error:
+            raise ValueError(f"{shown(path)} cannot be used: {error}") from None
+
+    def _file(self, name: str, base: Path | None) -> Path:
+        base = base or self._folder
+        path = Path(local_path(name)) if base is None else base / local_path(name)
+        if not path.is_absolute() and base is None:
+            raise BadSampleError(f"it names {shown(name)}, relative to a folder that {shown(self._data)} does not have")
+        self._check_inside(path, name)
+        return path
+
+    def _check_inside(self, path: Path, name: str | None = None) -> None:
+        given = shown(path if name is None else name)
+        try:
+            os.fsencode(path)
+            resolved = path.resolve()
+        except (OSError, ValueError, RuntimeError):  # a NUL, half a character, a name too long, a circle of links
+            raise BadSampleError(f"it names {given}, which is no file name that can be followed") from None
+        if not any(resolved.is_relative_to(root) for root in self._roots):
+            where = "" if path == resolved or given == shown(resolved) else f" (which leads to {shown(resolved)})"
+            raise BadSampleError(
+                f"it names {given}{where}, outside of {self._own()}. If you trust the data, add "
+                f"{_FLAG} {shown(resolved.parent)}"
+            )
+
+    def _own(self) -> str:
+        if self._folder is None:
+            return f"what was downloaded of {shown(self._data)}"
+        return f"the data's folder {shown(self._folder)}"
+
+
+def allowed_folders(config: TrainConfig) -> list[Path]:
+    """The folders of --allowed_data_dirs. ValueError for one that does not exist."""
+    folders = [Path(name) for name in config.allowed_data_dirs or ()]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{_FLAG} has {shown(folder)!r}, which is no folder; give folders that exist")
+    return folders
+
+
+def _blobs_of_snapshot(folder: Path) -> list[Path]:
+    """The Hub's cache keeps a repository's files in `blobs`, and links to them in `snapshots/REVISION`."""
+    repositories = [parent.parent for parent in (folder, *folder.parents) if parent.parent.name == "snapshots"]
+    return [repository.parent / "blobs" for repository in repositories if (repository.parent / "blobs").is_dir()]
