@@ -11,12 +11,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from shared.atomic_files import write_atomically
+from shared.untrusted.text import harmless
 
 _MARGIN = 16
 _GAP = 8
 _HEADING_SIZE, _CAPTION_SIZE = 20, 15
 _BACKGROUND, _HEADING_COLOUR, _CAPTION_COLOUR = "#ffffff", "#111111", "#666666"
 _NARROWEST_TEXT = 160  # a grid of tiny images still has room for words
+
+_LONGEST_TEXT = 1000  # characters of a caption or a prompt: more than a text encoder uses, and few enough to draw
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -114,9 +117,13 @@ def _text_height(text: str, font: _Font) -> int:
 
 
 def _wrap(text: str, font: _Font, width: int) -> str:
-    """Break text into lines of at most `width` pixels, inside a word where it is too long for a line."""
+    """Break text into lines of at most `width` pixels, inside a word where it is too long for a line.
+
+    Of a text that no encoder would use, the beginning; what is no text, such as half an emoji, is escaped.
+    """
     lines: list[str] = []
-    for word in text.split():
+    cut = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+    for word in map(harmless, cut.split()):
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(longer) <= width:
             lines[-1] = longer
