@@ -79,6 +79,8 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
         str(config.pretrained_model_name_or_path), revision=config.revision, cache_dir=config.cache_dir
     )
     tokenize = _tokenize(config)
+    if images is not None:
+        images.show_used_text(tokenize)
     source, held_out_source = open_sources(config)
     return Preparation(config, output_dir, resume_from, repository, images, schedule, tokenize, source, held_out_source)
 
@@ -117,7 +119,7 @@ def plan_steps(prepared: Preparation, devices: int) -> Steps:
         first,
         last,
         LearningRateSchedule.from_config(config, last, arithmetic.global_batch_size),
-        checkpoint_record(config, prepared.source.manifest, arithmetic.global_batch_size),
+        checkpoint_record(config, prepared.source.manifest, arithmetic.global_batch_size, last),
     )
 
 

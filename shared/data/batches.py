@@ -20,7 +20,7 @@ from shared.data.preprocessing import preprocess
 from shared.data.sample import BadSampleError, RawSample
 from shared.data.skipping import SkippedSamples
 from shared.data.sources.base import RandomAccessSource, Source
-from shared.data.tokenization import Tokenize
+from shared.data.tokenization import CaptionTokenizer, Tokenize
 from shared.data.workers import Workers
 from shared.randomness import Purpose, generator
 from shared.run_log import BatchArithmetic
@@ -152,9 +152,11 @@ class BatchLoader:
             yield from self._prefetch(start_step, self._workers)
 
     def close(self) -> None:
-        """Stop the worker threads. Batches already handed out stay valid."""
+        """Stop the worker threads, and say how many captions were cut. Batches already handed out stay valid."""
         if self._workers is not None:
             self._workers.close()
+        if isinstance(self._tokenize, CaptionTokenizer):
+            self._tokenize.report()
 
     def _prefetch(self, start_step: int, workers: Workers) -> Iterator[tuple[int, Batch]]:
         ahead: deque[tuple[_UnfinishedBatch, list[Future[None]]]] = deque()

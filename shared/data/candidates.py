@@ -62,8 +62,13 @@ class StreamCandidates:
         self._restart()
 
     def at(self, position: int) -> Iterator[RawSample]:
+        first: int | None = None
         for attempt in range(self._attempts):
-            yield self._get(position + attempt)
+            epoch, sample = self._get(position + attempt)
+            first = epoch if first is None else first
+            if epoch > first + 1:  # a whole epoch was on offer
+                return
+            yield sample
 
     def forget_before(self, position: int) -> None:
         """Positions before this one will not be asked for. Going back is possible, by reading from the start."""
@@ -73,7 +78,8 @@ class StreamCandidates:
                 self._window.popleft()
                 self._first += 1
 
-    def _get(self, index: int) -> RawSample:
+    def _get(self, index: int) -> tuple[int, RawSample]:
+        """(epoch, sample) at a position."""
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -96,16 +102,16 @@ class StreamCandidates:
 
     def _restart(self) -> None:
         self._first = 0  # the position of the window's first sample
-        self._window: deque[RawSample] = deque()
+        self._window: deque[tuple[int, RawSample]] = deque()
         self._reader = self._read_epochs()
 
-    def _read_epochs(self) -> Iterator[RawSample]:
+    def _read_epochs(self) -> Iterator[tuple[int, RawSample]]:
         epoch = 0
         while True:
             empty = True
             for sample in self._source.iterate(epoch):
                 empty = False
-                yield sample
+                yield epoch, sample
             if empty:
                 raise ValueError(f"{self._source.manifest.get('location')} holds no samples; expected at least one")
             epoch += 1

@@ -3,15 +3,26 @@
 Axes: B captions, L the tokenizer's model_max_length (77 for CLIP).
 """
 
+import logging
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from transformers import CLIPTokenizer
 
+from shared.data.sample import BadSampleError, check_text
 from shared.model_files.tokenizer_files import read_tokenizer
+from shared.untrusted import foreign_library, shown
+
+logger = logging.getLogger(__name__)
 
 Tokenize = Callable[[Sequence[str]], npt.NDArray[np.int32]]
+
+_LONGEST_TOKEN = 256  # CLIP's longest has some fifty
+# What is not Unicode's White_Space, which the tokenizer splits at.
+_WORD = re.compile("[^\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]+")
 
 
 def load_tokenizer(
@@ -25,16 +36,98 @@ def load_tokenizer(
     return read_tokenizer(path, subfolder, revision, cache_dir)
 
 
-def tokenizer_function(tokenizer: CLIPTokenizer) -> Tokenize:
-    """captions → input_ids int32 [B,L], padded to model_max_length and truncated there.
+def tokenizer_function(tokenizer: CLIPTokenizer) -> "CaptionTokenizer":
+    """captions → input_ids int32 [B,L], padded to model_max_length and truncated there."""
+    return CaptionTokenizer(tokenizer)
+
+
+def used_text(tokenize: Tokenize, text: str) -> str:
+    """The part of a caption that its tokens hold, marked where it is cut; all of it where nothing is known of that."""
+    if not isinstance(tokenize, CaptionTokenizer):
+        return text
+    used = tokenize.used(text)
+    return text if used == text else f"{used} […]"
+
+
+class CaptionTokenizer:
+    """captions → input_ids int32 [B,L], padded to model_max_length and truncated there; counts what is cut off.
 
     Not to be called from several threads at once: the tokenizer keeps its padding settings in itself.
     """
 
-    def tokenize(captions: Sequence[str]) -> npt.NDArray[np.int32]:
-        encoded = tokenizer(
-            list(captions), max_length=tokenizer.model_max_length, padding="max_length", truncation=True
-        )
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        self._tokenizer, self._length = tokenizer, tokenizer.model_max_length
+        self._keeps_end = tokenizer.truncation_side == "left"
+        longest = min(max(map(len, tokenizer.get_vocab()), default=1), _LONGEST_TOKEN)
+        # An entry of the vocabulary stands for at most as many characters as it has, and a space after them. Composing
+        # characters (NFC) makes one of up to three.
+        self._most_characters = 4 * (longest + 1) * self._length
+        self._captions, self._cut = 0, 0
+
+    def __call__(self, captions: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Says once in the log that a caption was too long. ValueError for what is no text."""
+        encoded = self._encode(captions)
+        self._captions += sum(map(bool, captions))
+        for caption, encoding in zip(captions, encoded.encodings or (), strict=False):
+            if encoding.overflowing:
+                self._count_cut(caption)
         return np.asarray(encoded["input_ids"], dtype=np.int32)
 
-    return tokenize
+    def used(self, text: str) -> str:
+        """The part of a text that its tokens hold: the text itself where nothing is cut off."""
+        (encoding,) = self._encode([text]).encodings
+        held = [span for span in encoding.offsets if span[1] > span[0]]
+        if not encoding.overflowing or not held:
+            return text
+        possible = self._possible(text)
+        return possible[held[0][0] :] if self._keeps_end else possible[: held[-1][1]]
+
+    def report(self) -> None:
+        """Say in the log how many captions were cut, if any."""
+        if self._cut:
+            logger.warning(
+                "%d of %d captions and prompts had more than %d tokens; only those were used",
+                self._cut,
+                self._captions,
+                self._length,
+            )
+
+    def _encode(self, captions: Sequence[str]) -> Any:
+        for caption in captions:
+            try:
+                check_text(caption)
+            except BadSampleError as error:
+                raise ValueError(f"the caption {shown(caption)!r} cannot be used: {error}") from None
+        with foreign_library("a caption cannot be tokenised", "Check the tokenizer's files."):
+            return self._tokenizer(
+                list(map(self._possible, captions)), max_length=self._length, padding="max_length", truncation=True
+            )
+
+    def _possible(self, caption: str) -> str:
+        """The part of a caption that can matter: tokenising a book takes minutes, and `_length` tokens are used."""
+        most = self._most_characters
+        if len(caption) <= most:
+            return caption
+        return _beginning(caption[::-1], most)[::-1] if self._keeps_end else _beginning(caption, most)
+
+    def _count_cut(self, caption: str) -> None:
+        self._cut += 1
+        if self._cut == 1:
+            logger.warning(
+                "a caption or prompt has more than the %d tokens that the text encoder takes, and is cut after %r. "
+                "This is said once; the number of such captions comes at the end",
+                self._length,
+                shown(self.used(caption)),
+            )
+
+
+def _beginning(caption: str, most: int) -> str:
+    """Whole words of a long caption, or the first of one that is longer than that, with single spaces between them."""
+    words: list[str] = []
+    length = 0
+    for found in _WORD.finditer(caption):
+        words.append(caption[found.start() : min(found.end(), found.start() + most)])
+        length += len(words[-1]) + 1
+        if length > most:
+            break
+    return " ".join(words)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from shared.config import TrainConfig
 from shared.data.sources.base import SubsetSource
-from shared.data.tokenization import Tokenize
+from shared.data.tokenization import Tokenize, used_text
 from shared.evaluation.contact_sheet import SheetRow, save_sheet
 from shared.evaluation.convergence import convergence_step
 from shared.evaluation.denoising import DenoisingEvaluation, PerSampleLosses, read_samples
@@ -43,6 +43,7 @@ class HeldOutEvaluation:
         self._denoising = DenoisingEvaluation(
             self._samples, tokenize, config.seed, batch_size, latent_shape, num_train_timesteps
         )
+        self._headings = [used_text(tokenize, sample.caption) for sample in self._samples[:_ROWS_ON_SHEET]]
         self._fidelity = open_fidelity(config, held_out, self._samples)
         self._figures_of_step: dict[int, dict[str, float]] = {}
         self._first_images: npt.NDArray[np.uint8] | None = None
@@ -95,9 +96,11 @@ class HeldOutEvaluation:
         """
         if self._last_images is None:
             return
-        shown = list(zip(self._samples[:_ROWS_ON_SHEET], self._last_images, strict=False))
-        rows = [SheetRow(sample.caption, [sample.conditioning_pixels, image, sample.pixels]) for sample, image in shown]
-        tracker.images("held_out", [(sample.caption, image) for sample, image in shown], step)
+        shown = list(zip(self._headings, self._samples, self._last_images, strict=False))
+        rows = [
+            SheetRow(heading, [sample.conditioning_pixels, image, sample.pixels]) for heading, sample, image in shown
+        ]
+        tracker.images("held_out", [(heading, image) for heading, _, image in shown], step)
         save_sheet(folder / "held_out.png", rows, ("condition", f"step {step}", "ground truth"))
 
     def write_contact_sheet(self, path: Path) -> bool:
@@ -109,8 +112,10 @@ class HeldOutEvaluation:
         if self._first_images is None or self._last_images is None:
             return False
         rows = [
-            SheetRow(sample.caption, [sample.conditioning_pixels, before, after, sample.pixels])
-            for sample, before, after in zip(self._samples, self._first_images, self._last_images, strict=True)
+            SheetRow(heading, [sample.conditioning_pixels, before, after, sample.pixels])
+            for heading, sample, before, after in zip(
+                self._headings, self._samples, self._first_images, self._last_images, strict=False
+            )
         ]
-        save_sheet(path, rows[:_ROWS_ON_SHEET], ("condition", "before training", "after training", "ground truth"))
+        save_sheet(path, rows, ("condition", "before training", "after training", "ground truth"))
         return True

@@ -244,5 +244,6 @@ def _check_schemes(locations: list[str]) -> None:
         if not is_local(location) and scheme not in known:
             raise ValueError(
                 f"--train_shards has {shown(redacted(location))!r}, and {shown(scheme)}: cannot be read; expected "
-                f"paths or one of {', '.join(known)}: (a command such as 'pipe:aws s3 cp ADDRESS -' reads anything else)"
+                f"paths or one of {', '.join(known)}: (a command such as 'pipe:aws s3 cp ADDRESS -' reads "
+                "anything else)"
             )

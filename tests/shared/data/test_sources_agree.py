@@ -64,7 +64,7 @@ def paths_in_parquet(folder: Path) -> TrainConfig:
         for index, sample in enumerate(pairs())
     ]
     datasets.Dataset.from_list(rows).to_parquet(folder / "data" / "train.parquet")
-    return config(train_data_dir=str(folder / "data"))
+    return config(train_data_dir=str(folder / "data"), allowed_data_dirs=(str(folder / "files"),))
 
 
 def custom_columns(folder: Path) -> TrainConfig:
