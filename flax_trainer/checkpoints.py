@@ -5,10 +5,8 @@ and a JSON record of what it belongs to: the configuration, the data's manifest,
 """
 
 import logging
-import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,25 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.path import step as step_lib
 
+from flax_trainer.loss_scaling import initial_loss_scaler
 from flax_trainer.state import TrainState
-from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoints_in
+from shared.checkpoint_arrays import Layout, check_layouts
+from shared.checkpoint_policy import (
+    CHECKPOINT_PREFIX,
+    RESUME_FROM_ANOTHER,
+    check_step,
+    checkpoint_step,
+    checkpoints_in,
+    is_checkpoint,
+    remove,
+)
+from shared.orbax_files import open_arrays, read_record
+from shared.untrusted import shown
 
-_DIFFERENCES_SHOWN = 5
 # Deleting takes time, and half of a checkpoint must not pass for one: it is first moved here.
 _DELETED = "checkpoints.deleted"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+_LOSS_SCALER = "loss_scaler"
 
 
 class _DashedNames(step_lib.NameFormat[step_lib.Metadata]):
@@ -35,9 +46,8 @@ class _DashedNames(step_lib.NameFormat[step_lib.Metadata]):
 
     def find_all(self, base_path: epath.PathLike) -> Iterator[step_lib.Metadata]:
         for path in epath.Path(base_path).iterdir():
-            match = re.fullmatch(rf"{CHECKPOINT_PREFIX}(\d+)", path.name)
-            if match and step_lib.is_path_finalized(path):
-                yield step_lib.Metadata(step=int(match[1]), path=path)
+            if is_checkpoint(Path(path)) and step_lib.is_path_finalized(path):
+                yield step_lib.Metadata(step=checkpoint_step(Path(path)), path=path)
 
     def find_step(self, base_path: epath.PathLike, step: int) -> step_lib.Metadata:
         path = epath.Path(base_path) / self.build_name(step)
@@ -58,23 +68,25 @@ class Checkpoints:
         Unless `read_only`, what a killed run left unfinished in the folder is deleted.
         """
         self._directory = directory.absolute()
-        self._read_only = read_only
         self._saved_step: int | None = None
+        self._writer = None if read_only else self._make_writer(keep)
+
+    def _make_writer(self, keep: int | None) -> ocp.CheckpointManager:
+        _keep_quiet_about_given_up_writes()
+        for logger in ("absl", "asyncio"):  # Orbax logs there what it then raises, and every write it gave up
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             step_name_format=_DashedNames(),
             max_to_keep=keep,
             todelete_subdir=_DELETED,
-            create=not read_only,
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=not read_only,
-            read_only=read_only,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
         )
-        self._empty_deleted()
-        _keep_quiet_about_given_up_writes()
-        for logger in ("absl", "asyncio"):  # Orbax logs there what it then raises, and every write it gave up
-            logging.getLogger(logger).setLevel(logging.CRITICAL)
         handlers = {"state": _state_handler(), "record": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+        with self._explained_failure_to_write():
+            self._remove_what_is_no_folder()
+            self._empty_deleted()
+            return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def save(self, state: TrainState, record: dict[str, Any]) -> None:
         """Start saving a state as `checkpoint-{state.step}`; the writing goes on in the background.
@@ -86,15 +98,16 @@ class Checkpoints:
         Raises:
             ValueError: this save cannot begin, or the one before it failed.
         """
+        assert self._writer is not None, "this folder is only read"
         step = int(state.step)
         if step == self._saved_step:
             return
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state.to_checkpoint()), record=ocp.args.JsonSave(record))
         self.wait()
         with self._explained_failure_to_write():
-            if step in self._manager.all_steps():
-                self._manager.delete(step)
-            self._manager.save(step, args=items, force=True)
+            if step in self._writer.all_steps():
+                self._writer.delete(step)
+            self._writer.save(step, args=items, force=True)
         self._saved_step = step
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -103,10 +116,14 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is damaged, or holds other parameters than `like`.
         """
-        saved = TrainState.from_checkpoint(self._read_state(step))
-        state = saved.with_loss_scaler_of(like)
-        check_same_arrays(self._path(step), state, like)
-        return state
+        path = self._path(step)
+        with self._explained_failure_to_read(step):
+            stored = open_arrays(path)
+        check_layouts(path, stored.layouts, _expected_of(stored.layouts, like))
+        with self._explained_failure_to_read(step):
+            arrays = stored.read()
+        check_step(path, int(arrays["step"]))
+        return TrainState.from_checkpoint(_as_tree(arrays)).with_loss_scaler_of(like)
 
     def record(self, step: int) -> dict[str, Any]:
         """Only the JSON record of `checkpoint-{step}`.
@@ -114,11 +131,12 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is damaged.
         """
-        return self._read(step, "record", ocp.args.JsonRestore())
+        with self._explained_failure_to_read(step):
+            return {**read_record(self._path(step))}
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, in order."""
-        return sorted(self._manager.all_steps())
+        return [checkpoint_step(path) for path in checkpoints_in(self._directory)]
 
     def wait(self) -> None:
         """Block until the save under way, if any, is on disk.
@@ -126,20 +144,28 @@ class Checkpoints:
         Raises:
             ValueError: that save failed.
         """
-        with self._explained_failure_to_write():
-            self._manager.wait_until_finished()
-            self._empty_deleted()
+        if self._writer is not None:
+            with self._explained_failure_to_write():
+                self._writer.wait_until_finished()
+                self._empty_deleted()
 
     def close(self) -> None:
         """Wait for the save under way, if any, and release the folder; raises as `wait` does."""
-        with self._explained_failure_to_write():
-            self._manager.close()
-            self._empty_deleted()
+        if self._writer is not None:
+            with self._explained_failure_to_write():
+                self._writer.close()
+                self._empty_deleted()
 
     def _empty_deleted(self) -> None:
-        deleted = self._directory / _DELETED
-        if not self._read_only and jax.process_index() == 0 and deleted.exists():
-            shutil.rmtree(deleted)
+        if jax.process_index() == 0:
+            remove(self._directory / _DELETED)
+
+    def _remove_what_is_no_folder(self) -> None:
+        """Orbax deletes unfinished checkpoints as folders, which a link or a file of such a name is not."""
+        if jax.process_index() == 0 and self._directory.is_dir():
+            for path in self._directory.glob(f"{CHECKPOINT_PREFIX}*{_UNFINISHED}*"):
+                if path.is_symlink() or not path.is_dir():
+                    path.unlink()
 
     def _path(self, step: int) -> Path:
         return self._directory / f"{CHECKPOINT_PREFIX}{step}"
@@ -147,29 +173,16 @@ class Checkpoints:
     def _names(self) -> list[str]:
         return [path.name for path in checkpoints_in(self._directory)]
 
-    def _read(self, step: int, item: str, how: ocp.args.CheckpointArgs) -> Any:
-        with self._explained_failure_to_read(step):
-            return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
-
-    def _read_state(self, step: int) -> Any:
-        """Every array whole, as numpy, however many devices it was divided between when it was saved."""
-        with self._explained_failure_to_read(step):
-            saved = self._manager.item_metadata(step)["state"]
-            if saved is None:
-                raise ValueError("nothing says which arrays it holds")
-            as_numpy = jax.tree.map(lambda array: np.broadcast_to(np.zeros((), array.dtype), array.shape), saved.tree)
-        how = ocp.checkpoint_utils.construct_restore_args(as_numpy)
-        return self._read(step, "state", ocp.args.PyTreeRestore(as_numpy, restore_args=how))
-
     @contextmanager
     def _explained_failure_to_read(self, step: int) -> Iterator[None]:
         try:
             yield
-        except (ValueError, KeyError, OSError) as error:
+        except ValueError as error:
             others = ", ".join(name for name in self._names() if name != self._path(step).name) or "none"
+            reason = str(error).removesuffix(RESUME_FROM_ANOTHER).rstrip(" .")
             raise ValueError(
-                f"{self._path(step)} cannot be read: it is damaged, or another program wrote it "
-                f"({_short(error)}). Move it elsewhere and resume from another checkpoint (there: {others})."
+                f"{shown(self._path(step))} cannot be read: it is damaged, or another program wrote it "
+                f"({reason}). Move it elsewhere and resume from another checkpoint (there: {shown(others)})."
             ) from error
 
     @contextmanager
@@ -179,8 +192,8 @@ class Checkpoints:
         except (ValueError, OSError) as error:
             complete = ", ".join(self._names()) or "none"
             raise ValueError(
-                f"A checkpoint could not be written to {self._directory} ({_short(error)}). Complete checkpoints "
-                f"there: {complete}. If the disk is full, free some space or keep fewer with "
+                f"A checkpoint could not be written to {shown(self._directory)} ({_short(error)}). Complete "
+                f"checkpoints there: {shown(complete)}. If the disk is full, free some space or keep fewer with "
                 "--checkpoints_total_limit; then continue with --resume_from_checkpoint latest."
             ) from error
 
@@ -217,29 +230,37 @@ class _QuietAboutGivenUpWrites:
 
 def check_same_arrays(checkpoint: Path, saved: TrainState, like: TrainState) -> None:
     """Raises ValueError where a saved state has other names, shapes or dtypes than `like`."""
-    before, now = _layout(saved.to_checkpoint()), _layout(like.to_checkpoint())
-    differences = [
-        f"{name}: {before.get(name, 'nothing')} in the checkpoint, {now.get(name, 'nothing')} expected"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-    if differences:
-        raise ValueError(
-            f"{checkpoint} belongs to a ControlNet of another architecture; {len(differences)} arrays differ:\n  "
-            + "\n  ".join(differences[:_DIFFERENCES_SHOWN])
-            + "\nGive the base model of the checkpoint, or start a new run in another --output_dir."
-        )
+    check_layouts(checkpoint, _layouts(saved), _layouts(like))
 
 
-def _layout(tree: Any) -> dict[str, str]:
-    """Type and shape of every array by its path, as `params/conv_in.weight: float32 [3, 3, 4, 320]`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+def _expected_of(saved: Mapping[str, Layout], like: TrainState) -> dict[str, Layout]:
+    """The precision may have changed, and with it whether there is a loss scaler."""
+    scales_loss = any(name.startswith(f"{_LOSS_SCALER}/") for name in saved)
+    return _layouts(like._replace(loss_scaler=initial_loss_scaler() if scales_loss else {}))
+
+
+def _layouts(state: TrainState) -> dict[str, Layout]:
+    """Of every array by its path, such as `params/conv_in.weight`."""
+    leaves = jax.tree_util.tree_leaves_with_path(state.to_checkpoint())
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {list(leaf.shape)}"
+        jax.tree_util.keystr(path, simple=True, separator="/"): Layout(str(leaf.dtype), tuple(leaf.shape))
         for path, leaf in leaves
     }
 
 
+def _as_tree(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The inverse of their paths."""
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        part, _, name = path.partition("/")
+        if name:
+            tree.setdefault(part, {})[name] = array
+        else:
+            tree[part] = array
+    return tree
+
+
 def _short(error: Exception) -> str:
     """What TensorStore says, without the specification of every driver that it appends."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0].partition(' [tensorstore_spec')[0]}"
+    beginning = (str(error).splitlines() or [""])[0].partition(" [tensorstore_spec")[0]
+    return f"{type(error).__name__}: {shown(beginning)}"

@@ -39,7 +39,7 @@ from flax_trainer.processes import (
 )
 from flax_trainer.profiling import Profiler, profiled_steps
 from flax_trainer.state import TrainState
-from flax_trainer.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint
+from flax_trainer.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint, read_torch_record
 from flax_trainer.utilisation import Utilisation
 from shared.checkpoint_policy import check_resumable, checkpoint_step
 from shared.completion import BackendFacts, SaveWeights, complete_run
@@ -239,8 +239,8 @@ def _resumed_state(
 ) -> TrainState:
     """The state of a checkpoint of either backend."""
     if is_torch_checkpoint(checkpoint):
-        state, saved_record = read_torch_checkpoint(checkpoint, layouts)
-        check_resumable(checkpoint, saved_record, record)
+        check_resumable(checkpoint, read_torch_record(checkpoint), record)
+        state, _ = read_torch_checkpoint(checkpoint, layouts, fresh)
         state = state.with_loss_scaler_of(fresh)
         check_same_arrays(checkpoint, state, fresh)
         return state

@@ -6,7 +6,6 @@ backend resumes from too; and the Flax backend's own are read here.
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from shared.atomic_files import write_atomically, write_text_atomically
-from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoints_in
+from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoints_in, remove
 from shared.completion import SaveWeights
 from shared.config import TrainConfig
 from shared.model_files.weight_files import DIFFUSERS, write_weights
@@ -30,18 +29,19 @@ from shared.portable_checkpoint import (
     DECODER_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
+    check_arrays,
     read_average,
     read_optimizer_state,
     read_params,
     read_training_state,
 )
 from shared.trained_parts import UNET_FOLDER, prefixed, separated
+from shared.untrusted import shown
 from torch_trainer.base_models import load_unet
 from torch_trainer.flax_checkpoint import is_flax_checkpoint, read_flax_checkpoint, read_flax_record
 from torch_trainer.trainable_state import StateTensors, Tensors, TrainableState
 
 _UNFINISHED = ".unfinished"
-_DIFFERENCES_SHOWN = 5
 
 
 class Checkpoints:
@@ -63,8 +63,9 @@ class Checkpoints:
         self._directory, self._keep = directory, keep
         self._saved_step: int | None = None
         if accelerator.is_main_process:
-            for unfinished in directory.glob(f"{CHECKPOINT_PREFIX}*{_UNFINISHED}"):
-                shutil.rmtree(unfinished)
+            with self._explained_failure_to_write():
+                for unfinished in directory.glob(f"{CHECKPOINT_PREFIX}*{_UNFINISHED}"):
+                    remove(unfinished)
 
     def save(self, step: int, record: dict[str, Any]) -> None:
         """Write `checkpoint-{step}`, then delete what `keep` leaves no room for.
@@ -91,17 +92,18 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint is damaged or of another kind of run.
         """
+        shapes = self._state.shapes()
         if is_flax_checkpoint(checkpoint):
-            step, params, moments, loss_scaler, average = read_flax_checkpoint(checkpoint)
+            step, params, moments, loss_scaler, average = read_flax_checkpoint(checkpoint, shapes)
         else:
             saved = read_training_state(checkpoint)
-            step, loss_scaler = saved["step"], saved["loss_scaler"] or {}
+            step, loss_scaler = saved["step"], dict[str, Any](saved["loss_scaler"] or {})
+            check_arrays(checkpoint, shapes)
             params = dict(read_params(checkpoint))
             average = dict(read_average(checkpoint))
             moments = {}
             for kind, name, value in read_optimizer_state(checkpoint):
                 moments.setdefault(name, {})[kind] = value
-        _check_same_shapes(checkpoint, {name: array.shape for name, array in params.items()}, self._state.shapes())
         self._state.load(
             StateTensors(
                 _as_tensors(params),
@@ -128,7 +130,7 @@ class Checkpoints:
         if tensors.average:
             write_atomically(folder / AVERAGE_FILE, lambda path: save_file(tensors.average, path))
         state = {"step": step, "loss_scaler": None if scaler is None else scaler.state_dict(), "record": record}
-        (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        write_text_atomically(folder / STATE_FILE, json.dumps(state, indent=2) + "\n")
 
     @contextmanager
     def _explained_failure_to_write(self) -> Iterator[None]:
@@ -137,9 +139,9 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             complete = ", ".join(path.name for path in checkpoints_in(self._directory)) or "none"
             raise ValueError(
-                f"A checkpoint could not be written to {self._directory} ({error}). Complete checkpoints there: "
-                f"{complete}. If the disk is full, free some space or keep fewer with --checkpoints_total_limit; then "
-                "continue with --resume_from_checkpoint latest."
+                f"A checkpoint could not be written to {shown(self._directory)} ({shown(error)}). Complete checkpoints "
+                f"there: {shown(complete)}. If the disk is full, free some space or keep fewer with "
+                "--checkpoints_total_limit; then continue with --resume_from_checkpoint latest."
             ) from error
 
 
@@ -182,23 +184,7 @@ def checkpoint_record_of(checkpoint: Path) -> dict[str, Any]:
     """
     if is_flax_checkpoint(checkpoint):
         return read_flax_record(checkpoint)
-    return read_training_state(checkpoint)["record"]
-
-
-def _check_same_shapes(
-    checkpoint: Path, saved: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
-) -> None:
-    differences = [
-        f"{name}: {saved.get(name, 'nothing')} in the checkpoint, {expected.get(name, 'nothing')} expected"
-        for name in sorted({*saved, *expected})
-        if saved.get(name) != expected.get(name)
-    ]
-    if differences:
-        raise ValueError(
-            f"{checkpoint} belongs to a ControlNet of another architecture; {len(differences)} arrays differ:\n  "
-            + "\n  ".join(differences[:_DIFFERENCES_SHOWN])
-            + "\nGive the base model of the checkpoint, or start a new run in another --output_dir."
-        )
+    return {**read_training_state(checkpoint)["record"]}
 
 
 def _as_tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -211,11 +197,13 @@ def _put_in_place(unfinished: Path, place: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    if place.exists():
+    if os.path.lexists(place):
         _delete(place)
     unfinished.rename(place)
 
 
 def _delete(checkpoint: Path) -> None:
     """Its name goes first, so that whatever a killed process leaves of it does not pass for a checkpoint."""
-    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.deleted{_UNFINISHED}")))
+    deleted = checkpoint.with_name(f"{checkpoint.name}.deleted{_UNFINISHED}")
+    remove(deleted)  # whatever was put there
+    remove(checkpoint.rename(deleted))

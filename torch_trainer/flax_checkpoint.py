@@ -1,19 +1,24 @@
-"""Reading the Flax backend's Orbax checkpoints without JAX: TensorStore finds each array by its name."""
+"""Reading the Flax backend's Orbax checkpoints, in PyTorch's names and layouts."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorstore
+
+from shared.checkpoint_arrays import Layout, check_layouts
+from shared.checkpoint_policy import check_step
+from shared.orbax_files import is_orbax_checkpoint, open_arrays, read_record
 
 _MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
 _LOSS_SCALER = {"scale": "scale", "growth_tracker": "_growth_tracker"}
+_ALONE = {"step": Layout("int32", ())}
+_OF_LOSS_SCALER = {"loss_scaler/scale": Layout("float32", ()), "loss_scaler/growth_tracker": Layout("int32", ())}
 
 
 def is_flax_checkpoint(checkpoint: Path) -> bool:
     """Whether Orbax wrote this checkpoint."""
-    return (checkpoint / "state" / "manifest.ocdbt").is_file()
+    return is_orbax_checkpoint(checkpoint)
 
 
 def read_flax_record(checkpoint: Path) -> dict[str, Any]:
@@ -22,11 +27,7 @@ def read_flax_record(checkpoint: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged.
     """
-    path = checkpoint / "record" / "metadata"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}). Resume from another checkpoint.") from error
+    return {**read_record(checkpoint)}
 
 
 class FlaxCheckpoint(NamedTuple):
@@ -43,23 +44,26 @@ class FlaxCheckpoint(NamedTuple):
     average: dict[str, np.ndarray]
 
 
-def read_flax_checkpoint(checkpoint: Path) -> FlaxCheckpoint:
+def read_flax_checkpoint(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> FlaxCheckpoint:
     """Read everything that training goes on from.
 
+    `shapes` are those of the trained parameters in PyTorch, which are compared before any array is read; without them,
+    the rest of the checkpoint has to fit its own parameters.
+
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, or holds arrays of other names, shapes or types.
     """
-    try:
-        arrays = _read_arrays(checkpoint / "state")
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0].partition(" [tensorstore_spec")[0]
-        raise ValueError(f"{checkpoint} cannot be read ({reason}). Resume from another checkpoint.") from error
+    stored = open_arrays(checkpoint)
+    layouts = {name: layout._replace(shape=_torch_shape(layout.shape)) for name, layout in stored.layouts.items()}
+    check_layouts(checkpoint, layouts, _expected(layouts, shapes))
     params: dict[str, np.ndarray] = {}
     state: dict[str, dict[str, np.ndarray]] = {}
     loss_scaler: dict[str, float] = {}
     average: dict[str, np.ndarray] = {}
+    arrays = stored.read()
+    check_step(checkpoint, int(arrays["step"]))
     for path, array in arrays.items():
-        tree, _, name = path.partition(".")
+        tree, _, name = path.partition("/")
         if tree == "params":
             params[name] = _torch_layout(array)
         elif tree == "ema":
@@ -71,17 +75,21 @@ def read_flax_checkpoint(checkpoint: Path) -> FlaxCheckpoint:
     return FlaxCheckpoint(int(arrays["step"]), params, state, loss_scaler, average)
 
 
-def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    store = {"driver": "ocdbt", "base": f"file://{folder.absolute()}/"}
-    keys = tensorstore.KvStore.open(store).result().list().result()
-    names = [key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")]
-    reads = [
-        tensorstore.open({"driver": "zarr", "kvstore": store | {"path": name}}, read=True).result().read()
-        for name in names
-    ]
-    return {name: read.result() for name, read in zip(names, reads, strict=True)}
+def _expected(saved: Mapping[str, Layout], shapes: Mapping[str, tuple[int, ...]] | None) -> dict[str, Layout]:
+    """Whole moments; a loss scaler and averages where there is anything of them."""
+    if shapes is None:
+        params = {name: layout.shape for name, layout in saved.items() if name.startswith("params/")}
+        shapes = {name.removeprefix("params/"): shape for name, shape in params.items()}
+    parts = {path.partition("/")[0] for path in saved}
+    trees = ("params", *_MOMENTS, *(["ema"] if "ema" in parts else []))
+    of_params = {f"{tree}/{name}": Layout("float32", shape) for tree in trees for name, shape in shapes.items()}
+    return of_params | _ALONE | (_OF_LOSS_SCALER if "loss_scaler" in parts else {})
 
 
 def _torch_layout(array: np.ndarray) -> np.ndarray:
     """Flax's WHIO and [in, out] → OIHW and [out, in]. (A ControlNet has no other arrays of these ranks.)"""
     return np.ascontiguousarray(array.T if array.ndim in (2, 4) else array)
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[::-1] if len(shape) in (2, 4) else shape

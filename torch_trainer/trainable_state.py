@@ -5,10 +5,14 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from shared.checkpoint_policy import RESUME_FROM_ANOTHER
+from shared.portable_checkpoint import is_of_8_bits
 from shared.trained_parts import prefixed
+from shared.untrusted import shown
 from torch_trainer.weight_average import WeightAverage
 
 Tensors = dict[str, torch.Tensor]
+_8_BIT_BLOCK = 256  # numbers that share a scale
 
 
 class StateTensors(NamedTuple):
@@ -90,7 +94,7 @@ class ReplicatedState:
 
     def load(self, tensors: StateTensors, step: int) -> None:
         is_adamw = self._is_adamw
-        if is_adamw != all("exp_avg" in kinds for kinds in tensors.optimizer.values()):
+        if is_adamw == any(map(is_of_8_bits, tensors.optimizer.values())):
             raise ValueError(
                 f"The checkpoint was saved {'with' if is_adamw else 'without'} --use_8bit_adam, and the optimizer's "
                 f"state cannot be converted. {'Add' if is_adamw else 'Leave out'} that flag to resume."
@@ -100,6 +104,8 @@ class ReplicatedState:
                 f"The checkpoint holds the moving average of {len(tensors.average)} parameters, and this run averages "
                 f"{len(self._parameters)}. Resume from another checkpoint."
             )
+        if not is_adamw:
+            _check_8_bit_state(self._parameters, tensors.optimizer)
         entries: dict[int, dict[str, Any]] = {}
         for name, param in self._parameters.items():
             param.data.copy_(tensors.params[name])
@@ -114,6 +120,32 @@ class ReplicatedState:
         )
         if self._average is not None:
             self._average.load(tensors.average, step)
+
+
+def _check_8_bit_state(
+    parameters: Mapping[str, torch.nn.Parameter], optimizer: Mapping[str, Mapping[str, torch.Tensor]]
+) -> None:
+    """Kernels go by these sizes without asking. Small parameters have whole moments, in `state1` and `state2`."""
+    for name, param in parameters.items():
+        if not param.requires_grad:
+            continue
+        kinds = optimizer.get(name, {})
+        layouts = {kind: (value.dtype, tuple(value.shape)) for kind, value in kinds.items()}
+        if not any(layouts == _8_bit_layouts(param, number) for number in (torch.float32, torch.uint8)):
+            raise ValueError(
+                f"The checkpoint does not hold the state of 8-bit AdamW for {shown(name)}: it is damaged, or another "
+                f"program wrote it. {RESUME_FROM_ANOTHER}"
+            )
+
+
+def _8_bit_layouts(param: torch.Tensor, number: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """As bitsandbytes makes it (`Optimizer2State.init_state`)."""
+    layouts = {f"state{moment}": (number, tuple(param.shape)) for moment in (1, 2)}
+    if number == torch.uint8:
+        blocks = -(-param.numel() // _8_BIT_BLOCK)
+        layouts |= {f"qmap{moment}": (torch.float32, (256,)) for moment in (1, 2)}
+        layouts |= {f"absmax{moment}": (torch.float32, (blocks,)) for moment in (1, 2)}
+    return layouts
 
 
 def _on_cpu(value: torch.Tensor) -> torch.Tensor:

@@ -3,12 +3,13 @@ followed out of its folder, escaped wherever it is shown."""
 
 from shared.untrusted.border import foreign_library
 from shared.untrusted.documents import parse_json, read_json
-from shared.untrusted.files import MIB, check_plain_files, is_inside, open_file, read_file
+from shared.untrusted.files import MIB, check_plain_files, check_plain_tree, is_inside, open_file, read_file
 from shared.untrusted.text import shown
 
 __all__ = [
     "MIB",
     "check_plain_files",
+    "check_plain_tree",
     "foreign_library",
     "is_inside",
     "open_file",

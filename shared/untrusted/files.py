@@ -76,6 +76,24 @@ def check_plain_files(paths: Iterable[Path], limit: int | None = None) -> None:
             )
 
 
+def check_plain_tree(folder: Path, most: int) -> None:
+    """Whether a library may open everything below a folder.
+
+    Raises:
+        ValueError: something there is no regular file, or a link that leads out of the folder; or there are more than
+            `most` entries.
+    """
+    entries = 0
+    for parent, folders, files in os.walk(folder):
+        entries += len(folders) + len(files)
+        if entries > most:
+            raise ValueError(f"{shown(folder)} has more than {most:,} files, which no honest folder of its kind has.")
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink() and not is_inside(path, [folder]):
+                raise ValueError(f"{shown(path)} is a link that leads out of its folder: expected a file.")
+        check_plain_files(Path(parent, name) for name in files)
+
+
 def is_inside(path: str | Path, folders: Iterable[str | Path]) -> bool:
     """Whether a path, with all links followed, lies in one of the folders."""
     try:

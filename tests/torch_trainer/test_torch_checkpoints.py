@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from diffusers import ControlNetModel
 from safetensors.torch import load_file
 
+from shared import checkpoint_policy as policy
 from shared.checkpoint_policy import check_resumable, checkpoint_record, checkpoint_to_resume, checkpoints_in
 from shared.config import TrainConfig
 from tests.torch_trainer.tiny_training import ROOT, Training, batch_of, training_of
-from torch_trainer import checkpoints as module_under_test
 from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of, save_model
 from torch_trainer.trainable_state import StateTensors
 
@@ -320,7 +320,9 @@ def test_a_controlnet_of_another_architecture_is_refused(tmp_path: Path) -> None
     other = Folder(tmp_path, width=12)
     with pytest.raises(ValueError, match=r"checkpoint-3 belongs to a ControlNet of another architecture") as refused:
         other.checkpoints.restore(tmp_path / "checkpoint-3")
-    assert "controlnet_cond_embedding.conv_out.bias: (8,) in the checkpoint, (12,) expected" in str(refused.value)
+    assert "controlnet_cond_embedding.conv_out.bias: float32 [8] in the checkpoint, float32 [12] expected" in str(
+        refused.value
+    )
     assert len(str(refused.value)) < 1000
     assert other.state.loaded is None
 
@@ -390,7 +392,7 @@ def test_what_is_deleted_loses_its_name_first(tmp_path: Path, monkeypatch: pytes
         deleted.append(path)
         really(path)
 
-    monkeypatch.setattr(module_under_test.shutil, "rmtree", note)
+    monkeypatch.setattr(policy.shutil, "rmtree", note)
     Folder(tmp_path, keep=2).save(3)
     assert names_in(tmp_path) == ["checkpoint-2", "checkpoint-3"]
     assert len(deleted) == 2

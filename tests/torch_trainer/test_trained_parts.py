@@ -133,7 +133,7 @@ def test_both_backends_train_the_same_and_continue_each_other(
         assert distance(numpy_of(average), flax.to_torch(flax.state.ema), of=moved) < 1e-2
     _assert_same_evaluation(training, flax)
 
-    record = checkpoint_record(training.config, {"location": ["a.tar"], "samples": 8}, 2)
+    record = record_of(training)
     flax_checkpoints = FlaxCheckpoints(tmp_path / "flax", keep=None)
     flax_checkpoints.save(jax.tree.map(np.asarray, flax.state), record)
     flax_checkpoints.close()
@@ -194,6 +194,10 @@ def checkpoints_of(training: Training, folder: Path) -> Checkpoints:
     return Checkpoints(training.accelerator, training.models.controlnet, training.state, folder, None)
 
 
+def record_of(training: Training) -> dict[str, Any]:
+    return checkpoint_record(training.config, {"location": ["a.tar"], "samples": 8}, 2)
+
+
 def assert_same(given: Arrays, expected: Arrays) -> None:
     assert given.keys() == expected.keys()
     for name, value in expected.items():
@@ -205,7 +209,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(base_model: Path, tmp_path: Path
     for seed in range(4):
         whole.step(batch_of(2, seed), RATE)
         if seed == 1:
-            checkpoints_of(whole, tmp_path).save(2, {})
+            checkpoints_of(whole, tmp_path).save(2, record_of(whole))
     expected = whole.state.tensors()
     resumed = training_of(base_model, **variant)
     checkpoints_of(resumed, tmp_path / "resumed").restore(tmp_path / "checkpoint-2")
@@ -275,7 +279,7 @@ def test_a_checkpoint_that_has_lost_its_average_is_refused(base_model: Path, tmp
     training = training_of(base_model, use_ema=True)
     training.step(batch_of(2), RATE)
     checkpoints = checkpoints_of(training, tmp_path)
-    checkpoints.save(1, {})
+    checkpoints.save(1, record_of(training))
     (tmp_path / "checkpoint-1" / AVERAGE_FILE).unlink()
     with pytest.raises(ValueError, match=r"moving average of 0 parameters.*Resume from another checkpoint"):
         checkpoints.restore(tmp_path / "checkpoint-1")
