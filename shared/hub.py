@@ -46,8 +46,8 @@ def prepare_repository(config: TrainConfig, output_dir: Path) -> str | None:
     except (HTTPError, OSError, ValueError) as error:
         raise ValueError(
             f"--push_to_hub: the repository {shown(repr(name))} cannot be written to on the Hub ({_one_line(error)}). "
-            "Log in with `hf auth login` or give --hub_token, either with the right to write, check --hub_model_id, or leave "
-            "--push_to_hub away."
+            "Log in with `hf auth login` or give --hub_token, either with the right to write, check --hub_model_id, or "
+            "leave --push_to_hub away."
         ) from error
     return repository
 
