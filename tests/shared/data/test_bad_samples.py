@@ -44,7 +44,9 @@ def test_bad_samples_are_replaced_counted_and_named_once(
     messages = sorted(record.getMessage() for record in caplog.records)
     assert len(messages) == 3
     for message, (line, reason) in zip(
-        messages, [("line 10 ", "no caption"), ("line 4 ", "no picture of a known format"), ("line 6 ", "No such file")], strict=True
+        messages,
+        [("line 10 ", "no caption"), ("line 4 ", "no picture of a known format"), ("line 6 ", "No such file")],
+        strict=True,
     ):
         assert line in message
         assert reason in message
