@@ -146,7 +146,7 @@ def _saved_elsewhere(name: str, output_dir: Path, save: SaveWeights) -> Path | N
     """The folder for temporary files, where it is of another file system and has room; None where not."""
     folder: Path | None = None
     try:
-        if Path(tempfile.gettempdir()).stat().st_dev == output_dir.stat().st_dev:
+        if not _is_another_file_system(Path(tempfile.gettempdir()), output_dir):
             return None
         folder = Path(tempfile.mkdtemp(prefix="controlnet-"))
         save(folder)
@@ -156,6 +156,10 @@ def _saved_elsewhere(name: str, output_dir: Path, save: SaveWeights) -> Path | N
             shutil.rmtree(folder, ignore_errors=True)
         return None
     return folder
+
+
+def _is_another_file_system(one: Path, other: Path) -> bool:
+    return one.stat().st_dev != other.stat().st_dev
 
 
 def _report(

@@ -1,9 +1,15 @@
 """What both backends do before a run and after it: steps, folders, held-out samples, what is left behind."""
 
 import dataclasses
+import errno
 import json
 import logging
+import os
+import re
+import shutil
+import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +18,10 @@ import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
-from shared import hub
-from shared.completion import BackendFacts, complete_run
+from shared import completion, hub
+from shared.completion import BackendFacts, SaveWeights, complete_run
 from shared.config import TrainConfig
 from shared.preparation import (
     Preparation,
@@ -30,6 +37,7 @@ from shared.preparation import (
 )
 from shared.run_folder import write_report
 from shared.run_log import RunLog, StepFigures
+from shared.sparing import result_comes_first
 from shared.tracking import Tracker, read_metrics
 from shared.validation import ModelsInTraining, Validation, most_images_at_once
 
@@ -281,11 +289,28 @@ def test_a_continued_run_finds_what_it_measured_before(tmp_path: Path) -> None:
 FACTS = BackendFacts("torch", "2 × lamp", ("numpy", "no-such-package"), samples_skipped=3, peak_device_memory_gib=1.5)
 
 
-def finish(prepared: Preparation, steps: Steps, validation: Validation, facts: BackendFacts = FACTS) -> dict[str, Any]:
+def write_weights(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights").write_text("learned")
+
+
+WEIGHTS: dict[str, SaveWeights] = {
+    "the ControlNet": write_weights,
+    "the UNet": lambda folder: write_weights(folder / "unet"),
+}
+
+
+def finish(
+    prepared: Preparation,
+    steps: Steps,
+    validation: Validation,
+    facts: BackendFacts = FACTS,
+    weights: Mapping[str, SaveWeights] = WEIGHTS,
+) -> dict[str, Any]:
     log = RunLog(Tracker([]), 0, steps.last, steps.arithmetic.global_batch_size, steps.epoch_size, 1, False)
     for step in range(1, steps.last + 1):
         log.add(StepFigures(step, 1 / step, 0.1, 1e-3, 0.0, time.perf_counter()))
-    complete_run(prepared, steps.last, log, validation, facts, time.perf_counter() - 12, weights={})
+    complete_run(prepared, steps.last, log, validation, facts, time.perf_counter() - 12, weights)
     log.close()
     return json.loads((prepared.output_dir / "report.json").read_text(encoding="utf-8"))
 
@@ -352,3 +377,111 @@ def test_what_is_uploaded_is_finished(tmp_path: Path, monkeypatch: pytest.Monkey
     (names,) = uploaded
     assert {"report.json", "README.md"} <= names
     assert "me/circles" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+# --- a disk that is full at the end ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> tuple[Preparation, Steps, Validation]:
+    prepared = prepared_at(tmp_path / "run", max_train_steps=2)
+    return prepared, plan_steps(prepared, 1), validation_of(prepared)
+
+
+@pytest.mark.parametrize("kind", [OSError, SafetensorError, ValueError])
+def test_weights_without_room_are_put_where_there_is_some(
+    ready: tuple[Preparation, Steps, Validation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    prepared, steps, validation = ready
+    checkpoint(prepared.output_dir, 1)
+    spare = Path("/dev/shm")  # another file system than that of the test's folder
+    if spare.stat().st_dev == tmp_path.stat().st_dev:
+        spare = tmp_path
+        monkeypatch.setattr(completion, "_is_another_file_system", lambda *_: True)
+    monkeypatch.setattr(tempfile, "tempdir", str(spare))
+
+    def write(folder: Path) -> None:
+        if folder.is_relative_to(prepared.output_dir):
+            raise kind(errno.ENOSPC, "No space left on device") if kind is OSError else kind("No space left on device")
+        write_weights(folder)
+
+    with pytest.raises(ValueError, match="The training is finished") as error:
+        finish(prepared, steps, validation, weights={"the ControlNet": write, "the UNet": WEIGHTS["the UNet"]})
+    message = str(error.value)
+    found = re.search(r"the ControlNet is in (\S+);", message)
+    assert found is not None
+    assert (Path(found[1]) / "weights").read_text() == "learned"
+    assert Path(found[1]).is_relative_to(spare)
+    shutil.rmtree(found[1])
+    assert "No space left on device" in message
+    assert f"the UNet is in {prepared.output_dir}" in message
+    assert "last complete checkpoint there is checkpoint-1" in message
+    assert "missing;" not in message
+    report = json.loads((prepared.output_dir / "report.json").read_text())
+    assert report["not_written"] == ["the ControlNet"]
+    assert (prepared.output_dir / "README.md").is_file()
+
+
+def test_a_disk_without_any_room_is_told_with_what_is_missing(
+    ready: tuple[Preparation, Steps, Validation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, steps, validation = ready
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(ValueError, match="The training is finished") as error:
+        finish(prepared, steps, validation)
+    message = str(error.value)
+    assert "the ControlNet, the UNet, report.json, README.md missing" in message
+    assert "checkpoint there is none" in message
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("failing", ["report.json", "README.md"])
+def test_one_file_that_cannot_be_written_keeps_no_other_from_it(
+    ready: tuple[Preparation, Steps, Validation], monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    prepared, steps, validation = ready
+    (prepared.output_dir / failing).mkdir()
+    (prepared.output_dir / failing / "in the way").touch()
+    with pytest.raises(ValueError, match="The training is finished") as error:
+        finish(prepared, steps, validation)
+    assert f"{failing} missing" in str(error.value)
+    for name in {"weights", "unet/weights", "report.json", "README.md"} - {failing}:
+        assert (prepared.output_dir / name).is_file(), name
+
+
+def test_pictures_that_cannot_be_written_cost_a_warning_of_each_kind(
+    tmp_path: Path, condition: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared = prepared_at(tmp_path / "run", max_train_steps=4, **with_everything(condition))
+    (prepared.output_dir / "validation").write_text("in the way")
+    (prepared.output_dir / "contact_sheet.png").mkdir()
+    steps, validation = plan_steps(prepared, 2), validation_of(prepared)
+    for step in (0, 2, 4):
+        assert validation.measure(MODELS, step)["validation_loss"] == 1.0
+        validation.draw(MODELS, step)
+    assert finish(prepared, steps, validation)["steps"] == 4
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [warning.partition(" cannot")[0] for warning in warnings] == [
+        "Pictures of held-out samples",
+        "Validation images",
+        "The contact sheet's pictures",
+    ]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_last_checkpoint_costs_no_result(finished: bool, caplog: pytest.LogCaptureFixture) -> None:
+    def save() -> None:
+        with result_comes_first(finished):
+            raise ValueError("A checkpoint could not be written.")
+
+    if finished:
+        save()
+        assert "A checkpoint could not be written." in caplog.text
+    else:
+        with pytest.raises(ValueError, match="could not be written"):
+            save()
