@@ -302,3 +302,22 @@ def test_weights_in_several_files_are_uploaded_with_their_index(hub: FakeHub, ru
     assert repository is not None
     push(CONFIG, run_folder, repository)
     assert set(hub.files) == KEPT | weights
+
+
+def test_links_that_lead_out_of_the_folder_are_not_uploaded(
+    hub: FakeHub, run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "1.png").write_text("private")
+    (run_folder / "validation" / "step-8" / "[1]*.png").symlink_to(tmp_path / "private" / "1.png")
+    (run_folder / "validation" / "step-12").symlink_to(tmp_path / "private")
+    (run_folder / "validation" / "step-8" / "2.png").symlink_to("0.png")
+    (run_folder / "report.json").unlink()
+    (run_folder / "report.json").symlink_to(tmp_path / "private" / "1.png")
+    repository = prepare_repository(CONFIG, run_folder)
+    assert repository is not None
+    with caplog.at_level("WARNING", logger="shared.hub"):
+        push(CONFIG, run_folder, repository)
+    assert set(hub.files) == KEPT - {"report.json"} | {"validation/step-8/2.png"}
+    assert b"private" not in hub.files.values()
+    assert "report.json is a link that leads out of the folder" in caplog.text

@@ -69,3 +69,15 @@ def test_what_is_no_image_is_refused() -> None:
         draw_grid([GridRow("", [("", np.zeros((4, 4, 3)))])])
     with pytest.raises(ValueError, match="at least one image"):
         draw_grid([])
+
+
+@pytest.mark.parametrize("text", ["half an emoji \ud83d", "a\0b\x1b[31m", "猫 🐈 \u202e", "no \udcff utf-8"])
+def test_what_is_no_text_is_drawn_escaped(text: str) -> None:
+    image = plain(40, 200, (1, 2, 3))
+    draw_grid([GridRow(text, [(text, image)])], [text])
+
+
+def test_a_caption_of_many_megabytes_is_drawn_as_far_as_anybody_would_read() -> None:
+    image = plain(40, 200, (1, 2, 3))
+    for caption in ("word " * 10**7, "x" * (5 * 10**7)):
+        assert draw_grid([GridRow(caption, [("", image)])]).height < 4000

@@ -1,6 +1,8 @@
 """The model card, read by huggingface_hub."""
 
+import ast
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,13 @@ import yaml
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from shared.config import TrainConfig, parse_command_line
-from shared.model_card import data_description, write_model_card
+from shared.model_card import as_code, as_text, data_description, write_model_card
+from shared.redaction import redacted
+from shared.untrusted.text import harmless
 
 CONFIG = TrainConfig(
     pretrained_model_name_or_path="stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -121,3 +127,128 @@ def test_shards_are_named_without_what_is_secret_in_their_addresses(tmp_path: Pa
     named = yaml.safe_load(written.partition("```yaml\n")[2].rpartition("```")[0])["train_shards"]
     assert named[:2] == ["data/a-{00..09}.tar", "https://host.example/b.tar"]
     assert "SECRET" in str(config.train_shards), "the run itself still needs it"
+
+
+HOSTILE_TEXTS = (
+    "<script>alert(1)</script>",
+    "![x](https://example.com/track.png)",
+    "[x](javascript:alert(1))",
+    "[x]: https://example.com",
+    "a trailing backslash \\",
+    "`code` ``` and ```` more",
+    "```",
+    "~~~",
+    "---",
+    "line\nbreak\n\n# a heading\n---\n> quoted",
+    "&lt;b&gt; &#x3c;b&#x3e; &copy;",
+    "a | b | c",
+    "<https://example.com> https://example.com www.example.com someone@example.com",
+    "*a* _b_ **c** __d__ ~~e~~ snake_case",
+    "# a heading #",
+    "- a list",
+    "+ a list",
+    "* a list",
+    "1. a list",
+    "123456789) a list",
+    "    code",
+    "\tcode",
+    "trailing blanks  ",
+    "> quoted",
+    "===",
+    "$x^2$ \\(x\\) :smile: @someone #12",
+    "<!-- comment -->",
+    "<?php ?>",
+    "{{ name }} {name} %s",
+    'a "quoted" and \'quoted\' "name"',
+    "naïve 猫 🐈",
+    "\x1b[31mred\x07 \u202eevil",
+    "a (masterpiece:1.2), high-quality photo, e.g. of 3.5 cats.",
+)
+
+
+def tokens_of(markdown: str) -> Iterator[Token]:
+    for token in MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(markdown):
+        yield token
+        yield from token.children or ()
+
+
+def text_of(markdown: str) -> str:
+    return "".join(token.content for token in tokens_of(markdown) if token.type in ("text", "code_inline"))
+
+
+def made_of(markdown: str) -> set[str]:
+    return {token.type for token in tokens_of(markdown)}
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS)
+def test_texts_are_texts_in_markdown(text: str) -> None:
+    assert text_of(as_text(text)) == harmless(text)
+    assert made_of(as_text(text)) == {"paragraph_open", "inline", "text", "paragraph_close"}
+
+
+@given(st.text(st.sampled_from("\\`*_[]()<>!&#|~-+=.: \n1a;\"'$@"), min_size=1, max_size=40))
+def test_any_text_is_a_text_in_markdown(text: str) -> None:
+    assert text_of(f"- x: {as_text(text)}") == f"x: {text}"
+    assert made_of(as_text(text)) <= {"paragraph_open", "inline", "text", "paragraph_close"}
+    assert "\n" not in as_text(text)
+
+
+@given(st.text(st.sampled_from("`\\ <a&*_|"), min_size=1, max_size=20).filter(str.strip))
+def test_any_name_is_code_in_markdown(text: str) -> None:
+    assert text_of(f"x {as_code(text)} y") == f"x {text} y"
+    assert made_of(f"x {as_code(text)} y") == {"paragraph_open", "inline", "text", "code_inline", "paragraph_close"}
+
+
+def test_texts_of_any_length_are_cut() -> None:
+    assert len(as_text("<" * 10**7)) < 5000
+    assert len(as_code("`" * 10**7)) < 5000
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS)
+@pytest.mark.parametrize("sd_unlocked", [False, True])
+def test_whatever_a_card_takes_over_stays_what_it_is(tmp_path: Path, text: str, sd_unlocked: bool) -> None:
+    """The same sections, one picture, one list, and two blocks of code, whatever they are called."""
+    config = TrainConfig(
+        pretrained_model_name_or_path=text,
+        train_data_dir=text,
+        validation_prompt=(text, f"{'long ' * 22}{text}"),
+        validation_image=("c.png",),
+        sd_unlocked=sd_unlocked,
+    )
+    picture = tmp_path / "validation" / "step-12" / "0.png"
+    written = card(tmp_path, config, name=text, facts={"Steps": 1, "Hardware": text}, pictures=[(picture, text)])
+    plain = dataclasses.replace(CONFIG, sd_unlocked=sd_unlocked)
+    usual = card(tmp_path, plain, name="x", facts={"Steps": 1, "Hardware": "x"}, pictures=[(picture, "x")])
+    ours = {"text", "code_inline", "softbreak"}
+    tokens = list(tokens_of(written.text))
+    both = (tokens, tokens_of(usual.text))
+    kinds, usual_kinds = ([token.type for token in side if token.type not in ours] for side in both)
+    assert kinds == usual_kinds
+    (image,) = (token for token in tokens if token.type == "image")
+    assert image.attrs["src"] == "validation/step-12/0.png"
+    assert "".join(child.content for child in image.children or ()) == harmless(text)
+    assert {"text", "softbreak"} >= {child.type for child in image.children or ()}
+    assert written.data.to_dict().get("base_model") is None
+    assert written.data.to_dict()["library_name"] == "diffusers"
+
+    code, settings = (token for token in tokens if token.type == "fence")
+    assert names_in(code.content) == {text, redacted(text)} | ({"unet"} if sd_unlocked else set())
+    assert yaml.safe_load(settings.content)["train_data_dir"] == redacted(text)
+
+
+def names_in(code: str) -> set[str]:
+    """The first argument of every `from_pretrained`, and the subfolder."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    loads = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "from_pretrained"]
+    assert len(loads) >= 2
+    folders = [word.value for call in loads for word in call.keywords if word.arg == "subfolder"]
+    return {ast.literal_eval(node) for node in [*(call.args[0] for call in loads), *folders]}
+
+
+def test_a_link_in_the_cards_place_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    private = tmp_path / "private.txt"
+    private.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "README.md").symlink_to(private)
+    card(tmp_path / "run")
+    assert private.read_text() == "mine"
