@@ -21,6 +21,7 @@ from shared.untrusted import open_file, shown
 logger = logging.getLogger(__name__)
 
 _MOST_COMBINATIONS = 10_000_000  # the largest public collection has half a million shards
+_MOST_BRACES = 100  # nobody nests or repeats them so; the time to expand them grows with their square
 _LONGEST_NUMBER = 18  # digits
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 _ALTERNATIVES = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -141,6 +142,8 @@ def _expand_braces(pattern: str) -> list[str]:
 
 def _combinations(pattern: str) -> int:
     """At least as many as the braces make; once beyond the limit, it is not counted on."""
+    if pattern.count("{") > _MOST_BRACES:
+        return _MOST_COMBINATIONS + 1
     count = 1
     for first, last, step in _RANGE.findall(pattern):
         if max(len(first), len(last), len(step)) > _LONGEST_NUMBER:

@@ -182,8 +182,9 @@ def _pax_records(content: bytes) -> dict[bytes, bytes]:
     position = 0
     while position < len(content) and content[position]:
         space = content.find(b" ", position, position + 20)
-        end = position + (int(content[position:space]) if content[position:space].isdigit() else 0)
-        equals = content.find(b"=", space, end)
+        length = content[position : max(space, position)]
+        end = position + (int(length) if length.isdigit() else 0)
+        equals = content.find(b"=", space, end) if space > 0 else -1
         if not position < space < equals < end <= len(content):
             raise DamagedTarError("a header extension is damaged")
         records[content[space + 1 : equals]] = content[equals + 1 : end - 1]
