@@ -36,6 +36,8 @@ _AUTHORIZATION = re.compile(
     r"(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\"]+", re.IGNORECASE
 )
 # In a text an address ends at a blank, and a password that is not escaped with it.
+_ADDRESS_IN_TEXT = re.compile(r"://\S+")
+_LONGEST_ADDRESS = 4096  # characters; signed ones have some hundred
 _CREDENTIALS_IN_TEXT = re.compile(r"(?<=://)(?:[^/\s]*|[^/@:\s]*:(?!\d+/)[^@\s]*)@")
 _QUERY_IN_TEXT = re.compile(r"(://[^\s?]*\?)(\S+)")
 _PARAMETERS_IN_TEXT = re.compile(r"(://[^\s?#;]*[#;])([^\s=]*=\S*)")  # a fragment without = is a heading of a page
@@ -70,8 +72,7 @@ def masked(text: str) -> str:
     """
     for secret in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(secret, "***")
-    text = _CREDENTIALS_IN_TEXT.sub("", text)
-    text = _PARAMETERS_IN_TEXT.sub(_without_end, _QUERY_IN_TEXT.sub(_without_end, text))
+    text = _ADDRESS_IN_TEXT.sub(_masked_address, text)
     text = _NAMED_KEYS.sub(r"\1***", _AUTHORIZATION.sub(r"\1***", text))
     return _TOKEN_SHAPES.sub("***", text)
 
@@ -92,6 +93,13 @@ def described(text: str) -> str:
 def looks_secret(text: str) -> bool:
     """Whether a text begins as tokens do, holds an address with credentials, or is one of the known secrets."""
     return _TOKEN_BEGINNINGS.search(text) is not None or masked(text) != text
+
+
+def _masked_address(found: re.Match[str]) -> str:
+    if len(found[0]) > _LONGEST_ADDRESS:
+        return "://***"
+    address = _CREDENTIALS_IN_TEXT.sub("", found[0])
+    return _PARAMETERS_IN_TEXT.sub(_without_end, _QUERY_IN_TEXT.sub(_without_end, address))
 
 
 def _without_end(address: re.Match[str]) -> str:

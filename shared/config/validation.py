@@ -46,6 +46,20 @@ _AT_LEAST_ZERO = (
     "profile_steps",
     "process_id",
 )
+# Beyond these a run could only end for want of memory or threads, or of numbers: steps are counted in 32 bits.
+_AT_MOST = {
+    "generated_circles": 10**7,  # their order is held in memory; fill50k has 50,000
+    "resolution": 8192,  # the largest pictures that are opened have 89 million pixels
+    "train_batch_size": 2**16,
+    "gradient_accumulation_steps": 2**16,
+    "num_train_epochs": 2**31 - 1,
+    "max_train_steps": 2**31 - 1,
+    "dataloader_num_workers": 1024,  # threads; more than processors are of no use
+    "num_validation_images": 1000,  # of each pair, at every validation
+    "profile_steps": 10_000,  # a profile is held in memory, some MB of each step
+    "num_processes": 2**16,
+}
+_LARGEST_PIXELS = 2**33  # of a device's batch: 8192 images of 1024 px, 24 GiB in the host's memory
 
 # Flags, whether a value is right, and the same in words. Comparisons are written so that nan fails them.
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
@@ -99,6 +113,15 @@ def _check_values(config: TrainConfig) -> None:
             value = getattr(config, name)
             if value is not None and not is_right(value):
                 raise ValueError(f"--{name} must be {expected}, but it is {value}.")
+    for name, largest in _AT_MOST.items():
+        value = getattr(config, name)
+        if value is not None and value > largest:
+            raise ValueError(f"--{name} must be at most {largest}, but it is {value}.")
+    if config.train_batch_size * config.resolution**2 > _LARGEST_PIXELS:
+        raise ValueError(
+            f"--train_batch_size {config.train_batch_size} images of --resolution {config.resolution} fit into no "
+            "memory: give less of one, and --gradient_accumulation_steps in its place."
+        )
 
 
 def _check_sources(config: TrainConfig) -> None:

@@ -80,6 +80,31 @@ def test_model_folder_without_a_part(fail: Fail, base_model: Path, tmp_path: Pat
     assert "scheduler, tokenizer, unet" in message
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *(
+            "--pretrained_model_name_or_path",
+            "--dataset_name",
+            "--train_data_dir",
+            "--train_shards",
+            "--validation_image",
+        ),
+        *("--pretrained_vae_model_name_or_path", "--controlnet_model_name_or_path", "--tokenizer_name"),
+        *("--resume_from_checkpoint", "--config", "--output_dir", "--cache_dir", "--revision", "--variant"),
+    ],
+)
+@pytest.mark.parametrize(
+    "value", ["https://user:PASSWORD@host.invalid/x", "ftp://host.invalid/x?token=PASSWORD", " pipe:PASSWORD x"]
+)
+def test_passwords_of_addresses_are_not_told(fail: Fail, flag: str, value: str, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")  # so that whatever is taken for a name ends there
+    arguments = [] if flag in ("--dataset_name", "--train_data_dir", "--train_shards") else ["--generated_circles", 8]
+    if flag == "--validation_image":
+        arguments += ["--validation_prompt", "a circle"]
+    assert "PASSWORD" not in fail(*arguments, flag, value)
+
+
 def test_wrong_data_path(fail: Fail) -> None:
     message = fail("--train_data_dir", "/nowhere/to/be/found")
     assert "'/nowhere/to/be/found', which is not a folder; give one that exists" in message

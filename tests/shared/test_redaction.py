@@ -1,6 +1,7 @@
 """What addresses hold of secrets is not shown; everything else of them is."""
 
 import string
+import time
 from dataclasses import replace
 from urllib.parse import quote, urlsplit
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared.config import TrainConfig, to_yaml
 from shared.config.public import public_config
-from shared.redaction import redacted
+from shared.redaction import described, is_shell_command, keep_secret, masked, redacted
 
 # Secrets are written in capitals and everything that may be shown in small letters, so that none hides in the other.
 SECRETS = st.text(string.ascii_uppercase, min_size=1, max_size=20)
@@ -56,13 +57,18 @@ def test_what_should_have_been_escaped_in_a_password_does_not_show_it(address: s
     assert redacted(address) == shown
 
 
-@given(SCHEMES, NAMES, PATHS, st.sampled_from("?#"), st.text(st.characters(exclude_categories=["Cs"])))
+@given(SCHEMES, NAMES, PATHS, st.sampled_from("?#;"), st.text(st.characters(exclude_categories=["Cs"])))
 def test_queries_and_fragments_are_left_out(scheme: str, host: str, path: str, mark: str, rest: str) -> None:
     assert redacted(f"{scheme}://{host}/{path}{mark}{rest}") == f"{scheme}://{host}/{path}"
 
 
 @given(
-    st.sampled_from(["pipe:", "PIPE:", "Pipe:", "pipe: ", "{pipe:", "{a.tar,pipe:"]),
+    st.sampled_from(
+        [
+            *("pipe:", "PIPE:", "Pipe:", "pipe: ", "{pipe:", "{a.tar,pipe:", " pipe:", "\t\npipe:", "{a, pipe:"),
+            *("\x00pipe:", "p\tipe:", "pi\npe\r:"),  # as URLs are read
+        ]
+    ),
     st.sampled_from(["curl -H ", "curl -u", "curl\t", "curl\n", "curl<", "curl;", "curl'", "a=", "'", "$("]),
     MARKS,
     SECRETS,
@@ -107,7 +113,8 @@ def test_commands_stay_distinguishable(arguments: set[str]) -> None:
 @example("data/pipe:a.tar")
 def test_what_is_neither_url_nor_command_stays_as_it_is(path: str) -> None:
     assume("://" not in path)
-    assume(not any(path.lower().startswith("pipe:", place) for place in (0, *_after("{,", path))))
+    assume(not is_shell_command(path))
+    assume(not any(is_shell_command(path[place:]) for place in _after("{,", path)))
     assert redacted(path) == path
 
 
@@ -146,3 +153,114 @@ def test_the_public_configuration_differs_in_its_shards_alone() -> None:
     assert config.train_shards == shards
     other = TrainConfig(dataset_name="fusing/fill50k")
     assert public_config(other) == other
+
+
+@pytest.mark.parametrize("location", ["pipe:x", " pipe:x", "\n\x00PIPE:x", "p\ni\tpe:x", "\x1fpipe:"])
+def test_whatever_is_read_as_a_pipe_is_a_command(location: str) -> None:
+    assert is_shell_command(location)
+    assert urlsplit(location.lstrip("".join(map(chr, range(33))))).scheme == "pipe"
+
+
+@pytest.mark.parametrize("location", ["pipe", "pipes:x", "a/pipe:x", "https://host/pipe:x", "", "apipe:x", "pipe.tar"])
+def test_what_is_no_pipe_is_no_command(location: str) -> None:
+    assert not is_shell_command(location)
+
+
+TOKENS = [
+    "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567",
+    "ghp_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789",
+    "gho_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789",
+    "github_pat_11ABCDEFG0abcdefghijkl_mnopqrstuvwxyz",
+    "glpat-AbCdEfGhIjKlMnOpQrSt",
+    "AKIAIOSFODNN7EXAMPLE",
+    "sk-proj-AbCdEfGhIjKlMnOpQrStUvWx",
+    "AIzaSyA1234567890abcdefghijklmnopqrstuv",
+    "ya29.AbCdEfGhIjKlMnOpQrStUvWxYz0123456789",
+    "wandb_v1_AbCdEfGhIjKlMnOpQrStUvWxYz",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dBjftJeZ4CVPmB92K27uhbUJU1p1r",
+]
+
+
+@pytest.mark.parametrize("token", TOKENS)
+@pytest.mark.parametrize(
+    "around", ["{}", "'{}'", "a {} b", "--seed={}", "{{'token': '{}'}}", "/data/{}/x", "{}\n", "«{}»"]
+)
+def test_tokens_are_masked_anywhere(token: str, around: str) -> None:
+    assert masked(around.format(token)) == around.format("***")
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"])
+def test_tokens_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "any text at all")
+    assert masked("it is 'any text at all'.") == "it is '***'."
+    monkeypatch.setenv(variable, "short")
+    assert masked("a short text") == "a short text"
+    monkeypatch.setenv(variable, "")
+    assert masked("a text") == "a text"
+
+
+def test_the_token_of_a_flag_is_masked_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.redaction._known_secrets", set())
+    assert masked("my-private-token") == "my-private-token"
+    keep_secret("my-private-token")
+    keep_secret("my-private-token-2")
+    assert masked("my-private-token, my-private-token-2") == "***, ***"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("see https://user:PW@host/a and s3://KEY:PW/x@bucket/b.", "see https://host/a and s3://bucket/b."),
+        ("HTTPS://user:P?W#X@host/a", "HTTPS://host/a"),
+        ("'https://host/a?token=PW'.", "'https://host/a?***'."),
+        ("(https://host/a?PW)", "(https://host/a?***)"),
+        ("https://host/a#access_token=PW", "https://host/a#***"),
+        ("https://host/a;key=PW/b, then", "https://host/a;***, then"),
+        ("Authorization: Bearer PW-PW.PW", "Authorization: Bearer ***"),
+        ("{'Authorization': 'Basic UFc='}", "{'Authorization': 'Basic ***'}"),
+        (f"wandb: api_key={'0a' * 20}", "wandb: api_key=***"),
+    ],
+)
+def test_addresses_and_keys_in_a_text_are_masked(text: str, shown: str) -> None:
+    assert masked(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://huggingface.co/settings/tokens",
+        "See https://docs.jax.dev/en/latest/notes.html#a-heading; then go on.",
+        "Is it https://host.example/x? No: hf://datasets/a/b@main/x.tar, mail@example.org.",
+        "hf_transfer, /data/hf_datasets, sk-learn, HF_TOKEN, ghp_, AKIA, --hub_token, eyJ",
+        f"revision {'0a' * 20}",
+        "http://127.0.0.1:8080/a@b",
+        "train_batch_size is 4\n  learning_rate 1e-5",
+    ],
+)
+def test_honest_text_stays_as_it_is(text: str) -> None:
+    assert masked(text) == text
+
+
+@given(st.text())
+def test_masking_takes_any_text_and_has_then_done_its_work(text: str) -> None:
+    once = masked(text)
+    assert masked(once) == once
+
+
+@pytest.mark.parametrize(
+    "text", ["://" * 30_000, "https://a?" * 20_000, "@" * 100_000, "?'" * 50_000, "token " * 20_000]
+)
+def test_masking_a_long_text_takes_no_time(text: str) -> None:
+    started = time.perf_counter()
+    masked(text)
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("text", ["fp8", "1_000", "yes please", "-1", "", "\x1b", "½"])
+def test_a_short_wrong_value_is_quoted(text: str) -> None:
+    assert described(text) == repr(text)
+
+
+@pytest.mark.parametrize("text", ["hf_abc", "x" * 17, "AKIA12345678", "://a:b@c", "sk-12345"])
+def test_a_wrong_value_that_may_be_a_token_is_counted(text: str) -> None:
+    assert described(text) == f"a text of {len(text)} characters"

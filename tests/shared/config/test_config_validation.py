@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config import Backend, TrainConfig, validate
+from shared.config.options import FLAGS
 
 _RIGHT = TrainConfig(pretrained_model_name_or_path="model", dataset_name="data")
 _SHARDS: dict[str, Any] = {"dataset_name": None, "train_shards": ("a.tar",)}
@@ -175,6 +176,52 @@ def test_numbers_stay_in_their_ranges(name: str, smallest: float, largest: float
 def test_whole_numbers_stay_in_their_ranges(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"--{name} must be .*, but it is {value}"):
         _check(**{name: value})
+
+
+_ONLY_COMPARED_WITH = {  # so that a large number costs nothing
+    *("max_train_samples", "shuffle_buffer_size", "max_skipped_samples", "seed", "lr_warmup_steps", "lr_num_cycles"),
+    *("validation_steps", "num_evaluation_samples", "checkpointing_steps", "logging_steps", "checkpoints_total_limit"),
+    "local_rank",
+}
+_COUNTS = sorted(flag.name for flag in FLAGS.values() if flag.kind is int and flag.name not in _ONLY_COMPARED_WITH)
+
+
+@pytest.mark.parametrize("name", _COUNTS)
+def test_no_whole_number_is_too_large_for_a_sentence(name: str) -> None:
+    with pytest.raises(ValueError, match=f"--{name} "):
+        _check(**{name: 2**63 - 8})
+
+
+def test_a_batch_has_a_size_that_memory_can_have() -> None:
+    _check(train_batch_size=2**13, resolution=1024)
+    with pytest.raises(ValueError, match=r"--train_batch_size 65536 images of --resolution 8192 fit into no memory"):
+        _check(train_batch_size=2**16, resolution=8192)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("10.0.0.2:٨٤٧٦", "host:" + "9" * 5000, "host:0", "unix:/tmp/socket:80", "dns:///host:80", "::1:8476"),
+        *("[::1]", "a b:80", "user:password@host:80", "host:80\n", "[host]:80", "host:+80", "host:8_0"),
+    ],
+)
+def test_an_address_is_a_host_and_a_port_in_plain_digits(address: str) -> None:
+    with pytest.raises(ValueError, match="expected HOST:PORT") as refusal:
+        _check("flax", **{**_THREE, "coordinator_address": address})
+    assert "password" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["[::1]:8476", "[fe80::1%eth0]:80", "host-0.example:65535", "localhost:1", "a_b:80"]
+)
+def test_hosts_may_be_names_and_addresses_of_either_kind(address: str) -> None:
+    _check("flax", **{**_THREE, "coordinator_address": address})
+
+
+@pytest.mark.parametrize("name", [flag.name for flag in FLAGS.values() if flag.choices])
+def test_a_token_in_a_choices_place_is_not_quoted(name: str) -> None:
+    with pytest.raises(ValueError, match=f"--{name} must be one of .*, but it is a text of 37 characters"):
+        _check(**{name: "hf_" + "S" * 34})
 
 
 def test_a_checkpointing_policy_needs_checkpointing() -> None:
