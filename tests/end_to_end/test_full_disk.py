@@ -109,7 +109,8 @@ def test_figures_and_pictures_without_room_cost_no_training(
 ) -> None:
     """The first writes beyond 400 bytes of TensorBoard's files and of metrics.jsonl fail, and every picture."""
     run = tmp_path / "run"
-    pwrite, failed = os.pwrite, []
+    pwrite = os.pwrite
+    failed: list[str] = []
 
     def full_for_a_while(descriptor: int, content: bytes, position: int) -> int:
         place = os.readlink(f"/proc/self/fd/{descriptor}")

@@ -76,11 +76,12 @@ def test_a_file_that_its_run_removes_meanwhile_is_not_what_is_locked(
 ) -> None:
     """Opened while the run before was ending, locked when its name was gone already."""
     flock = fcntl.flock
-    removed = []
+    removed: list[Path] = []
 
     def remove_first(descriptor: int, how: int) -> None:
         if not removed:
-            removed.append((tmp_path / LOCK_FILE).unlink())
+            removed.append(tmp_path / LOCK_FILE)
+            removed[0].unlink()
         flock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", remove_first)
