@@ -72,11 +72,11 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype) -> BaseModels:
     base = str(config.pretrained_model_name_or_path)
     options = _options(config)
     unet, unet_config = _load_unet(config)
-    text_encoder, text_config = _load(CLIPTextModel, CLIPTextConfig, base, subfolder="text_encoder", **options)
+    text_encoder, text_config = load_model(CLIPTextModel, CLIPTextConfig, base, subfolder="text_encoder", **options)
     if config.pretrained_vae_model_name_or_path is None:
-        vae, vae_config = _load(AutoencoderKL, AutoencoderKLConfig, base, subfolder="vae", **options)
+        vae, vae_config = load_model(AutoencoderKL, AutoencoderKLConfig, base, subfolder="vae", **options)
     else:
-        vae, vae_config = _load(
+        vae, vae_config = load_model(
             AutoencoderKL, AutoencoderKLConfig, config.pretrained_vae_model_name_or_path, cache_dir=config.cache_dir
         )
     controlnet, controlnet_config = _load_controlnet(config, unet, unet_config)
@@ -105,7 +105,7 @@ def _load_unet(config: TrainConfig) -> tuple[Any, UNet2DConditionConfig]:
     base = str(config.pretrained_model_name_or_path)
     path = locate_config(base, subfolder=UNET_FOLDER, revision=config.revision, cache_dir=config.cache_dir)
     check_trainable(base, read_config(path, UNet2DConditionConfig))
-    return _load(UNet2DConditionModel, UNet2DConditionConfig, base, subfolder=UNET_FOLDER, **_options(config))
+    return load_model(UNet2DConditionModel, UNet2DConditionConfig, base, subfolder=UNET_FOLDER, **_options(config))
 
 
 def _options(config: TrainConfig) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _load_controlnet(
     config: TrainConfig, unet: Any, unet_config: UNet2DConditionConfig
 ) -> tuple[Any, ControlNetConfig]:
     if config.controlnet_model_name_or_path is not None:
-        return _load(
+        return load_model(
             ControlNetModel,
             ControlNetConfig,
             config.controlnet_model_name_or_path,
@@ -157,7 +157,7 @@ def _load_controlnet(
     return controlnet, controlnet_config
 
 
-def _load(
+def load_model(
     model_class: Any,
     config_class: type[AnyArchitecture],
     path_or_repo: str,

@@ -204,13 +204,17 @@ def _checked_coefficients(
         predictor.astype(np.float32),
     )
     finite = np.isfinite(np.concatenate([x0, corrector, predictor], axis=1)).all(axis=1)
-    if not finite.all():
+    _refuse_undefined(timesteps, ~finite)
+    return coefficients
+
+
+def _refuse_undefined(timesteps: np.ndarray, undefined: np.ndarray) -> None:
+    if undefined.any():
         raise ValueError(
-            f"Sampling is undefined at timestep {timesteps[~finite][0]}: the network's output cannot be turned into "
+            f"Sampling is undefined at timestep {timesteps[undefined][0]}: the network's output cannot be turned into "
             "a clean sample there, because the schedule has no signal or no noise left at that timestep "
             "(rescale_betas_zero_snr goes with v_prediction). Use timestep_spacing 'leading', or a v_prediction model."
         )
-    return coefficients
 
 
 def _refuse_unless_neutral(sampler: str, config: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
@@ -218,7 +222,8 @@ def _refuse_unless_neutral(sampler: str, config: Mapping[str, Any], supported: M
         if option in config and config[option] not in values:
             raise ValueError(
                 f"The scheduler's {option} is {shown(repr(config[option]))}, which {sampler} does not support here; "
-                f"expected {' or '.join(map(repr, values))}. Change it in scheduler_config.json, or choose another sampler."
+                f"expected {' or '.join(map(repr, values))}. Change it in scheduler_config.json, or choose another "
+                "sampler."
             )
 
 
@@ -280,14 +285,18 @@ def _unipc_sigmas(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
     alphas_bar = schedule.alphas_cumprod.astype(np.float64)
     if schedule.config.get("rescale_betas_zero_snr", False):
         alphas_bar[-1] = 2.0**-24  # diffusers' stand-in for zero, which keeps sigma finite
-    sigmas = np.sqrt((1 - alphas_bar) / alphas_bar)
+    with np.errstate(divide="ignore"):  # _refuse_undefined reports it in words
+        sigmas = np.sqrt((1 - alphas_bar) / alphas_bar)
+    chosen = sigmas[timesteps]
+    stands_still = np.append(np.diff(chosen) >= 0, False)
+    _refuse_undefined(timesteps, ~np.isfinite(chosen) | (chosen <= 0) | stands_still)
     final = schedule.config.get("final_sigmas_type", "zero")
     if final not in ("zero", "sigma_min"):
         raise ValueError(
             f"The scheduler's final_sigmas_type is {shown(repr(final))}; expected zero or sigma_min. "
             "Correct its scheduler_config.json."
         )
-    return np.append(sigmas[timesteps], sigmas[0] if final == "sigma_min" else 0.0)
+    return np.append(chosen, sigmas[0] if final == "sigma_min" else 0.0)
 
 
 def _signal_and_noise(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -272,7 +272,8 @@ def _scheduler_file(
     except (hub_errors.HfHubHTTPError, hub_errors.EntryNotFoundError, OSError, ValueError) as error:
         raise ValueError(
             f"No noise schedule at '{shown_name(path_or_repo)}': it is not a local folder, and "
-            f"{subfolder}/{SCHEDULER_FILE} could not be had from a Hub repository of that name ({type(error).__name__}). Check the spelling, the "
-            "revision, the network and, for a gated model, your login; or give a local folder."
+            f"{subfolder}/{SCHEDULER_FILE} could not be had from a Hub repository of that name "
+            f"({type(error).__name__}). Check the spelling, the revision, the network and, for a gated model, your "
+            "login; or give a local folder."
         ) from error
     return Path(downloaded)

@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import CLIPTokenizer
 
 from shared.model_files.configs import CLIPTextConfig
@@ -30,6 +31,9 @@ _FILES = {  # and the most bytes of each: CLIP's largest, tokenizer.json, has 2 
     "special_tokens_map.json": MIB,
     "added_tokens.json": 16 * MIB,
 }
+_OBJECT = dict[str, Any]
+_IDS = dict[str, Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]]
+_TYPES: dict[str, Any] = {"vocab.json": _IDS, "added_tokens.json": _IDS}
 _KEPT_SETTINGS = (
     "add_bos_token",
     "add_eos_token",
@@ -79,7 +83,7 @@ def read_tokenizer(
     contents = {name: read_file(file, _FILES[name]) for name, file in files.items()}
     for name in contents:
         if name.endswith(".json"):
-            parse_json(contents[name], where=str(files[name]), fix=f"Copy or download it again; {fix}.")
+            parse_json(contents[name], _TYPES.get(name, _OBJECT), where=str(files[name]), fix=f"Copy it again; {fix}.")
     contents[_SETTINGS] = _checked_settings(contents.get(_SETTINGS, b"{}"), where, fix)
     with _tokenizer_library(f"no tokenizer could be loaded from {where}", fix):
         tokenizer = _loaded(contents)
@@ -97,8 +101,8 @@ def check_tokenizer_fits(tokenizer: CLIPTokenizer, name: str, text_encoder: CLIP
     if largest >= text_encoder.vocab_size:
         raise ValueError(
             f"The tokenizer of {shown_name(name)} has token ids up to {largest}, and the base model's text encoder "
-            f"knows those below {text_encoder.vocab_size} (vocab_size in its config.json). Use the tokenizer that the text "
-            "encoder was trained with."
+            f"knows those below {text_encoder.vocab_size} (vocab_size in its config.json). Use the tokenizer that "
+            "the text encoder was trained with."
         )
     longest = text_encoder.max_position_embeddings
     if tokenizer.model_max_length > longest:
@@ -131,6 +135,8 @@ def _hub_files(
 
 
 def _hub_reason(error: Exception) -> str:
+    if isinstance(error, HFValidationError):
+        return "it is neither a folder on this machine nor a repository's name"
     if isinstance(error, LocalEntryNotFoundError):
         return f"the Hugging Face Hub cannot be reached, and {_SETTINGS} is not in the local cache"
     return reason(error)

@@ -50,7 +50,7 @@ def convert(values: Any, of: type[T] | Any, *, where: str, fix: str) -> T:
     """Values that were read before, such as a part of a JSON object, as the declared type; raises as `parse_json`."""
     try:
         return msgspec.convert(values, of)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a surrogate pair is no text to it
         raise ValueError(f"{shown(where)} holds something else than expected: {shown(error)}. {fix}") from error
     except RecursionError as error:
         raise ValueError(f"{shown(where)} is nested more deeply than any honest file. {fix}") from error
