@@ -1,5 +1,6 @@
 """Where samples come from. `open_source` picks the source that a configuration names."""
 
+import os
 from pathlib import Path
 
 from shared.config import TrainConfig
@@ -91,7 +92,7 @@ def _open_folder(config: TrainConfig, folder: Path) -> Source | None:
 
     _check_folder(folder)
     files = NamedFiles(str(folder), folder, allowed_folders(config))
-    is_prompt_json = (folder / "prompt.json").is_file()
+    is_prompt_json = os.path.isfile(folder / "prompt.json")
     if config.streaming:
         if is_prompt_json:
             raise ValueError(
@@ -112,7 +113,7 @@ def _open_folder(config: TrainConfig, folder: Path) -> Source | None:
 
 
 def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"--train_data_dir is {shown(folder)!r}, which is not a folder; give one that exists")
     try:
         empty = not any(folder.iterdir())

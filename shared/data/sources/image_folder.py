@@ -1,5 +1,6 @@
 """A folder of images with Hugging Face's `metadata.jsonl`, read without building a datasets cache."""
 
+import os
 from pathlib import Path
 
 from shared.data.sources.json_lines import JsonLinesSource, Keys, read_rows
@@ -10,7 +11,7 @@ from shared.untrusted import shown
 def find_metadata(folder: Path) -> Path | None:
     """`metadata.jsonl` in the folder or in its `train` folder, or None."""
     candidates = (folder / "metadata.jsonl", folder / "train" / "metadata.jsonl")
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if os.path.isfile(path)), None)
 
 
 def find_keys(metadata: Path, image_column: str, conditioning_image_column: str, caption_column: str) -> Keys | None:

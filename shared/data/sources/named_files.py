@@ -98,7 +98,7 @@ def allowed_folders(config: TrainConfig) -> list[Path]:
     """The folders of --allowed_data_dirs. ValueError for one that does not exist."""
     folders = [Path(name) for name in config.allowed_data_dirs or ()]
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise ValueError(f"{_FLAG} has {shown(folder)!r}, which is no folder; give folders that exist")
     return folders
 
@@ -106,4 +106,4 @@ def allowed_folders(config: TrainConfig) -> list[Path]:
 def _blobs_of_snapshot(folder: Path) -> list[Path]:
     """The Hub's cache keeps a repository's files in `blobs`, and links to them in `snapshots/REVISION`."""
     repositories = [parent.parent for parent in (folder, *folder.parents) if parent.parent.name == "snapshots"]
-    return [repository.parent / "blobs" for repository in repositories if (repository.parent / "blobs").is_dir()]
+    return [repository.parent / "blobs" for repository in repositories if os.path.isdir(repository.parent / "blobs")]

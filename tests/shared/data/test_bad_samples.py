@@ -1,6 +1,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import webdataset
 
 from shared.data.batches import BatchSpec
+from shared.data.sample import RawSample
 from shared.data.sources import open_source
 from tests.shared.data.pictures import (
     captions_in,
@@ -179,3 +181,18 @@ def test_metadata_finds_columns_with_and_without_suffix(tmp_path: Path) -> None:
         batch = loader(config(train_data_dir=str(folder), **flags)).batch(0)
         np.testing.assert_array_equal(batch["pixel_values"], expected["pixel_values"])
         np.testing.assert_array_equal(batch["conditioning_pixel_values"], expected["conditioning_pixel_values"])
+
+
+def test_a_stream_of_bad_samples_ends_whatever_the_limit() -> None:
+    """Two epochs are enough to see that none is good."""
+
+    class Bad:
+        manifest: ClassVar = {"location": "memory"}
+
+        def iterate(self, epoch: int) -> Any:
+            assert epoch < 5, "read on and on"
+            return (RawSample(None, b"c", ("a",), f"bad {index}") for index in range(3))
+
+    loading = loader(config(max_skipped_samples=10**400), source=Bad())
+    with pytest.raises(ValueError, match=r"none of the training samples can be used \(3 were tried"):
+        loading.batch(0)

@@ -1,10 +1,14 @@
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from shared.data.tokenization import load_tokenizer, tokenizer_function
+from shared.data.tokenization import load_tokenizer, tokenizer_function, used_text
 
 WORDS = ["a", "red", "circle"]
 
@@ -54,3 +58,84 @@ def test_a_tokenizer_without_its_length_is_named(folder: Path) -> None:
     (folder / "tokenizer" / "tokenizer_config.json").unlink()
     with pytest.raises(ValueError, match="does not say its model_max_length"):
         load_tokenizer(str(folder), "tokenizer")
+
+
+def uncut(tokenizer: Any, captions: list[str]) -> Any:
+    """What the library makes of whole captions."""
+    return tokenizer(captions, max_length=77, padding="max_length", truncation=True)["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def demo_tokenizer() -> Any:
+    return load_tokenizer("shared/demo_model", "tokenizer")
+
+
+# Long runs of a few kinds of letters: what is longer than the bound, which is some 5,000 letters for this vocabulary.
+TEXTS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["a ", "red ", "x", "1", "é", "e\u0301", "\u1112\u1161\u11ab", "日本", "\U0001f642", "\n", "\t  "]
+        )
+        | st.text(max_size=12),
+        st.sampled_from([1, 2, 50, 3000, 20_000]),
+    ),
+    max_size=6,
+).map(lambda parts: "".join(text * count for text, count in parts))
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=TEXTS)
+def test_a_long_captions_ids_are_those_of_the_whole(text: str, demo_tokenizer: Any) -> None:
+    np.testing.assert_array_equal(tokenizer_function(demo_tokenizer)([text]), uncut(demo_tokenizer, [text]))
+
+
+def test_the_end_of_a_long_caption_counts_where_the_tokenizer_keeps_it(demo_tokenizer: Any) -> None:
+    text = "red " * 5000 + "circle with a blue background"
+    try:
+        demo_tokenizer.truncation_side = "left"
+        tokenize = tokenizer_function(demo_tokenizer)
+        np.testing.assert_array_equal(tokenize([text]), uncut(demo_tokenizer, [text]))
+        assert used_text(tokenize, text).removesuffix(" […]").endswith("red circle with a blue background")
+    finally:
+        demo_tokenizer.truncation_side = "right"
+
+
+@pytest.mark.parametrize("text", ["a dog " * 8_000_000, "a" * 50_000_000, " " * 50_000_000 + "a", "日" * 20_000_000])
+def test_a_book_of_a_caption_takes_no_time(text: str, demo_tokenizer: Any) -> None:
+    tokenize = tokenizer_function(demo_tokenizer)
+    began = time.monotonic()
+    assert tokenize([text]).shape == (1, 77)
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("text", ["a dog \ud83d", "\udcff"])
+def test_half_a_character_is_refused(text: str, demo_tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=r"the caption .* cannot be used: its caption holds half a character"):
+        tokenizer_function(demo_tokenizer)([text])
+
+
+def test_cut_captions_are_said_once_and_counted(demo_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    tokenize = tokenizer_function(demo_tokenizer)
+    whole = "a red circle"
+    long = "\x1b[2J" + "red " * 100 + "END"
+    tokenize([whole, ""])
+    tokenize.report()
+    assert caplog.text == ""
+    tokenize([long, whole])
+    tokenize([long])
+    (record,) = caplog.records
+    assert "more than the 77 tokens" in record.getMessage()
+    assert "END" not in record.getMessage()
+    assert record.getMessage().isprintable()
+    tokenize.report()
+    assert "2 of 4 captions and prompts had more than 77 tokens" in caplog.text
+
+
+def test_the_used_text_is_what_the_tokens_hold(demo_tokenizer: Any) -> None:
+    tokenize = tokenizer_function(demo_tokenizer)
+    assert used_text(tokenize, "a red circle") == "a red circle"
+    used = used_text(tokenize, "red " * 100)
+    assert used == "red " * 74 + "red […]"
+    shortened = used.removesuffix(" […]")
+    np.testing.assert_array_equal(tokenize([shortened]), tokenize(["red " * 100]))
+    assert used_text(lambda captions: np.zeros((len(captions), 77), np.int32), "red " * 100) == "red " * 100

@@ -57,9 +57,7 @@ def test_a_picture_that_is_a_program_is_skipped(tmp_path: Path, caplog: Any, lay
 @pytest.mark.usefixtures("never_eps")
 def test_a_validation_image_that_is_a_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(eps_that_writes(tmp_path / "canary"))
-    with pytest.raises(
-        ValueError, match=r"--validation_image .*0\.png cannot be used: .*it is EPS, which is not opened"
-    ):
+    with pytest.raises(ValueError, match=r"--validation_image .*0\.png cannot be used: .*it is EPS"):
         ValidationImages(config(validation_image=(str(tmp_path / "0.png"),), validation_prompt=("a",)))
 
 
@@ -110,7 +108,7 @@ def test_every_cut_of_every_format_is_a_picture_or_a_bad_sample() -> None:
             try:
                 decode(content[:length])
             except BadSampleError as error:
-                assert "\n" not in str(error)
+                assert "\n" not in str(error)  # noqa: PT017
 
 
 def test_a_bomb_of_text_is_a_bad_sample() -> None:

@@ -216,7 +216,7 @@ def test_a_list_that_leads_out_is_an_error(tmp_path: Path, name: str, layout: An
 def test_allowed_folders_exist(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     given = str(tmp_path / name) if name else "/nowhere/at/all"
-    with pytest.raises(ValueError, match="--allowed_data_dirs has .*, which is no folder"):
+    with pytest.raises(ValueError, match=r"--allowed_data_dirs has .*, which is no folder"):
         open_source(config(generated_circles=3, allowed_data_dirs=(given,)))
 
 

@@ -78,7 +78,8 @@ def test_every_cut_of_a_packed_tar_is_a_sentence(tmp_path: Path, how: str) -> No
 
 @settings(max_examples=150, deadline=None)
 @given(
-    changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6), stream=st.booleans()
+    changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6),
+    stream=st.booleans(),
 )
 def test_damaged_bytes_are_samples_or_a_sentence(
     changes: list[tuple[int, int]], stream: bool, tmp_path_factory: pytest.TempPathFactory
@@ -265,7 +266,7 @@ def test_members_are_those_that_tarfile_finds(
             try:
                 writer.addfile(info, io.BytesIO(content))
             except ValueError:
-                assert format_ == tarfile.USTAR_FORMAT  # noqa: PT017  which has no long names
+                assert format_ == tarfile.USTAR_FORMAT
     with tarfile.open(fileobj=io.BytesIO(file.getvalue()), mode="r:", encoding="utf-8") as reader:
         expected = [
             (info.name, reader.extractfile(info).read())  # type: ignore[union-attr]
@@ -318,5 +319,3 @@ def test_padding_after_the_last_member_is_part_of_a_tar(tmp_path: Path) -> None:
                 else:
                     with pytest.raises(DamagedTarError, match="in the middle of a member"):
                         list(regular_files(content))
-
-
