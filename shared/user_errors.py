@@ -1,7 +1,7 @@
 """How the entry points end when something is wrong: one message for a user's mistake, a traceback for a bug."""
 
+import dis
 import sys
-import traceback
 from pathlib import Path
 
 from shared.outgoing import outgoing, print_traceback, with_indented_lines
@@ -24,8 +24,16 @@ def explain(error: ValueError) -> int:
 
 
 def is_written_for_users(error: ValueError) -> bool:
-    """Whether a statement of this project's own code raised it."""
-    innermost = traceback.extract_tb(error.__traceback__)[-1]
-    ours = any(Path(innermost.filename).resolve().is_relative_to(folder) for folder in _OUR_CODE)
-    # Built-in functions have no frame of their own: what they raise seems to come from the line that called them.
-    return ours and (innermost.line or "").startswith("raise")
+    """Whether a statement of this project's own code raised it.
+
+    The compiled code tells: sources may have been edited since, and what a built-in function raises, which has no frame
+    of its own, seems to come from the line that called it.
+    """
+    place = error.__traceback__
+    if place is None:
+        return False
+    while place.tb_next is not None:
+        place = place.tb_next
+    code = place.tb_frame.f_code
+    ours = any(Path(code.co_filename).resolve().is_relative_to(folder) for folder in _OUR_CODE)
+    return ours and dis.opname[code.co_code[place.tb_lasti]] == "RAISE_VARARGS"

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from shared.config.options import FLAGS, Backend, TrainConfig
 from shared.config.support import check_support
-from shared.redaction import described, is_shell_command
+from shared.redaction import described, is_shell_command, redacted
+from shared.untrusted import shown
 
 _DATA_SOURCES = ("dataset_name", "train_data_dir", "train_shards", "generated_circles")
 _PROCESSES = ("coordinator_address", "num_processes", "process_id")
@@ -85,6 +86,7 @@ def validate(config: TrainConfig, backend: Backend) -> None:
         ValueError: for the first mistake found, with what was given, what was expected and how to fix it.
     """
     _check_values(config)
+    _check_output_dir(config)
     _check_sources(config)
     _check_validation_pairs(config)
     _check_evaluation(config)
@@ -121,6 +123,14 @@ def _check_values(config: TrainConfig) -> None:
         raise ValueError(
             f"--train_batch_size {config.train_batch_size} images of --resolution {config.resolution} fit into no "
             "memory: give less of one, and --gradient_accumulation_steps in its place."
+        )
+
+
+def _check_output_dir(config: TrainConfig) -> None:
+    if "://" in config.output_dir:
+        raise ValueError(
+            f"--output_dir is {shown(redacted(config.output_dir))!r}, an address; expected a folder of this "
+            "machine. Mount the bucket and give the folder that it is mounted on."
         )
 
 

@@ -9,6 +9,7 @@ import yaml
 from shared.config.arguments import Assignment, suggestion, told_name
 from shared.config.flags import Flag
 from shared.config.options import SECRETS, TrainConfig
+from shared.redaction import redacted
 from shared.untrusted import MIB, read_file, shown
 
 _NULL_TAG = "tag:yaml.org,2002:null"
@@ -69,10 +70,10 @@ def read_yaml(path: str, flags: dict[str, Flag]) -> list[Assignment]:
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):
-        raise ValueError(f"{shown(path)} must hold one `flag: value` per line.")
+        raise ValueError(f"{_told(path)} must hold one `flag: value` per line.")
     assignments: dict[str, Assignment] = {}
     for key, value in root.value:
-        place = f"{shown(path)}, line {key.start_mark.line + 1}"
+        place = f"{_told(path)}, line {key.start_mark.line + 1}"
         name = _known_name(key, flags, place)
         origin = f"{place}: {name}"
         if name in assignments:
@@ -100,7 +101,7 @@ def _composed(path: str) -> yaml.Node | None:
         return yaml.compose(text, Loader=_BoundedLoader)
     except yaml.reader.ReaderError as error:
         raise ValueError(
-            f"--config '{shown(path)}' is not valid YAML: it holds the control character "
+            f"--config '{_told(path)}' is not valid YAML: it holds the control character "
             f"{shown(chr(error.character))} at character {error.position + 1}. Take it out."
         ) from None
     except yaml.MarkedYAMLError as error:
@@ -108,10 +109,10 @@ def _composed(path: str) -> yaml.Node | None:
         # or a tag to YAML, and named in the problem itself.
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         problem = shown(re.sub(r"'[\w!-]{2,}'", "", str(error.problem)).strip())
-        raise ValueError(f"--config '{shown(path)}' is not valid YAML{line}: {problem}.") from None
+        raise ValueError(f"--config '{_told(path)}' is not valid YAML{line}: {problem}.") from None
     except (ValueError, OverflowError):  # of PyYAML's scanner, at versions of thousands of digits and at "\\UFFFFFFFF"
         raise ValueError(
-            f"--config '{shown(path)}' is not valid YAML: a number or a character's code in it is too large."
+            f"--config '{_told(path)}' is not valid YAML: a number or a character's code in it is too large."
         ) from None
 
 
@@ -120,12 +121,16 @@ def _text_of(path: str) -> str:
         return read_file(path, _LARGEST).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"--config '{shown(path)}' cannot be read: byte {error.start + 1} of it is not UTF-8. Give a YAML file."
+            f"--config '{_told(path)}' cannot be read: byte {error.start + 1} of it is not UTF-8. Give a YAML file."
         ) from None
     except ValueError as error:
         raise ValueError(
-            f"--config '{shown(path)}'{str(error).removeprefix(shown(path))} Give the path of a YAML file."
+            f"--config '{_told(path)}'{str(error).removeprefix(shown(path))} Give the path of a YAML file."
         ) from error
+
+
+def _told(path: str) -> str:
+    return shown(redacted(path))
 
 
 def _texts_of(node: yaml.Node, flag: Flag, origin: str) -> tuple[str, ...] | None:

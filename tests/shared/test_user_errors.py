@@ -51,6 +51,16 @@ def test_an_error_of_a_builtin_called_by_our_code_keeps_its_traceback(capsys: py
     assert "cannot convert float NaN to integer" in shown
 
 
+def test_sources_that_were_edited_since_change_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an update of the project during a long run."""
+    error = raised_by(lambda: total_steps(None, 1, None, 8))
+    monkeypatch.setattr("linecache.getline", lambda *_: "another = line")
+    assert explain(error) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_the_cause_of_a_users_mistake_is_not_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from shared.data.tokenization import load_tokenizer
 

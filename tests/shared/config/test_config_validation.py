@@ -80,6 +80,10 @@ def test_right_configurations_pass(changes: dict[str, Any]) -> None:
         ({"image_interpolation_mode": "cubic"}, "--image_interpolation_mode must be one of"),
         ({"resolution": 500}, "--resolution must be divisible by 8"),
         ({"output_dir": ""}, "--output_dir was given an empty value"),
+        (
+            {"output_dir": "gs://user:password@bucket/run"},
+            "--output_dir is 'gs://bucket/run', an address; expected a folder",
+        ),
         ({"pretrained_model_name_or_path": ""}, "check that it is set"),
         ({"validation_prompt": ("a",), "validation_image": ("",)}, "--validation_image was given an empty value"),
     ],
