@@ -36,11 +36,11 @@ _AUTHORIZATION = re.compile(
     r"(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\"]+", re.IGNORECASE
 )
 # In a text an address ends at a blank, and a password that is not escaped with it.
-_ADDRESS_IN_TEXT = re.compile(r"://\S+")
+_ADDRESS_IN_TEXT = re.compile(r"(?<=[A-Za-z0-9]{2}):/\S+")  # as a path it has but one slash
 _LONGEST_ADDRESS = 4096  # characters; signed ones have some hundred
-_CREDENTIALS_IN_TEXT = re.compile(r"(?<=://)(?:[^/\s]*|[^/@:\s]*:(?!\d+/)[^@\s]*)@")
-_QUERY_IN_TEXT = re.compile(r"(://[^\s?]*\?)(\S+)")
-_PARAMETERS_IN_TEXT = re.compile(r"(://[^\s?#;]*[#;])([^\s=]*=\S*)")  # a fragment without = is a heading of a page
+_CREDENTIALS_IN_TEXT = re.compile(r"(:/+)(?:[^/\s]*|[^/@:\s]*:(?!\d+/)[^@\s]*)@")
+_QUERY_IN_TEXT = re.compile(r"(:/[^\s?]*\?)(\S+)")
+_PARAMETERS_IN_TEXT = re.compile(r"(:/[^\s?#;]*[#;])([^\s=]*=\S*)")  # a fragment without = is a heading of a page
 _AFTER_AN_ADDRESS = "'\")]}>.,:;…"
 
 _LONGEST_QUOTED = 16  # a mistyped number, switch or choice; the shortest token in use has 20 characters
@@ -98,7 +98,7 @@ def looks_secret(text: str) -> bool:
 def _masked_address(found: re.Match[str]) -> str:
     if len(found[0]) > _LONGEST_ADDRESS:
         return "://***"
-    address = _CREDENTIALS_IN_TEXT.sub("", found[0])
+    address = _CREDENTIALS_IN_TEXT.sub(r"\1", found[0])
     return _PARAMETERS_IN_TEXT.sub(_without_end, _QUERY_IN_TEXT.sub(_without_end, address))
 
 

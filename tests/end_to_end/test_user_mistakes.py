@@ -80,7 +80,11 @@ def test_model_folder_without_a_part(fail: Fail, base_model: Path, tmp_path: Pat
     assert "scheduler, tokenizer, unet" in message
 
 
-_WEB, _FTP, _COMMAND = "https://user:PASSWORD@host.invalid/x", "ftp://host.invalid/x?token=PASSWORD", " pipe:PASSWORD x"
+_WEB, _FTP, _COMMAND = (
+    "https://user:PASSWORD@host.invalid/x",
+    "ftp://host.invalid/x?token=PASSWORD",
+    " pipe:curl PASSWORD",
+)
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,7 @@ def test_the_token_of_a_flag_is_masked_from_then_on(monkeypatch: pytest.MonkeyPa
     [
         ("see https://user:PW@host/a and s3://KEY:PW/x@bucket/b.", "see https://host/a and s3://bucket/b."),
         ("HTTPS://user:P?W#X@host/a", "HTTPS://host/a"),
+        ("no folder https:/user:PW@host/a, https:/host/a?token=PW", "no folder https:/host/a, https:/host/a?***"),
         ("'https://host/a?token=PW'.", "'https://host/a?***'."),
         ("(https://host/a?PW)", "(https://host/a?***)"),
         ("https://host/a#access_token=PW", "https://host/a#***"),
@@ -261,6 +262,6 @@ def test_a_short_wrong_value_is_quoted(text: str) -> None:
     assert described(text) == repr(text)
 
 
-@pytest.mark.parametrize("text", ["hf_abc", "x" * 17, "AKIA12345678", "://a:b@c", "sk-12345"])
+@pytest.mark.parametrize("text", ["hf_abc", "x" * 17, "AKIA12345678", "s3://a:b@c", "sk-12345"])
 def test_a_wrong_value_that_may_be_a_token_is_counted(text: str) -> None:
     assert described(text) == f"a text of {len(text)} characters"
