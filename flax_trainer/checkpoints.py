@@ -5,6 +5,7 @@ and a JSON record of what it belongs to: the configuration, the data's manifest,
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ class _DashedNames(step_lib.NameFormat[step_lib.Metadata]):
 
     def find_all(self, base_path: epath.PathLike) -> Iterator[step_lib.Metadata]:
         for path in epath.Path(base_path).iterdir():
-            if is_checkpoint(Path(path)) and step_lib.is_path_finalized(path):
+            if is_checkpoint(Path(path)) and _is_readable(Path(path)) and step_lib.is_path_finalized(path):
                 yield step_lib.Metadata(step=checkpoint_step(Path(path)), path=path)
 
     def find_step(self, base_path: epath.PathLike, step: int) -> step_lib.Metadata:
@@ -54,6 +55,12 @@ class _DashedNames(step_lib.NameFormat[step_lib.Metadata]):
         if not (path.exists() and step_lib.is_path_finalized(path)):
             raise ValueError(f"there is no complete checkpoint at {path}")
         return step_lib.Metadata(step=step, path=path)
+
+
+def _is_readable(checkpoint: Path) -> bool:
+    """Orbax opens this file of every checkpoint, and would wait for ever at a pipe."""
+    path = checkpoint / "_CHECKPOINT_METADATA"
+    return not os.path.lexists(path) or (path.is_file() and not path.is_symlink())
 
 
 class Checkpoints:
@@ -107,6 +114,8 @@ class Checkpoints:
         with self._explained_failure_to_write():
             if step in self._writer.all_steps():
                 self._writer.delete(step)
+            elif jax.process_index() == 0 and (self._path(step).is_symlink() or not self._path(step).is_dir()):
+                remove(self._path(step))  # what is no checkpoint and has the name of one
             self._writer.save(step, args=items, force=True)
         self._saved_step = step
 

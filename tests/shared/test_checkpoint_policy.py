@@ -19,6 +19,7 @@ from shared.checkpoint_policy import (
     set_aside_later,
 )
 from shared.config import TrainConfig
+from shared.user_errors import is_written_for_users
 
 CONFIG = TrainConfig(pretrained_model_name_or_path="some/model", train_data_dir="photos", seed=1)
 MANIFEST = {
@@ -254,3 +255,161 @@ def test_no_checkpoint_after_the_step_is_left_and_none_before_it_is_touched(
     set_aside_later(folder, step)
     assert [checkpoint_step(path) for path in checkpoints_in(folder)] == sorted(at for at in steps if at <= step)
     assert len(list(folder.iterdir())) == len(steps)
+
+
+# --- names and links that others made --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoint-0001", "checkpoint-١٢", "checkpoint-²", "checkpoint-+1", "checkpoint-1_0", f"checkpoint-{'9' * 19}"],
+)
+def test_only_the_one_way_to_write_a_number_is_a_step(tmp_path: Path, name: str) -> None:
+    folders(tmp_path, name, "checkpoint-0")
+    assert checkpoints_in(tmp_path) == [tmp_path / "checkpoint-0"]
+    with pytest.raises(ValueError, match="there is no such checkpoint"):
+        checkpoint_to_resume(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "checkpoint-1\0",
+        "\0",
+        "x" * 5000,
+        "checkpoint-1\n\x1b[2Jerror: FORGED",
+        "\ud83d",
+        "../../etc",
+        "/dev/zero",
+        "",
+        ".",
+    ],
+)
+def test_no_name_ends_in_a_traceback(tmp_path: Path, given: str) -> None:
+    (tmp_path / "checkpoint-5").write_text("a file")
+    with pytest.raises(ValueError, match="there is no such checkpoint") as refused:
+        checkpoint_to_resume(tmp_path, given)
+    assert is_written_for_users(refused.value)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 1500
+
+
+def test_a_link_that_leads_out_is_refused_and_one_that_stays_is_a_checkpoint(tmp_path: Path) -> None:
+    folders(tmp_path, "run/checkpoint-3", "elsewhere/checkpoint-9")
+    run = tmp_path / "run"
+    (run / "checkpoint-4").symlink_to("checkpoint-3")
+    assert checkpoint_to_resume(run, "latest") == run / "checkpoint-4"
+    (run / "checkpoint-9").symlink_to(tmp_path / "elsewhere" / "checkpoint-9")
+    (run / "checkpoint-10").symlink_to("nowhere")
+    (run / "checkpoint-11").symlink_to("checkpoint-11")
+    assert checkpoints_in(run) == [run / "checkpoint-3", run / "checkpoint-4"]
+    for name in ("latest", "checkpoint-9", str(run / "checkpoint-9")):
+        with pytest.raises(ValueError, match=r"checkpoint-9 is a link that leads out of its folder"):
+            checkpoint_to_resume(run, name)
+    assert checkpoint_to_resume(run, str(tmp_path / "elsewhere" / "checkpoint-9")) is not None
+
+
+def test_what_is_set_aside_goes_through_no_link(tmp_path: Path) -> None:
+    folders(tmp_path, "run/checkpoint-3", "run/checkpoint-5", "run/checkpoint-7", "outside")
+    run, precious = tmp_path / "run", tmp_path / "outside" / "precious"
+    precious.touch()
+    (run / "checkpoint-5.abandoned").symlink_to(precious.parent)
+    (run / "checkpoint-7.abandoned").symlink_to("nothing")
+    set_aside_later(run, 3)
+    assert precious.exists()
+    assert not any(path.is_symlink() for path in run.iterdir())
+
+
+def test_a_record_of_hostile_settings_is_told_within_bounds() -> None:
+    saved = record()
+    saved["configuration"] |= {f"--\x1b[2J{number}\nerror: FORGED": "x" * 10_000 for number in range(1000)}
+    message = refusal(saved, record())
+    assert all(line.isprintable() and not line.startswith("error") for line in message.split("\n"))
+    assert len(message) < 10_000
+    assert "and 980 more" in message
+
+
+@pytest.mark.parametrize(("before", "now"), [(True, 1), (1, True), (False, 0), ("1", 1), (None, "None"), ([1], 1)])
+def test_values_of_other_types_are_others(before: Any, now: Any) -> None:
+    saved, current = record(), record()
+    saved["configuration"]["seed"], current["configuration"]["seed"] = before, now
+    assert f"--seed: {before!r} in the checkpoint, {now!r} now" in refusal(saved, current)
+
+
+# --- the learning rate -----------------------------------------------------------------------------------------------
+
+
+def of_steps(total: int, **changes: Any) -> dict[str, Any]:
+    config = replace(CONFIG, **{"lr_scheduler": "linear", "learning_rate": 1e-4, "lr_warmup_steps": 0} | changes)
+    return checkpoint_record(config, MANIFEST, 8, total)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        pytest.param(
+            of_steps(10),
+            of_steps(20),
+            "--max_train_steps was 10 and is 20. After step 7 it would have been 3e-05 and is 6.5e-05.",
+            id="longer",
+        ),
+        pytest.param(
+            of_steps(10, lr_scheduler="constant"),
+            of_steps(10, lr_scheduler="constant", learning_rate=3e-4),
+            "--learning_rate was 0.0001 and is 0.0003. After step 7 it would have been 0.0001 and is 0.0003",
+            id="another rate",
+        ),
+        pytest.param(
+            of_steps(10, lr_scheduler="constant"),
+            of_steps(10, lr_scheduler="constant", scale_lr=True),
+            "--scale_lr was False and is True. After step 7 it would have been 0.0001 and is 0.0008",
+            id="scaled",
+        ),
+        pytest.param(
+            of_steps(10, lr_scheduler="constant_with_warmup", lr_warmup_steps=500),
+            of_steps(10, lr_scheduler="constant_with_warmup", lr_warmup_steps=8),
+            "--lr_warmup_steps was 500 and is 8",
+            id="another warm-up",
+        ),
+        pytest.param(
+            of_steps(10, lr_scheduler="polynomial", lr_warmup_steps=0),
+            of_steps(10, lr_scheduler="cosine", lr_warmup_steps=0),
+            "--lr_scheduler was polynomial and is cosine",
+            id="another schedule",
+        ),
+    ],
+)
+def test_another_course_of_the_learning_rate_is_told_once(
+    caplog: pytest.LogCaptureFixture, before: dict[str, Any], now: dict[str, Any], told: str
+) -> None:
+    check_resumable(CHECKPOINT, before, now)
+    (said,) = caplog.messages
+    assert said.startswith("run/checkpoint-7: from here on the learning rate follows another curve")
+    assert told in said
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        pytest.param(of_steps(10), of_steps(10), id="the same"),
+        pytest.param(record(), of_steps(10), id="older than this part of the record"),
+        pytest.param(
+            of_steps(10, lr_scheduler="constant"), of_steps(20, lr_scheduler="constant"), id="no end to reach"
+        ),
+        pytest.param(of_steps(10), of_steps(10, lr_power=3.0), id="of another schedule"),
+        pytest.param(
+            of_steps(10, lr_scheduler="constant_with_warmup", lr_warmup_steps=3),
+            of_steps(10, lr_scheduler="constant_with_warmup", lr_warmup_steps=5),
+            id="a warm-up that is over",
+        ),
+        pytest.param(
+            of_steps(10, learning_rate=8e-4), of_steps(10, learning_rate=1e-4, scale_lr=True), id="the same in the end"
+        ),
+        pytest.param(of_steps(20), of_steps(7), id="no step is left"),
+    ],
+)
+def test_a_course_that_stays_the_same_is_not_worth_a_word(
+    caplog: pytest.LogCaptureFixture, before: dict[str, Any], now: dict[str, Any]
+) -> None:
+    check_resumable(CHECKPOINT, before, now)
+    assert caplog.messages == []
