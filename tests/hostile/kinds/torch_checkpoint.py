@@ -1,0 +1,12 @@
+"""Hostile checkpoints of either backend, read by a training with PyTorch."""
+
+from tests.hostile.case import Case
+from tests.hostile.kinds import place_of
+from tests.hostile.kinds.checkpoint_folders import hostile_checkpoint
+from tests.hostile.kinds.torch_runs import attempt
+from tests.hostile.watched import Attempt
+
+
+def build(case: Case) -> Attempt:
+    what, words, is_honest = hostile_checkpoint(case, place_of(case.number).rank)
+    return attempt(case, what, words, is_honest)

@@ -1,0 +1,65 @@
+"""Names of files in rows of published data that lead to the user's own, to devices, or nowhere."""
+
+from tests.hostile.case import Case
+from tests.hostile.mutations.values import hostile_text, pick
+
+
+def hostile_address(case: Case) -> str:
+    """In the place of a picture's name."""
+    private = case.outside / "private.png"
+    return pick(
+        case,
+        (
+            str(private),
+            str(private),
+            "../outside/private.png",
+            "../../outside/private.png",
+            "image/../../outside/private.png",
+            f"file://{private}",
+            f"file://{private}",
+            f"file:{private}",
+            f"FILE://{private}",
+            f"local://{private}",
+            f"file://localhost{private}",
+            f"simplecache::file://{private}",
+            f"filecache::file://{private}",
+            f"blockcache::file://{private}",
+            f"dir::file://{case.outside}::private.png",
+            f"zip://private.png::file://{private}",
+            f"{private}::",
+            "link.png",
+            "linked/private.png",
+            "file:///dev/zero",
+            "/dev/zero",
+            "file:///dev/stdin",
+            "/dev/stdin",
+            "/proc/self/environ",
+            "pipe.png",
+            f"pipe:cp {private} {case.executed}",
+            f"|touch {case.executed}",
+            f"shell://touch {case.executed}",
+            "http://127.0.0.1:9/x.png",
+            "http://[::1",
+            "http://user:pass@127.0.0.1:9/x.png",
+            "ftp://127.0.0.1:9/x.png",
+            "s3://bucket/x.png",
+            "gs://bucket/x.png",
+            "hf://datasets/x/y/z.png",
+            "memory://x.png",
+            "data:image/png;base64,AAAA",
+            "github://a:b@c/x.png",
+            "ssh://127.0.0.1/x.png",
+            "unknown://x.png",
+            "://",
+            "~/x.png",
+            "image",
+            ".",
+            "/",
+            "",
+            "a\x00b.png",
+            "x" * 5000,
+            "a/" * 3000 + "x.png",
+            hostile_text(case),
+            hostile_text(case),
+        ),
+    )
