@@ -5,7 +5,6 @@ from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
-import PIL.Image
 from markupsafe import Markup
 
 from shared.compare.pictures import (
@@ -17,9 +16,10 @@ from shared.compare.pictures import (
     Pixels,
     UnshowableError,
     amplified,
+    as_png,
+    as_preview,
     contact_sheets,
     difference,
-    encoded,
     folders_leading_out,
     measure,
     read_picture,
@@ -29,9 +29,8 @@ from shared.compare.pictures import (
 
 _MOST_EARLIER_STEPS = 8
 _MOST_PAIRS = 100  # of a step: a run makes one for each prompt
-_PREVIEW_WIDTH = 720  # pixels
 
-Inline = Callable[[Picture], tuple[str, bytes]]
+Inline = Callable[[Picture, Allowance], tuple[str, bytes]]
 """A picture as a kind of file, `png` or `webp`, and its content."""
 
 
@@ -108,7 +107,7 @@ def _shown(pair: PicturePair, allowance: Allowance) -> ShownPair:
         return shown
     picture = Picture(None, amplified(difference_HWC))
     try:
-        return dataclasses.replace(shown, difference_picture=_address(*_as_it_is(picture), allowance))
+        return dataclasses.replace(shown, difference_picture=_address(*_as_it_is(picture, allowance), allowance))
     except UnshowableError:
         return shown  # its figures are shown
 
@@ -131,21 +130,17 @@ def _one(file: PictureFile | None, inline: Inline, allowance: Allowance) -> tupl
         return None, None
     try:
         picture = read_picture(file, allowance)
-        return ShownPicture(_address(*inline(picture), allowance)), picture.pixels_HWC
+        return ShownPicture(_address(*inline(picture, allowance), allowance)), picture.pixels_HWC
     except UnshowableError as error:
         return ShownPicture(None, str(error)), None
 
 
-def _as_it_is(picture: Picture) -> tuple[str, bytes]:
-    """Without loss."""
-    return "png", encoded(PIL.Image.fromarray(picture.pixels_HWC), "PNG") if picture.png is None else picture.png
+def _as_it_is(picture: Picture, allowance: Allowance) -> tuple[str, bytes]:
+    return "png", as_png(picture.pixels_HWC, allowance) if picture.png is None else picture.png
 
 
-def _preview(picture: Picture) -> tuple[str, bytes]:
-    """Compressed and at most 720 pixels wide: for the many that few people look at."""
-    small = PIL.Image.fromarray(picture.pixels_HWC)
-    small.thumbnail((_PREVIEW_WIDTH, 16 * _PREVIEW_WIDTH))
-    return "webp", encoded(small, "WEBP")
+def _preview(picture: Picture, allowance: Allowance) -> tuple[str, bytes]:
+    return "webp", as_preview(picture.pixels_HWC)
 
 
 def _address(kind: str, content: bytes, allowance: Allowance) -> Markup:

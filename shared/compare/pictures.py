@@ -26,6 +26,7 @@ AMPLIFICATION = 8
 """By how much the picture of a difference is brighter than the difference."""
 
 _LARGEST_FILE = 256 * MIB  # nothing larger has room on the page
+_PREVIEW_WIDTH = 720  # pixels
 _STEP_FOLDER = re.compile(r"step-(0|[1-9][0-9]{0,15})")
 
 
@@ -38,11 +39,13 @@ class Allowance:
     """How much of the pictures may still be decoded, and put into the page: others' folders may hold any amount.
 
     Attributes:
-        pixels: to decode. Ten prompts and nine steps of grids of 20 million in two runs are 3.6 thousand million.
+        pixels: to decode. Ten prompts and nine steps of grids of 5 million in two runs are 900 million.
+        tight_pixels: to make as small a PNG of as there is, which takes up to some seconds for each million.
         characters: to put into the page, which is in memory five times while it is made, and must open in a browser.
     """
 
-    pixels: int = 4 * 10**9
+    pixels: int = 2 * 10**9
+    tight_pixels: int = 20 * 10**6
     characters: int = 256 * 10**6
 
     def spend_pixels(self, pixels: int) -> None:
@@ -178,10 +181,23 @@ def folders_leading_out(folder_a: Path, folder_b: Path) -> list[Path]:
     return found
 
 
-def encoded(picture: PIL.Image.Image, kind: str) -> bytes:
-    """The picture as a file."""
-    file = BytesIO()
-    picture.save(file, kind, quality=85, optimize=True)
+def as_png(pixels_HWC: Pixels, allowance: Allowance) -> bytes:
+    """Without loss."""
+    picture, file = PIL.Image.fromarray(pixels_HWC), BytesIO()
+    is_tight = picture.width * picture.height <= allowance.tight_pixels
+    if is_tight:
+        allowance.tight_pixels -= picture.width * picture.height
+        picture.save(file, "PNG", optimize=True)
+    else:
+        picture.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def as_preview(pixels_HWC: Pixels) -> bytes:
+    """A WebP file, compressed and at most 720 pixels wide: for the many that few people look at."""
+    small, file = PIL.Image.fromarray(pixels_HWC), BytesIO()
+    small.thumbnail((_PREVIEW_WIDTH, 16 * _PREVIEW_WIDTH))
+    small.save(file, "WEBP", quality=85)
     return file.getvalue()
 
 

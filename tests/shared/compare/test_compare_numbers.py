@@ -1,5 +1,6 @@
 """Numbers on the page, and the differences of pictures."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from shared.compare.pictures import (
     PictureFile,
     Pixels,
     amplified,
+    as_png,
     difference,
     measure,
     read_picture,
@@ -90,3 +92,11 @@ def test_pictures_of_other_sizes_have_no_difference(tmp_path: Path) -> None:
 def test_differences_are_brightened_without_a_wider_type() -> None:
     levels = np.arange(256, dtype=np.uint8)[None, :, None]
     np.testing.assert_array_equal(amplified(levels), np.minimum(levels.astype(int) * AMPLIFICATION, 255))
+
+
+def test_a_difference_is_encoded_without_loss_however_large() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    allowance = Allowance(tight_pixels=40)
+    for left in (5, 5):
+        np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(as_png(pixels, allowance)))), pixels)
+        assert allowance.tight_pixels == left
