@@ -20,6 +20,7 @@ from tests.hostile.outcome import Outcome, Result
 
 PROJECT = Path(__file__).resolve().parents[2]
 _MANY = 400  # cases of a side, from which on a second warm process of it pays
+_WITHOUT_ORIGINALS = {"shared", "proofs"}
 _PATIENCE = 3.0  # times the bound, when a case that passed it has a second go
 
 
@@ -99,7 +100,7 @@ def _jobs(campaign: Campaign) -> "queue.SimpleQueue[_Job]":
 
 def _make_originals(folder: Path, sides: set[str]) -> Path:
     """The honest files of which models and checkpoints are mutated copies; not where no kind needs them."""
-    if sides - {"shared"}:
+    if sides - _WITHOUT_ORIGINALS:
         command = [sys.executable, "-W", "ignore", "-m", "tests.hostile.originals", str(folder)]
         ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
         if ended.returncode:
@@ -120,7 +121,7 @@ def _work_off(
             job = jobs.get_nowait()
         except queue.Empty:
             return
-        if job.side != "shared":
+        if job.side not in _WITHOUT_ORIGINALS:
             originals.result()
         with _Server(campaign, job, work) as server:
             for number in job.numbers:
@@ -156,9 +157,8 @@ class _Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
+        with self._process, self._log:  # which also closes its pipes
+            self._process.kill()
 
     def run(self, number: int, seconds: float) -> Result:
         assert self._process.stdin is not None

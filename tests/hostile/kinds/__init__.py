@@ -42,7 +42,8 @@ KINDS = {
         Kind("torch_checkpoint", "torch", "torch_checkpoint", 2),
     )
 }
-SIDES = ("shared", "flax", "torch")
+SIDES = ("proofs", "shared", "flax", "torch")
+_PROOFS = Kind("proofs", "proofs", "proofs", 0)
 _CYCLE = tuple(kind for kind in KINDS.values() for _ in range(kind.slots))
 
 
@@ -54,7 +55,9 @@ class Place(NamedTuple):
 
 
 def place_of(number: int) -> Place:
-    """Case `number` is the `rank`-th of its kind."""
+    """Case `number` is the `rank`-th of its kind. Negative ones are proofs that the fuzzer finds what it looks for."""
+    if number < 0:
+        return Place(_PROOFS, -1 - number)
     rounds, slot = divmod(number, len(_CYCLE))
     kind = _CYCLE[slot]
     return Place(kind, rounds * kind.slots + slot - _CYCLE.index(kind))
@@ -76,7 +79,7 @@ def numbers_of(kinds: Sequence[str], count: int) -> list[int]:
 
 def warm_up(side: str) -> None:
     """Import everything that the kinds of a side need, once for all of their cases."""
-    for kind in KINDS.values():
+    for kind in (*KINDS.values(), _PROOFS):
         if kind.side == side:
             importlib.import_module(f"tests.hostile.kinds.{kind.module}")
 

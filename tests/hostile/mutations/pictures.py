@@ -48,8 +48,13 @@ _WRITES = "(EXECUTED) (w) file dup (x) writestring closefile"
 _READS = "(OUTSIDE/secret.txt) (r) file 100 string readline pop ="
 
 
+def eps_that_writes(case: Case) -> bytes:
+    """Ghostscript, where it is asked to draw this, leaves the file that says that code was executed."""
+    return _eps(_WRITES)(case)
+
+
 def _dos_eps(case: Case) -> bytes:
-    body = _eps(_WRITES)(case)
+    body = eps_that_writes(case)
     return struct.pack("<4sLLLLLLH", b"\xc5\xd0\xd3\xc6", 30, len(body), 0, 0, 0, 0, 0xFFFF) + body
 
 
@@ -208,8 +213,8 @@ def _magic(content: bytes) -> Callable[[Case], bytes]:
 
 
 _PICTURES: tuple[tuple[str, Callable[[Case], bytes]], ...] = (
-    ("EPS that writes a file", _eps(_WRITES)),
-    ("EPS that writes a file", _eps(_WRITES)),
+    ("EPS that writes a file", eps_that_writes),
+    ("EPS that writes a file", eps_that_writes),
     ("EPS that reads a file", _eps(_READS)),
     ("EPS that never ends", _eps("{} loop")),
     ("EPS that fails", _eps("undefined-operator")),
