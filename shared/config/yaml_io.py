@@ -23,6 +23,12 @@ _MOST_NODES = 50_000  # a configuration has 200, and one for each prompt
 class _Dumper(yaml.SafeDumper):
     """Quotes texts with line breaks and control characters so that all of them read back as they were."""
 
+    def write_double_quoted(self, text: str, split: bool = True) -> None:
+        """Escaped, where PyYAML would leave what turns the direction of a line for people to be misled by."""
+        self.allow_unicode = text.isprintable()
+        super().write_double_quoted(text, split)
+        self.allow_unicode = True
+
 
 # PyYAML writes U+0085 into single quotes unescaped, where reading folds it into a space.
 _Dumper.add_representer(

@@ -101,6 +101,13 @@ def test_what_print_config_prints_gives_the_same_configuration(
     assert "{timestamp}" not in config.output_dir
 
 
+def test_what_turns_a_line_round_is_escaped_and_nothing_else() -> None:
+    text = to_yaml(TrainConfig(validation_prompt=("a \u202egnp.x\u2066", "naïve 猫", "two\nlines of 猫")))
+    assert text.splitlines().count(r'- "a \u202Egnp.x\u2066"') == 1
+    assert "- naïve 猫" in text
+    assert "\u202e" not in text
+
+
 def test_the_yaml_is_plain_and_holds_every_flag_but_the_token() -> None:
     config = TrainConfig(validation_prompt=("a",), hub_token="hf_abc", mixed_precision="no")
     assert "hf_abc" not in to_yaml(config)
