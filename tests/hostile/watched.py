@@ -26,7 +26,7 @@ from tests.hostile.outcome import Sign
 MIB = 2**20
 _SECONDS_TO_BUILD = 120.0
 _LARGEST_FILE = 2 * 1024 * MIB  # that a case may write, so that it fills no disk
-_VIRTUAL = 24 * 1024 * MIB  # beyond what the libraries reserve: a last bound, where polling would come too late
+_VIRTUAL = 96 * 1024 * MIB  # beyond all files that a library maps: a last bound, where polling would come too late
 _TELL_STACKS = signal.SIGUSR1
 _SECONDS_TO_TELL = 0.2
 _PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn"}

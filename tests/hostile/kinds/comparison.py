@@ -37,7 +37,14 @@ def build(case: Case) -> Attempt:
     if case.chance(0.5):
         a, b = b, a
     words = [str(a), str(b), "--output_dir", str(case.out)]
-    return Attempt(what, lambda: command.main(words), lambda: _signs(case), _WORKED, private=(case.outside,))
+    return Attempt(
+        what,
+        lambda: command.main(words),
+        lambda: _signs(case),
+        _WORKED,
+        is_honest=recipe is _nothing,
+        private=(case.outside,),
+    )
 
 
 def _honest_run(folder: Path, backend: str = "flax") -> Path:
@@ -235,6 +242,10 @@ def _any_file(case: Case, a: Path, b: Path) -> str:
     return ", ".join(mutate_file(case, pick(case, files_in(b))) for _ in range(1 + case.below(3)))
 
 
+def _nothing(case: Case, a: Path, b: Path) -> str:
+    return "nothing"
+
+
 _REPORT = _mutated("report.json", mutated_json)
 _METRICS = _mutated("metrics.jsonl", mutated_json_lines)
 _CONFIG = _mutated("config.yaml", mutated_yaml)
@@ -266,4 +277,5 @@ _RECIPES: Sequence[Recipe] = (
     _values_of_the_report,
     _any_file,
     _many_entries,
+    _nothing,
 )

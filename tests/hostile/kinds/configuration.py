@@ -13,6 +13,7 @@ from shared.preparation import prepare, set_up_logging
 from tests.hostile.case import Case
 from tests.hostile.kinds import place_of
 from tests.hostile.mutations.addresses import hostile_address
+from tests.hostile.mutations.pictures import hostile_picture
 from tests.hostile.mutations.places import displace
 from tests.hostile.mutations.values import hostile_text, mutated_yaml, number, pick
 from tests.hostile.signs import signs_in_files
@@ -40,7 +41,12 @@ def build(case: Case) -> Attempt:
 
     if recipe is _comparison:
         return Attempt(what, compare_instead)
-    return Attempt(f"{what}: {ascii(' '.join(words))[:200]}", run, lambda: signs_in_files(case, case.out))
+    return Attempt(
+        f"{what}: {ascii(' '.join(words))[-200:]}",
+        run,
+        lambda: signs_in_files(case, case.out),
+        is_honest=recipe is _nothing,
+    )
 
 
 def _honest(case: Case) -> list[str]:
@@ -268,11 +274,27 @@ def _comparison(case: Case) -> tuple[str, Sequence[str]]:
         )
         for _ in range(case.below(5))
     ]
+    if words and words[0].startswith("--"):  # which would train two models
+        words.insert(0, "a")
     return "a comparison's command line", words
+
+
+def _validation_picture(case: Case) -> tuple[str, Sequence[str]]:
+    name, content = hostile_picture(case)
+    path = case.inputs / "condition.png"
+    path.write_bytes(content)
+    prompt = _given(hostile_text(case))
+    return name, [*_honest(case), "--validation_image", str(path), "--validation_prompt", prompt]
+
+
+def _nothing(case: Case) -> tuple[str, Sequence[str]]:
+    return "nothing", _honest(case)
 
 
 _RECIPES: Sequence[Recipe] = (
     _value_of_chance,
+    _validation_picture,
+    _nothing,
     _yaml,
     _secret,
     _paths,

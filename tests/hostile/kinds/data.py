@@ -72,8 +72,15 @@ def build(case: Case) -> Attempt:
         **values,
     )
     training = _Training(config)
-    private = () if recipe is _displaced_shard else (case.outside,)  # a shard is named by the user
-    return Attempt(what, training.run, lambda: training.signs(case), private=private)
+    if recipe is _allowed_folder:
+        return Attempt(what, training.run, is_honest=True)
+    return Attempt(
+        what,
+        training.run,
+        lambda: training.signs(case),
+        is_honest=recipe is _nothing,
+        private=() if recipe is _displaced_shard else (case.outside,),  # a shard is named by the user
+    )
 
 
 class _Training:
@@ -467,6 +474,20 @@ def _folder_of_chance(case: Case) -> tuple[str, Values]:
     return ", ".join(planted), pick(case, ({"train_data_dir": str(case.inputs)}, _loaded_by_datasets(case)))
 
 
+def _nothing(case: Case) -> tuple[str, Values]:
+    return "nothing", _write_pairs(case, _pairs(case))
+
+
+def _allowed_folder(case: Case) -> tuple[str, Values]:
+    """Rows that lead out to where the user lets them."""
+    path, keys, values = _list_layout(case, _pairs(case))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    private = str(case.outside / "private.png")
+    rows[0][keys[0]], rows[1][keys[1]] = private, f"../outside/{Path(private).name}"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "nothing that is not allowed", values | {"allowed_data_dirs": (str(case.outside),)}
+
+
 _RECIPES: Sequence[Recipe] = (
     _hostile_picture,
     _mutated_list,
@@ -499,4 +520,6 @@ _RECIPES: Sequence[Recipe] = (
     _folder_of_chance,
     _hostile_picture,
     _script_of_a_dataset,
+    _nothing,
+    _allowed_folder,
 )

@@ -76,7 +76,7 @@ def _raises_in_a_library(case: Case) -> None:
 
 
 def _raises_in_a_thread(case: Case) -> None:
-    thread = threading.Thread(target=lambda: {}["missing"])
+    thread = threading.Thread(target=lambda: _raises(case))
     thread.start()
     thread.join()
 
