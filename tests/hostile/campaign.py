@@ -60,6 +60,11 @@ def run(campaign: Campaign, report: Callable[[Result], None] = lambda result: No
             ends = [workers.submit(_work_off, campaign, jobs, work, originals, note) for _ in range(campaign.workers)]
             for end in ends:
                 end.result()
+        folder, before = originals.result()
+        if _state(folder) != before:
+            raise RuntimeError(
+                f"The honest files in {folder} are no longer what they were: a case wrote through a link."
+            )
     return sorted(results, key=lambda result: result.number)
 
 
@@ -98,21 +103,30 @@ def _jobs(campaign: Campaign) -> "queue.SimpleQueue[_Job]":
     return jobs
 
 
-def _make_originals(folder: Path, sides: set[str]) -> Path:
+_State = list[tuple[str, int, int]]
+
+
+def _make_originals(folder: Path, sides: set[str]) -> tuple[Path, _State]:
     """The honest files of which models and checkpoints are mutated copies; not where no kind needs them."""
     if sides - _WITHOUT_ORIGINALS:
         command = [sys.executable, "-W", "ignore", "-m", "tests.hostile.originals", str(folder)]
         ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
         if ended.returncode:
             raise RuntimeError(f"The honest files could not be made:\n{ended.stderr[-3000:]}")
-    return folder
+    return folder, _state(folder)
+
+
+def _state(folder: Path) -> _State:
+    """Of files that cases share with their originals."""
+    status = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [(str(path), value.st_size, value.st_mtime_ns) for path, value in status]
 
 
 def _work_off(
     campaign: Campaign,
     jobs: "queue.SimpleQueue[_Job]",
     work: Path,
-    originals: "Future[Path]",
+    originals: "Future[tuple[Path, _State]]",
     note: Callable[[Result], None],
 ) -> None:
     """One job after the other, until none is left."""

@@ -12,7 +12,7 @@ from tests.hostile.case import Case
 from tests.hostile.kinds import originals
 from tests.hostile.mutations.binary import malicious_pickle, mutated_bytes, mutated_safetensors
 from tests.hostile.mutations.places import copy_tree, displace, files_in, mutate_file, plant
-from tests.hostile.mutations.values import hostile_text, mutated_json, pick, snippet
+from tests.hostile.mutations.values import hostile_text, mutated_json, pick, snippet, some
 from tests.hostile.words import CHECKPOINT, checkpoint_words
 
 _EXTRA_KEYS = ("step", "record", "loss_scaler", "configuration", "data", "global_batch_size", "fingerprint", "location")
@@ -54,8 +54,8 @@ def _honest(case: Case, checkpoint: Path) -> tuple[str, Sequence[object]]:
 
 
 def _any_file(case: Case, checkpoint: Path) -> tuple[str, Sequence[object]]:
-    chosen = [pick(case, files_in(checkpoint)) for _ in range(1 if case.chance(0.8) else 2)]
-    return ", ".join(mutate_file(case, path, _EXTRA_KEYS) for path in chosen), ()
+    paths = some(case, files_in(checkpoint), most=3)
+    return ", ".join(mutate_file(case, path, _EXTRA_KEYS) for path in paths), ()
 
 
 def _json_file(case: Case, checkpoint: Path) -> tuple[str, Sequence[object]]:

@@ -16,7 +16,15 @@ from tests.hostile.kinds import place_of
 from tests.hostile.mutations.binary import mutated_safetensors
 from tests.hostile.mutations.pictures import hostile_picture
 from tests.hostile.mutations.places import displace, files_in, mutate_file, plant
-from tests.hostile.mutations.values import hostile_text, mutated_json, mutated_json_lines, mutated_yaml, pick, snippet
+from tests.hostile.mutations.values import (
+    hostile_text,
+    mutated_json,
+    mutated_json_lines,
+    mutated_yaml,
+    pick,
+    snippet,
+    some,
+)
 from tests.hostile.outcome import Sign
 from tests.hostile.signs import signs_in_files, signs_in_page
 from tests.hostile.watched import Attempt
@@ -239,7 +247,7 @@ def _many_entries(case: Case, a: Path, b: Path) -> str:
 
 
 def _any_file(case: Case, a: Path, b: Path) -> str:
-    return ", ".join(mutate_file(case, pick(case, files_in(b))) for _ in range(1 + case.below(3)))
+    return ", ".join(mutate_file(case, path) for path in some(case, files_in(b), most=4))
 
 
 def _nothing(case: Case, a: Path, b: Path) -> str:

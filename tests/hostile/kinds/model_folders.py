@@ -16,7 +16,7 @@ from tests.hostile.mutations.binary import (
     random_bytes,
 )
 from tests.hostile.mutations.places import copy_tree, displace, mutate_file, plant
-from tests.hostile.mutations.values import hostile_text, mutated_json, pick, snippet
+from tests.hostile.mutations.values import hostile_text, mutated_json, pick, snippet, some
 from tests.hostile.words import CHECKPOINT, model_words
 
 # How often each is chosen: most can be wrong about the configurations.
@@ -80,7 +80,7 @@ def _honest(case: Case, model: Path) -> tuple[str, Sequence[object]]:
 
 
 def _any_file(case: Case, model: Path) -> tuple[str, Sequence[object]]:
-    names = [pick(case, _CHOICES) for _ in range(1 if case.chance(0.8) else 2)]
+    names = some(case, _CHOICES, most=3)
     done = [f"{Path(name).parent.name}/{mutate_file(case, model / name, _extra(name))}" for name in names]
     return ", ".join(done), ()
 

@@ -145,6 +145,12 @@ def pick(case: Case, choices: Sequence[Any]) -> Any:
     return choices[case.below(len(choices))]
 
 
+def some(case: Case, choices: Sequence[Any], most: int) -> list[Any]:
+    """One of them, or, less often, up to `most` different ones."""
+    count = 1 if case.chance(0.7) else 1 + case.below(most)
+    return list(dict.fromkeys(pick(case, choices) for _ in range(count)))
+
+
 def snippet(case: Case) -> str:
     """JSON, or nearly, of a value that was not expected."""
     return pick(case, _SNIPPETS)(case)
