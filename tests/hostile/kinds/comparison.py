@@ -14,7 +14,7 @@ import shared.compare.page  # noqa: F401 (in the warm process, for its children)
 from tests.hostile.case import Case
 from tests.hostile.kinds import place_of
 from tests.hostile.mutations.binary import mutated_safetensors
-from tests.hostile.mutations.pictures import hostile_picture
+from tests.hostile.mutations.pictures import honest_picture, hostile_picture
 from tests.hostile.mutations.places import displace, files_in, mutate_file, plant
 from tests.hostile.mutations.values import (
     hostile_text,
@@ -182,12 +182,10 @@ def _names_of_pictures(case: Case, a: Path, b: Path) -> str:
     for _ in range(1 + case.below(3)):
         text = hostile_text(case).replace("/", "∕").replace("\x00", "")
         name = os.fsdecode(text.encode("utf-8", "surrogatepass")[:200] + b".png")
-        folder = (
-            pick(case, (a, b))
-            / "validation"
-            / pick(case, ("step-3", "step-٣", "step-" + "9" * 30, "step-0003", "step--1", "step-1e3"))
-        )
-        write_picture(folder / name, 50)
+        step = pick(case, ("step-3", "step-٣", "step-" + "9" * 30, "step-0003", "step--1", "step-1e3"))
+        folder = pick(case, (a, b)) / "validation" / step
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(honest_picture(case))
     return "names of pictures that forge"
 
 
