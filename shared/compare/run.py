@@ -12,8 +12,8 @@ from shared.config.arguments import value_of
 from shared.config.options import FLAGS
 from shared.config.support import BACKEND_NAMES
 from shared.config.yaml_io import read_yaml
-from shared.tracking.metrics_file import METRICS_FILE, read_metrics
-from shared.untrusted import MIB, is_inside, open_file, shown
+from shared.tracking.metrics_file import LARGEST_METRICS, METRICS_FILE, read_metrics
+from shared.untrusted import MIB, check_plain_files, is_inside, open_file, shown
 
 _MOST_FIGURES = 12 * 10**6
 """In metrics.jsonl: more than a million logged steps have, and about a gigabyte in memory."""
@@ -132,6 +132,7 @@ def _read_entries(folder: Path) -> list[dict[str, float]]:
 def _check_figures(metrics: Path) -> None:
     """Raises ValueError for more figures than memory should be filled with; reads within bounded memory."""
     figures = 0
+    check_plain_files((metrics,), LARGEST_METRICS)
     with open_file(metrics) as file:
         while block := file.read(MIB):
             figures += block.count(b":")

@@ -21,7 +21,7 @@ _MOST_WAITING = 100_000  # lines of some 300 bytes: a day of a disk that is full
 _WRITTEN_AT_ONCE = 1000  # of the lines that wait: a disk that stays full costs each step one attempt of 300 kB
 
 _LONGEST_LINE = MIB  # the longest of ours have 500 bytes
-_LARGEST_FILE = 512 * MIB  # a million steps and more, each logged, of which no known training has had half
+LARGEST_METRICS = 512 * MIB  # a million steps and more, each logged, of which no known training has had half
 _MOST_ENTRIES = 2_000_000
 _LARGEST_STEP = 2**53  # up to there every whole number is a float
 
@@ -174,7 +174,7 @@ def _complete_lines(path: Path) -> Iterator[bytes]:
     with open_file(path) as file:
         while line := file.readline(_LONGEST_LINE + 1):
             size += len(line)
-            if len(line) > _LONGEST_LINE or size > _LARGEST_FILE:
+            if len(line) > _LONGEST_LINE or size > LARGEST_METRICS:
                 raise ValueError(f"{shown(path)} has lines or a size that no honest run's metrics have.")
             if line.endswith(b"\n"):
                 yield line

@@ -42,6 +42,16 @@ def typed_fields(config_class: type, values: Mapping[str, Any], where: str) -> d
     return {name: _typed(where, name, values[name], hints[name]) for name in names}
 
 
+def told(value: Any) -> str:
+    """The value of a field that nobody knows, for a message: what it may be a text from is not known either.
+
+    A `config.json` may be a link to a file with secrets.
+    """
+    if value is None or isinstance(value, bool | int | float):
+        return shown(repr(value))
+    return "(a text)" if isinstance(value, str) else "(a list or object)"
+
+
 def check_units(where: str, units: int) -> None:
     """Raises ValueError for a model of more residual blocks and transformer layers than any has."""
     if units > MOST_UNITS:

@@ -24,6 +24,7 @@ from shared.model_files.configs.fields import (
     SwitchPerBlock,
     Widths,
     check_units,
+    told,
     typed_fields,
 )
 from shared.untrusted import shown
@@ -265,8 +266,10 @@ def _require_neutral(class_name: str | None, name: str, value: object) -> None:
     if any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in neutral):
         return
     expected = " or ".join(map(repr, neutral))
-    unknown = "" if name in NEUTRAL_VALUES else " (this project does not know the field)"
+    given, unknown = shown(repr(value)), ""
+    if name not in NEUTRAL_VALUES:
+        given, unknown = told(value), " (this project does not know the field)"
     raise ValueError(
-        f"{class_name} config: {shown(name)}={shown(repr(value))} is not supported{unknown}; the only supported "
+        f"{class_name} config: {shown(name)}={given} is not supported{unknown}; the only supported "
         f"value is {expected}. Choose a checkpoint of the Stable Diffusion 1.x, 2.x or SDXL architecture."
     )

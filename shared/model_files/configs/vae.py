@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from shared.model_files.configs.fields import Channels, Factor, Layers, Size, Widths, check_units, typed_fields
+from shared.model_files.configs.fields import Channels, Factor, Layers, Size, Widths, check_units, told, typed_fields
 from shared.untrusted import shown
 
 # diffusers before 0.15 and the LDM conversion scripts call the mid block's attention like this.
@@ -77,8 +77,9 @@ class AutoencoderKLConfig:
         for key, value in given.items():
             if key not in fields and _hashable(value) not in allowed.get(key, (None,)):
                 expected = " or ".join(repr(choice) for choice in allowed.get(key, (None,)))
+                given_value = shown(repr(value)) if key in allowed else told(value)
                 raise ValueError(
-                    f"The VAE's config.json has {shown(key)}={shown(repr(value))}, which is not supported: expected "
+                    f"The VAE's config.json has {shown(key)}={given_value}, which is not supported: expected "
                     f"{expected}. Use an AutoencoderKL of Stable Diffusion 1.x, 2.x or XL."
                 )
         return config

@@ -1,5 +1,6 @@
 """Run folders that others wrote are data: whatever is in them, a page of text or one sentence comes out, soon."""
 
+import os
 import time
 from base64 import b64encode
 from html.parser import HTMLParser
@@ -206,6 +207,13 @@ def test_more_figures_than_memory_should_hold_are_refused(
     assert "has more than 17 figures" in capsys.readouterr().err
     monkeypatch.setattr("shared.compare.run._MOST_FIGURES", 18)
     assert main([str(a), str(a)]) == 0
+
+
+def test_metrics_of_64_gib_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = make_run(tmp_path / "a")
+    os.truncate(a / "metrics.jsonl", 64 * 2**30)
+    assert main([str(a), str(a)]) == 2
+    assert "metrics.jsonl has more than 512 MiB" in capsys.readouterr().err
 
 
 def test_a_link_in_the_pages_place_is_replaced_and_not_written_through(tmp_path: Path) -> None:

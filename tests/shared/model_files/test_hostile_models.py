@@ -178,6 +178,18 @@ def test_a_config_that_is_the_name_of_another_folder_is_not_followed(
     assert "holds something else than expected" in outcome(lambda: read(model, UNET))
 
 
+@both_backends
+@every_part
+def test_a_file_of_the_users_own_in_a_configs_place_is_not_quoted(
+    model: Path, tmp_path: Path, part: str, read: Callable[[Path, str], Any]
+) -> None:
+    private = tmp_path / "credentials.json"
+    private.write_text('{"text": "hf_secret", "tokens": ["hf_secret"]}')
+    (model / part / "config.json").unlink()
+    (model / part / "config.json").symlink_to(private)
+    assert "hf_secret" not in outcome(lambda: read(model, part))
+
+
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
