@@ -40,9 +40,11 @@ class MetricsFile:
 
         Raises:
             OSError: the file cannot be written.
-            ValueError: what is there is no regular file.
+            ValueError: what is there is no regular file, or a link to one, whose lines would become the run's own.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            raise ValueError(f"{shown(path)} is a link: expected the run's own file. Delete it, or put the file there.")
         self._path = path
         self._waiting: deque[bytes] = deque()
         self._lost = 0

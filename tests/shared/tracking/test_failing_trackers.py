@@ -102,16 +102,14 @@ def test_what_a_disk_that_stays_full_cost_is_said_at_the_end(tmp_path: Path, cap
     assert warnings_of(caplog)[1:] == [f"2 entries are missing in {tmp_path / 'metrics.jsonl'}"]
 
 
-def test_figures_go_into_no_link_that_takes_the_files_place(tmp_path: Path) -> None:
+def test_a_link_in_the_files_place_is_neither_read_nor_written(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
-    elsewhere.write_text("mine")
+    elsewhere.write_text('{"step": 1}\n')
     (tmp_path / "metrics.jsonl").symlink_to(elsewhere)
-    file = MetricsFile(tmp_path / "metrics.jsonl")
-    file.truncate_after(-1)
-    file.log({"loss": 1.0}, 1)
-    file.close()
-    assert elsewhere.read_text() == "mine"
-    assert [entry["step"] for entry in read_metrics(tmp_path)] == [1]
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is a link"):
+        MetricsFile(tmp_path / "metrics.jsonl")
+    assert (tmp_path / "metrics.jsonl").is_symlink()
+    assert elsewhere.read_text() == '{"step": 1}\n'
 
 
 @pytest.mark.parametrize(
