@@ -16,8 +16,9 @@ from shared.interruption import Interruption, forgiving_output
 PROJECT = Path(__file__).resolve().parents[2]
 
 LOOP = """
-import sys, time
+import signal, sys, time
 from shared.interruption import Interruption
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the suite itself may run under nohup, whose programs ignore it
 with Interruption() as interruption:
     print("stepping", flush=True)
     while interruption.requested is None:
