@@ -49,12 +49,12 @@ def read_file(path: str | Path, limit: int) -> bytes:
         ValueError: as `open_file`, or it is larger.
     """
     with open_file(path) as file:
+        _check_size(path, os.fstat(file.fileno()).st_size, limit)
         try:
             content = file.read(limit + 1)
         except OSError as error:
             raise ValueError(f"{shown(path)} cannot be read: {_reason(error)}.") from error
-    if len(content) > limit:
-        raise ValueError(f"{shown(path)} has more than {limit / MIB:,.0f} MiB, which no honest file of its kind has.")
+    _check_size(path, len(content), limit)  # it may have grown, or be of a kind that does not tell its size
     return content
 
 
@@ -70,10 +70,8 @@ def check_plain_files(paths: Iterable[Path], limit: int | None = None) -> None:
         except (OSError, ValueError):
             continue
         _check_regular(path, status)
-        if limit is not None and status.st_size > limit:
-            raise ValueError(
-                f"{shown(path)} has more than {limit / MIB:,.0f} MiB, which no honest file of its kind has."
-            )
+        if limit is not None:
+            _check_size(path, status.st_size, limit)
 
 
 def check_plain_tree(folder: Path, most: int) -> None:
@@ -107,6 +105,11 @@ def _check_regular(path: str | Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
         raise ValueError(f"{shown(path)} is {kind}: expected a file.")
+
+
+def _check_size(path: str | Path, size: int, limit: int) -> None:
+    if size > limit:
+        raise ValueError(f"{shown(path)} has more than {limit / MIB:,.0f} MiB, which no honest file of its kind has.")
 
 
 def _reason(error: Exception) -> str:

@@ -14,8 +14,8 @@ from shared.untrusted.text import shown
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000")
 """Pillow's names. MPO is what many cameras write into a .jpg. All are decoded by libraries that only decode."""
 
-LARGEST_FILE = 1024 * MIB
-"""More than the most pixels that are allowed need, 89 million of 6 bytes each."""
+LARGEST_FILE = 768 * MIB
+"""More than the most pixels that are allowed need: 89 million of 8 bytes each are 683 MiB."""
 
 _SIGNATURES = (  # of what people do have in such folders, for the message
     (b"%!PS", "EPS"),
