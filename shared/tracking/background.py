@@ -25,6 +25,7 @@ _QUIET = (
     600.0  # seconds without a failure after which the next one is tried again soon: nobody reads of it every second
 )
 _MOST_WAITING = 256 * MIB  # of memory: hundreds of thousands of figures, or some hundred pictures
+_SECONDS_FOR_ROOM = 60.0  # for pictures, which take longer to be encoded than to be made
 _SECONDS_TO_CLOSE = 120.0  # for what is still to be sent; then a network that hangs is given up
 
 _BYTES_OF_FIGURES = 1000  # about what a dictionary of some ten takes
@@ -72,6 +73,7 @@ class BackgroundTracker:
         self._changed = threading.Condition()
         self._closing = False
         self._failed = False
+        self._stalled = False
         self._missing = 0
         self._pause = _FIRST_PAUSE
         self._last_failure = -math.inf
@@ -102,21 +104,33 @@ class BackgroundTracker:
             _given_up.set()
         with self._changed:
             missing = self._missing + len(self._waiting)
-        if missing or hangs:
-            logger.warning(
-                "%s: %d entries are missing there%s. All figures are in metrics.jsonl",
-                *(self._name, missing, ", and it did not end in time" if hangs else ""),
-            )
+        told = [f"{missing} entries are missing there"] if missing else []
+        told += ["it did not end in time"] if hangs else []
+        if told:
+            logger.warning("%s: %s. All figures are in metrics.jsonl", self._name, ", and ".join(told))
 
     # --- in the caller's thread --------------------------------------------------------------------------------------
 
     def _add(self, entry: _Entry) -> None:
         with self._changed:
+            if entry.is_picture:
+                self._wait_for_room(entry)
             self._waiting.append(entry)
             self._waiting_size += entry.size
-            while self._waiting_size > _MOST_WAITING:
-                self._drop(next((one for one in self._waiting if one.is_picture), self._waiting[0]))
+            while self._waiting_size > _MOST_WAITING and len(self._waiting) > 1:
+                later = list(self._waiting)[1:]  # the first is on its way
+                self._drop(next((one for one in later if one.is_picture), later[0]))
             self._changed.notify_all()
+
+    def _wait_for_room(self, entry: _Entry) -> None:
+        """Under the lock: a destination that works is only busy; one that fails or hangs is not waited for."""
+
+        def is_room() -> bool:
+            fits = not self._waiting or self._waiting_size + entry.size <= _MOST_WAITING
+            return fits or self._failed or self._stalled
+
+        if not self._changed.wait_for(is_room, _SECONDS_FOR_ROOM):
+            self._stalled = True
 
     def _drop(self, entry: _Entry) -> None:
         """Under the lock: leave an entry out."""
@@ -159,13 +173,17 @@ class BackgroundTracker:
 
     def _take(self, entry: _Entry) -> None:
         """Under the lock: an entry that is sent. It may have had to make way meanwhile."""
+        self._stalled = False
+        self._changed.notify_all()
         if self._waiting and self._waiting[0] is entry:
             self._waiting.popleft()
             self._waiting_size -= entry.size
 
     def _after_failure(self, entry: _Entry, error: Exception) -> None:
         if not self._failed:
-            self._failed = True
+            with self._changed:
+                self._failed = True
+                self._changed.notify_all()
             logger.warning("%s", error)
         self._leave()
         now = time.monotonic()

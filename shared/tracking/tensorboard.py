@@ -65,8 +65,9 @@ class TensorBoardTracker:
 
     def truncate_after(self, step: int) -> None:
         """Tell readers to drop what earlier event files hold past `step`."""
+        new = _EventFile(self._directory, purge_step=step + 1)
         self._file.close()
-        self._file = _EventFile(self._directory, purge_step=step + 1)
+        self._file = new
 
     def close(self) -> None:
         self._file.close()

@@ -199,7 +199,13 @@ def _load(config: TrainConfig, location: str, files: NamedFiles) -> Any:
 def _named_files(config: TrainConfig, location: str) -> NamedFiles:
     """What rows may name: files of a local folder, of the libraries' caches, which hold what was downloaded or unpacked
     of the dataset, and remote files."""
-    caches = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE, config.cache_dir)
+    caches = (
+        datasets.config.HF_DATASETS_CACHE,
+        datasets.config.DOWNLOADED_DATASETS_PATH,
+        datasets.config.EXTRACTED_DATASETS_PATH,
+        huggingface_hub.constants.HF_HUB_CACHE,
+        config.cache_dir,
+    )
     allowed = [*allowed_folders(config), *(cache for cache in caches if cache is not None)]
     folder = Path(location) if os.path.isdir(location) else None
     return NamedFiles(location, folder, allowed, addresses=True)

@@ -34,8 +34,9 @@ class NamedFiles:
             addresses: whether rows may name remote files.
         """
         self._data, self._folder, self._addresses = data, folder, addresses
-        own = [] if folder is None else [folder.resolve(), *_blobs_of_snapshot(folder.resolve())]
-        self._roots = (*own, *(Path(path).resolve() for path in allowed))
+        own = () if folder is None else (folder,)
+        folders = [Path(path).resolve() for path in (*own, *allowed)]
+        self._roots = (*folders, *(blobs for one in folders for blobs in _blobs_of_snapshot(one)))
 
     def find(self, name: Any, base: Path | None = None) -> Path | str | None:
         """The picture that a row's value names, None where it names none.

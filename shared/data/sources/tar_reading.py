@@ -154,7 +154,7 @@ def _header(content: Content) -> tarfile.TarInfo | None:
     block = content.read(tarfile.BLOCKSIZE)
     if not block and begin == 0:
         raise DamagedTarError("it is empty")
-    if not block or block == bytes(tarfile.BLOCKSIZE):
+    if not block.strip(b"\0"):  # the end; some programs cut its zeros short
         return None
     try:
         with foreign_library("", ""):

@@ -91,7 +91,7 @@ class EncoderConfig:
     use_linear_projection: bool = False
     addition_embed_type: Name | None = None
     addition_time_embed_dim: Channels | None = None
-    upcast_attention: bool = False
+    upcast_attention: bool | None = False  # null in SDXL's published file
     projection_class_embeddings_input_dim: Channels | None = None
 
     @property

@@ -38,9 +38,9 @@ class AutoencoderKLConfig:
     layers_per_block: Layers = 1
     latent_channels: Channels = 4
     norm_num_groups: Channels = 32
-    sample_size: Size = 32
+    sample_size: Size | None = 32
     scaling_factor: Factor = 0.18215
-    force_upcast: bool = True
+    force_upcast: bool | None = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True

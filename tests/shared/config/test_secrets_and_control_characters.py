@@ -220,7 +220,9 @@ def test_whatever_the_file_the_answer_is_printable(content: bytes) -> None:
 @pytest.mark.parametrize(
     "number",
     [
-        "1_000",
+        "1__0",
+        "_1",
+        "1_",
         "\u0663",
         "\uff11",
         "0x10",

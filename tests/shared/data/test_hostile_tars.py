@@ -308,12 +308,12 @@ def test_samples_are_those_that_webdataset_finds(
 
 
 def test_padding_after_the_last_member_is_part_of_a_tar(tmp_path: Path) -> None:
-    """As tarfile has it; the blocks of zeros after it may be missing."""
+    """As tarfile has it; the blocks of zeros after it may be missing, or cut."""
     whole = header("a.txt", 5) + padded(b"12345")
-    for length, complete in [(len(whole), True), (len(whole) - 1, False)]:
-        (tmp_path / "a.tar").write_bytes(whole[:length])
+    for content_of_tar, complete in [(whole, True), (whole + bytes(100), True), (whole[:-1], False)]:
+        (tmp_path / "a.tar").write_bytes(content_of_tar)
         with (tmp_path / "a.tar").open("rb") as file:
-            for content in (FileContent(file.fileno()), StreamContent(io.BytesIO(whole[:length]))):
+            for content in (FileContent(file.fileno()), StreamContent(io.BytesIO(content_of_tar))):
                 if complete:
                     assert list(regular_files(content)) == [("a.txt", 5)]
                 else:

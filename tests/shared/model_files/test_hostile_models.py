@@ -20,7 +20,7 @@ from shared.config import TrainConfig
 from shared.data.tokenization import load_tokenizer, tokenizer_function
 from shared.diffusion.samplers import SAMPLERS, sampler_plan
 from shared.diffusion.schedule import NoiseSchedule
-from shared.model_files.configs import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
+from shared.model_files.configs import AutoencoderKLConfig, CLIPTextConfig, ControlNetConfig, UNet2DConditionConfig
 from shared.model_files.tokenizer_files import check_tokenizer_fits
 from shared.model_files.weight_files import DIFFUSERS, stored_tensors
 from shared.user_errors import is_written_for_users
@@ -426,3 +426,16 @@ def test_parts_that_are_whole_and_do_not_fit_the_others(
         else (lambda: load_torch_models(settings, torch.float32))
     )
     assert "do not belong together" in message or "Stable Diffusion XL" in message
+
+
+@pytest.mark.parametrize(
+    ("read", "nulls"),
+    [
+        # Stable Diffusion XL's unet/config.json, as published
+        (UNet2DConditionConfig, ("upcast_attention", "num_attention_heads", "time_cond_proj_dim", "class_embed_type")),
+        (ControlNetConfig, ("upcast_attention", "num_attention_heads", "class_embed_type")),
+        (AutoencoderKLConfig, ("force_upcast", "sample_size", "latents_mean")),
+    ],
+)
+def test_what_published_files_leave_open_is_read(read: Any, nulls: tuple[str, ...]) -> None:
+    assert not read.from_dict(dict.fromkeys(nulls)).to_dict().get(nulls[0])

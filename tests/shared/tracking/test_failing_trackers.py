@@ -21,6 +21,7 @@ from shared.config import TrainConfig
 from shared.tracking import Tracker, background, check_trackers, open_trackers, read_metrics
 from shared.tracking.background import BackgroundTracker, CaptionedImage
 from shared.tracking.metrics_file import MetricsFile
+from shared.tracking.tensorboard import TensorBoardTracker
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
@@ -273,6 +274,7 @@ def test_nobody_waits_for_a_destination_that_hangs(
 
 def test_what_waits_is_bounded_and_pictures_make_way_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "_MOST_WAITING", 20_000)
+    monkeypatch.setattr(background, "_SECONDS_FOR_ROOM", 0.2)
     recorder = Recorder()
     recorder.holds.clear()
     tracker = BackgroundTracker("Somewhere", recorder.open)
@@ -286,6 +288,21 @@ def test_what_waits_is_bounded_and_pictures_make_way_first(monkeypatch: pytest.M
     tracker.close()
     assert [step for step in recorder.taken if step > 100] == [100 + step for step in range(1, 15)]
     assert len([step for step in recorder.taken if 0 < step < 100]) <= 1
+
+
+def test_a_destination_that_is_only_busy_gets_every_picture(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(background, "_MOST_WAITING", 2 * IMAGE.nbytes)
+    recorder = Recorder()
+    tracker = BackgroundTracker("Somewhere", recorder.open)
+    for step in range(1, 20):
+        tracker.images("picture", [("", IMAGE)], step)
+        assert len(tracker._waiting) <= 2
+    tracker.images("larger than the bound", [("", IMAGE)] * 3, 20)
+    tracker.close()
+    assert recorder.taken == list(range(1, 21))
+    assert not warnings_of(caplog)
 
 
 def test_a_destination_that_never_opens_again_ends_with_the_run(caplog: pytest.LogCaptureFixture) -> None:
@@ -352,6 +369,17 @@ def test_tensorboard_without_any_room_is_no_half_a_file(config: TrainConfig, cap
     tracker.log({"loss": 2.0}, 2)
     tracker.close()
     assert [event.step for event in events_of(config).Scalars("loss")] == [1, 2]
+
+
+def test_a_purge_without_any_room_leaves_the_open_file_open_and_closes_it_once(config: TrainConfig) -> None:
+    tracker = TensorBoardTracker(config)
+    descriptor = tracker._file._descriptor
+    with full_disk(1), pytest.raises(OSError, match=r"File too large|No space"):
+        tracker.truncate_after(3)
+    os.fstat(descriptor)
+    tracker.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_a_tracker_that_cannot_be_opened_is_told_before_work_starts(config: TrainConfig) -> None:
