@@ -70,9 +70,10 @@ def masked(text: str) -> str:
 
     Known are what `keep_secret` was told, the tokens in the environment, and the shapes that tokens have.
     """
+    # Addresses first, as long as they are whole; what was told to be a secret may hold one.
+    text = _ADDRESS_IN_TEXT.sub(_masked_address, text)
     for secret in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(secret, "***")
-    text = _ADDRESS_IN_TEXT.sub(_masked_address, text)
     text = _NAMED_KEYS.sub(r"\1***", _AUTHORIZATION.sub(r"\1***", text))
     return _TOKEN_SHAPES.sub("***", text)
 
@@ -108,5 +109,6 @@ def _without_end(address: re.Match[str]) -> str:
 
 
 def _secrets() -> Iterable[str]:
-    candidates = _known_secrets | {os.environ.get(name, "") for name in _VARIABLES}
+    known = _known_secrets | {os.environ.get(name, "") for name in _VARIABLES}
+    candidates = known | {_ADDRESS_IN_TEXT.sub(_masked_address, secret) for secret in known}
     return {secret for secret in candidates if len(secret) >= _SHORTEST_SECRET}

@@ -15,10 +15,14 @@ os.environ.update(
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 
 def pytest_configure() -> None:
+    # How long an example takes says something about the machine.
+    hypothesis.settings.register_profile("suite", deadline=None)
+    hypothesis.settings.load_profile("suite")
     # A shell without job control starts what it sends to the background with Ctrl-C ignored, which programs inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -207,6 +207,13 @@ def test_the_token_of_a_flag_is_masked_from_then_on(monkeypatch: pytest.MonkeyPa
     assert masked("my-private-token, my-private-token-2") == "***, ***"
 
 
+@pytest.mark.parametrize("known", ["https://user", "https://user:PASSWORD@host/x", "https://", "user:PASSWORD"])
+def test_a_known_secret_hides_no_other_from_view(monkeypatch: pytest.MonkeyPatch, known: str) -> None:
+    monkeypatch.setattr("shared.redaction._known_secrets", {known})
+    told = masked("https://user:PASSWORD@host/x?key=PASSWORD and https://user:PASSWORD@host/x")
+    assert "PASSWORD" not in told
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -189,7 +189,9 @@ def test_an_address_is_refused_without_its_secrets(location: str, saved: bool) -
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\x1b[2J", "x" * 5000, "a/b/c/d", ".", "..", " "])
-def test_names_that_are_none(name: str) -> None:
+def test_names_that_are_none(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     for given in ({"dataset_name": name}, {"train_data_dir": f"/nowhere/{name}"}):
         with pytest.raises(ValueError, match=r"cannot be|not a folder|--allowed|column|pipe|splits") as refused:
             open_source(config(**given))
