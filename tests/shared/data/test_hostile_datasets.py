@@ -16,6 +16,9 @@ from shared.data.preprocessing import decode
 from shared.data.sources import open_source
 from tests.shared.data.pictures import config, loader, pairs, png
 
+# A stream that is given up in the middle leaves its file to the garbage collector: datasets does not close it.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
