@@ -32,3 +32,19 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, private: bo
 def write_text_atomically(path: Path, text: str, *, private: bool = False) -> None:
     """`write_atomically` for UTF-8 text."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), private=private)
+
+
+def append_whole(descriptor: int, content: bytes, end: int) -> int:
+    """Write all of it at `end`, where the open file ends, or nothing: what a full disk took of it is given back.
+
+    Returns where the file ends then. Raises OSError where it could not be written.
+    """
+    remaining, position = memoryview(content), end
+    try:
+        while remaining:
+            written = os.pwrite(descriptor, remaining, position)
+            remaining, position = remaining[written:], position + written
+    except OSError:
+        os.ftruncate(descriptor, end)
+        raise
+    return position

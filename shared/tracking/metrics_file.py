@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.atomic_files import write_atomically
+from shared.atomic_files import append_whole, write_atomically
 from shared.untrusted import MIB, open_file, parse_json, shown
 
 logger = logging.getLogger(__name__)
@@ -117,20 +117,12 @@ class MetricsFile:
             self._failed = False
 
     def _append(self, lines: bytes) -> None:
-        """Write whole lines or none: what a full disk took of them is given back."""
+        """Write whole lines or none."""
         if self._descriptor is None:
             self._descriptor = self._open()
             self._end = min(self._end, os.fstat(self._descriptor).st_size)
             os.ftruncate(self._descriptor, self._end)
-        try:
-            remaining, position = memoryview(lines), self._end
-            while remaining:
-                written = os.pwrite(self._descriptor, remaining, position)
-                remaining, position = remaining[written:], position + written
-        except OSError:
-            os.ftruncate(self._descriptor, self._end)
-            raise
-        self._end += len(lines)
+        self._end = append_whole(self._descriptor, lines, self._end)
 
     def _say_failure(self, error: OSError) -> None:
         if not self._failed:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from shared.atomic_files import append_whole
 from shared.config import TrainConfig, to_yaml
 from shared.config.public import public_config
 
@@ -100,16 +101,7 @@ class _EventFile:
     def write(self, events: Sequence[Any]) -> None:
         for event in events:
             event.wall_time = time.time()
-        remaining = memoryview(b"".join(map(_record, events)))
-        position = self._end
-        try:
-            while remaining:
-                written = os.pwrite(self._descriptor, remaining, position)
-                remaining, position = remaining[written:], position + written
-        except OSError:
-            os.ftruncate(self._descriptor, self._end)
-            raise
-        self._end = position
+        self._end = append_whole(self._descriptor, b"".join(map(_record, events)), self._end)
 
     def close(self) -> None:
         os.close(self._descriptor)
