@@ -365,7 +365,7 @@ check_devices() {
 .venv/bin/python -c '
 import jax
 from shared.config import TrainConfig
-from flax_trainer.processes import join_processes
+from flax_trainer.distributed.processes import join_processes
 join_processes(TrainConfig())
 print(\"jax.device_count() =\", jax.device_count())'" | sed -n 's/^jax.device_count() = //p' | sort -u) || return
   ! $dry_run || return 0

@@ -4,7 +4,7 @@
 import sys
 
 from shared.config import parse_command_line
-from shared.interruption import forgiving_output
+from shared.run.interruption import forgiving_output
 from shared.tracking.background import end_process
 from shared.user_errors import explain
 
@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
 
 def _main(arguments: list[str]) -> int:
     if not arguments:
-        from shared.demo import demo_arguments
+        from shared.config.demo import demo_arguments
 
         arguments = demo_arguments()
     config = parse_command_line(arguments, "torch")

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from shared.config import TrainConfig
 from shared.data.batches import Batch, BatchLoader, BatchSpec
 from shared.diffusion.schedule import NoiseSchedule
-from shared.preparation import prepare
+from shared.run.setup import prepare
 
 ZERO_CONVOLUTION_SPREAD = 0.05
 # XLA's default scheduler for CPUs keeps the gradients' temporaries of the whole step at once.
@@ -98,7 +98,7 @@ def _flax(config: TrainConfig) -> tuple[float, dict[str, np.ndarray]]:
 
     from flax_trainer.base_models import load_base_models
     from flax_trainer.models.adapter import to_torch_layout
-    from flax_trainer.step import Objective, encode_batch, per_sample_losses
+    from flax_trainer.training.step import Objective, encode_batch, per_sample_losses
 
     jax.config.update("jax_default_matmul_precision", "highest")
     schedule = NoiseSchedule.from_pretrained(str(config.pretrained_model_name_or_path))
@@ -129,7 +129,7 @@ def _torch(config: TrainConfig) -> tuple[float, dict[str, np.ndarray]]:
     import torch
 
     from torch_trainer.base_models import load_base_models
-    from torch_trainer.step import Objective, per_sample_losses, to_device
+    from torch_trainer.training.step import Objective, per_sample_losses, to_device
 
     device = torch.device("cpu")
     models = load_base_models(config, torch.float32)

@@ -26,13 +26,13 @@ from flax_trainer.models import (
     FlaxControlNetModel,
     FlaxUNet2DConditionModel,
 )
-from flax_trainer.models.attention_kernels import AttentionKernel
 from flax_trainer.models.functional import Params, split
-from flax_trainer.models.gradient_checkpointing import CheckpointingPolicy
-from flax_trainer.optimizer import AdamWSettings
+from flax_trainer.models.kernels.attention import AttentionKernel
+from flax_trainer.models.layers.gradient_checkpointing import CheckpointingPolicy
 from flax_trainer.random_model import ARCHITECTURES, Architecture
-from flax_trainer.state import TrainState
-from flax_trainer.step import FrozenParams, ModelDefs, Objective, make_train_step
+from flax_trainer.training.optimizer import AdamWSettings
+from flax_trainer.training.state import TrainState
+from flax_trainer.training.step import FrozenParams, ModelDefs, Objective, make_train_step
 from shared.diffusion.schedule import NoiseSchedule
 
 NONE = "none"

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shared.demo import BASE_MODEL
+from shared.config.demo import BASE_MODEL
 
 
 def main() -> None:

@@ -21,15 +21,15 @@ from flax_trainer.models import (
     FlaxUNet2DConditionModel,
     UNet2DConditionConfig,
 )
-from flax_trainer.models.attention_kernels import memory_efficient_kernel
 from flax_trainer.models.controlnet import controlnet_params_from_unet
 from flax_trainer.models.functional import split
+from flax_trainer.models.kernels.attention import memory_efficient_kernel
 from flax_trainer.models.pretrained import HostParams
-from flax_trainer.step import FrozenParams, ModelDefs
+from flax_trainer.training.step import FrozenParams, ModelDefs
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
-from shared.model_fit import check_models_fit, check_trainable
-from shared.trained_parts import DOWN_RESIDUALS, is_decoder, only_mid_control_notice, prefixed
+from shared.models.compatibility import check_models_fit, check_trainable
+from shared.models.trained_parts import DOWN_RESIDUALS, is_decoder, only_mid_control_notice, prefixed
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels
-from flax_trainer.engine import CompiledStep, Engine
-from flax_trainer.optimizer import AdamWSettings
-from flax_trainer.step import Objective, make_train_step
+from flax_trainer.distributed.engine import CompiledStep, Engine
+from flax_trainer.training.optimizer import AdamWSettings
+from flax_trainer.training.step import Objective, make_train_step
 from shared.config import TrainConfig
 from shared.diffusion.loss_weighting import min_snr_weights
 

@@ -8,20 +8,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from flax_trainer.checkpoints import Checkpoints
-from flax_trainer.engine import Engine
-from flax_trainer.evaluator import Evaluator
-from flax_trainer.processes import CommonRequest
-from flax_trainer.profiling import Profiler
-from flax_trainer.state import TrainState
-from flax_trainer.step import FrozenParams, Metrics, TrainStep
+from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
+from flax_trainer.distributed.engine import Engine
+from flax_trainer.distributed.processes import CommonRequest
+from flax_trainer.evaluation.evaluator import Evaluator
+from flax_trainer.profiling.profiler import Profiler
+from flax_trainer.training.state import TrainState
+from flax_trainer.training.step import FrozenParams, Metrics, TrainStep
 from shared.config import TrainConfig
+from shared.config.learning_rate import LearningRateSchedule
 from shared.data.batches import Batch, BatchLoader
-from shared.interruption import Interruption
-from shared.learning_rate import LearningRateSchedule
-from shared.run_log import NonFiniteError, RunLog, StepFigures
-from shared.sparing import result_comes_first
-from shared.validation import Validation
+from shared.evaluation.validation import Validation
+from shared.run.interruption import Interruption
+from shared.run.log import NonFiniteError, RunLog, StepFigures
+from shared.tracking.sparing import result_comes_first
 
 
 @dataclass

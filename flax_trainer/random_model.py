@@ -15,7 +15,7 @@ from flax_trainer.models import (
     FlaxCLIPTextModelWithProjection,
     FlaxUNet2DConditionModel,
 )
-from shared.byte_tokenizer import VOCABULARY_SIZE, write_byte_tokenizer
+from shared.models.byte_tokenizer import VOCABULARY_SIZE, write_byte_tokenizer
 
 Config = dict[str, Any]
 

@@ -15,18 +15,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flax_trainer.ahead_of_time import CompiledAhead, in_background, without_values
 from flax_trainer.base_models import BaseModels, load_base_models, save_unet
-from flax_trainer.checkpoints import Checkpoints, check_same_arrays
+from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints, check_same_arrays
+from flax_trainer.checkpoints.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint, read_torch_record
 from flax_trainer.compilation_cache import use_compilation_cache
 from flax_trainer.configured_step import configured_train_step, matmul_precision, objective_of
-from flax_trainer.device_peaks import peak_tflops
-from flax_trainer.engine import Engine, make_engine
-from flax_trainer.evaluator import Evaluator, LossEvaluator
-from flax_trainer.image_sampler import ImageSampler
-from flax_trainer.loop import Loop
-from flax_trainer.model_flops import model_flops_per_image
-from flax_trainer.models import FlaxControlNetModel
-from flax_trainer.models.pretrained import HostParams
-from flax_trainer.processes import (
+from flax_trainer.distributed.engine import Engine, make_engine
+from flax_trainer.distributed.processes import (
     all_or_none,
     check_joined,
     check_shared_folder,
@@ -37,17 +31,27 @@ from flax_trainer.processes import (
     wait_for_all,
     without_processes,
 )
-from flax_trainer.profiling import Profiler, profiled_steps
-from flax_trainer.state import TrainState
-from flax_trainer.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint, read_torch_record
-from flax_trainer.utilisation import Utilisation
-from shared.checkpoint_policy import check_resumable, checkpoint_step
-from shared.completion import BackendFacts, SaveWeights, complete_run
+from flax_trainer.evaluation.evaluator import Evaluator, LossEvaluator
+from flax_trainer.evaluation.image_sampler import ImageSampler
+from flax_trainer.loop import Loop
+from flax_trainer.models import FlaxControlNetModel
+from flax_trainer.models.pretrained import HostParams
+from flax_trainer.profiling.device_peaks import peak_tflops
+from flax_trainer.profiling.model_flops import model_flops_per_image
+from flax_trainer.profiling.profiler import Profiler, profiled_steps
+from flax_trainer.profiling.utilisation import Utilisation
+from flax_trainer.training.state import TrainState
+from shared.checkpoints.policy import check_resumable, checkpoint_step
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.evaluation.held_out import HeldOutEvaluation
-from shared.interruption import Interruption
-from shared.preparation import (
+from shared.evaluation.validation import Validation, most_images_at_once
+from shared.models.trained_parts import UNET_FOLDER, separated
+from shared.run.folder import held_run_folder, write_config
+from shared.run.interruption import Interruption
+from shared.run.log import RunLog
+from shared.run.result import BackendFacts, SaveWeights, complete_run
+from shared.run.setup import (
     Preparation,
     announce,
     check_resolution,
@@ -59,11 +63,7 @@ from shared.preparation import (
     set_aside_other_course,
     set_up_logging,
 )
-from shared.run_folder import held_run_folder, write_config
-from shared.run_log import RunLog
 from shared.tracking import Tracker
-from shared.trained_parts import UNET_FOLDER, separated
-from shared.validation import Validation, most_images_at_once
 
 logger = logging.getLogger("flax_trainer")
 

@@ -4,7 +4,7 @@ import dis
 import sys
 from pathlib import Path
 
-from shared.outgoing import outgoing, print_traceback, with_indented_lines
+from shared.outgoing.messages import outgoing, print_traceback, with_indented_lines
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _OUR_CODE = tuple(_PROJECT / package for package in ("shared", "flax_trainer", "torch_trainer"))

@@ -13,8 +13,8 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from shared.config import TrainConfig
-from shared.initialisation import ModuleKind, initial_values
-from shared.model_files.configs import (
+from shared.models.compatibility import check_models_fit, check_trainable
+from shared.models.configs import (
     Architecture,
     AutoencoderKLConfig,
     CLIPTextConfig,
@@ -22,12 +22,12 @@ from shared.model_files.configs import (
     UNet2DConditionConfig,
     read_config,
 )
-from shared.model_files.configs.reading import AnyArchitecture
-from shared.model_files.fitting import fitting_weights
-from shared.model_files.hub_files import locate_config, locate_folder
-from shared.model_files.weight_files import DIFFUSERS, TRANSFORMERS
-from shared.model_fit import check_models_fit, check_trainable
-from shared.trained_parts import UNET_FOLDER, is_decoder, only_mid_control_notice
+from shared.models.configs.reading import AnyArchitecture
+from shared.models.fitting import fitting_weights
+from shared.models.hub_files import locate_config, locate_folder
+from shared.models.initialisation import ModuleKind, initial_values
+from shared.models.trained_parts import UNET_FOLDER, is_decoder, only_mid_control_notice
+from shared.models.weight_files import DIFFUSERS, TRANSFORMERS
 from shared.untrusted import foreign_library, shown
 
 logger = logging.getLogger(__name__)

@@ -8,15 +8,15 @@ from typing import Any
 from accelerate import Accelerator
 
 from shared.config import TrainConfig
+from shared.config.learning_rate import LearningRateSchedule
 from shared.data.batches import Batch, BatchLoader
-from shared.interruption import Interruption
-from shared.learning_rate import LearningRateSchedule
-from shared.run_log import NonFiniteError, RunLog, StepFigures
-from shared.sparing import result_comes_first
-from shared.validation import ModelsInTraining, Validation
-from torch_trainer.accelerator import any_process
-from torch_trainer.checkpoints import Checkpoints
-from torch_trainer.step import TrainStep
+from shared.evaluation.validation import ModelsInTraining, Validation
+from shared.run.interruption import Interruption
+from shared.run.log import NonFiniteError, RunLog, StepFigures
+from shared.tracking.sparing import result_comes_first
+from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints
+from torch_trainer.distributed.accelerator import any_process
+from torch_trainer.training.step import TrainStep
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,16 @@ from diffusers.utils import logging as diffusers_logging
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils import logging as transformers_logging
 
-from shared.checkpoint_policy import check_resumable
-from shared.completion import BackendFacts, complete_run
+from shared.checkpoints.policy import check_resumable
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.diffusion.samplers import unipc_plan
-from shared.interruption import Interruption
-from shared.preparation import (
+from shared.evaluation.validation import Validation, most_images_at_once
+from shared.run.folder import held_run_folder, write_config
+from shared.run.interruption import Interruption
+from shared.run.log import RunLog
+from shared.run.result import BackendFacts, complete_run
+from shared.run.setup import (
     Preparation,
     announce,
     check_resolution,
@@ -30,18 +33,15 @@ from shared.preparation import (
     set_aside_other_course,
     set_up_logging,
 )
-from shared.run_folder import held_run_folder, write_config
-from shared.run_log import RunLog
 from shared.tracking import Tracker
-from shared.validation import Validation, most_images_at_once
-from torch_trainer.accelerator import COMPUTE_DTYPES, make_accelerator, peak_device_memory_gib
 from torch_trainer.base_models import BaseModels, load_base_models
-from torch_trainer.checkpoints import Checkpoints, checkpoint_record_of, result_to_save
-from torch_trainer.evaluator import Evaluator
-from torch_trainer.image_sampler import NUM_INFERENCE_STEPS, ImageSampler
+from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints, checkpoint_record_of, result_to_save
+from torch_trainer.distributed.accelerator import COMPUTE_DTYPES, make_accelerator, peak_device_memory_gib
+from torch_trainer.distributed.placement import place
+from torch_trainer.evaluation.evaluator import Evaluator
+from torch_trainer.evaluation.image_sampler import NUM_INFERENCE_STEPS, ImageSampler
 from torch_trainer.loop import Loop
-from torch_trainer.placement import place
-from torch_trainer.step import Objective, TrainStep
+from torch_trainer.training.step import Objective, TrainStep
 
 logger = logging.getLogger("torch_trainer")
 

@@ -18,19 +18,19 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler is enough: a TPU that is there may be busy
 
 from flax_trainer.base_models import ModelConfigs, read_configs
-from flax_trainer.compile_report.apart import compile_report_apart
 from flax_trainer.compile_report.batch_size import find_batch_size
+from flax_trainer.compile_report.in_subprocess import compile_report_apart
 from flax_trainer.compile_report.report import DoesNotFitError, given_flags
 from flax_trainer.compile_report.targets import Target, parse_target
 from flax_trainer.compile_report.text import does_not_fit_text, notes, report_text
 from flax_trainer.random_model import ARCHITECTURES
-from shared.atomic_files import write_text_atomically
 from shared.config import TrainConfig, validate
 from shared.config.command_line import read_beside_own_flags
 from shared.config.flags import flags_in_group, flags_of
 from shared.diffusion.schedule import NoiseSchedule
-from shared.preparation import check_resolution
-from shared.redaction import described
+from shared.outgoing.atomic_files import write_text_atomically
+from shared.outgoing.redaction import described
+from shared.run.setup import check_resolution
 from shared.untrusted import shown
 from shared.user_errors import explain
 

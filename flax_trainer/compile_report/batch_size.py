@@ -6,11 +6,11 @@ from functools import partial
 from typing import get_args
 
 from flax_trainer.base_models import ModelConfigs
-from flax_trainer.compile_report.apart import CompilerCrashedError, compile_report_apart
+from flax_trainer.compile_report.in_subprocess import CompilerCrashedError, compile_report_apart
 from flax_trainer.compile_report.report import GIB, DoesNotFitError, Report
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.compile_report.text import batch_size_line
-from flax_trainer.models.gradient_checkpointing import CheckpointingPolicy
+from flax_trainer.models.layers.gradient_checkpointing import CheckpointingPolicy
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 

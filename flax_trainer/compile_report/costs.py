@@ -17,7 +17,7 @@ from flax_trainer.compile_report.collectives import message_of, seconds_of
 from flax_trainer.compile_report.hlo import Instruction, Program
 from flax_trainer.compile_report.kernels import KernelKey, attention_flops, kernel_key
 from flax_trainer.compile_report.targets import Target
-from flax_trainer.profile_parts import part_of
+from flax_trainer.profiling.trace_parts import part_of
 
 COPIES = ("copy", "transpose", "reshape", "pad", "slice", "concatenate", "bitcast-convert", "dynamic-slice")
 NO_ESTIMATE = 2**63 - 1  # what the compiler says of a fusion that it cannot estimate

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
-from flax_trainer.model_flops import total_flops
+from flax_trainer.profiling.model_flops import total_flops
 
 # A product of float32 numbers is one of their bfloat16 parts, or several that are added up.
 _PASSES = {jax.lax.Precision.DEFAULT: 1, jax.lax.Precision.HIGH: 3, jax.lax.Precision.HIGHEST: 6}

@@ -13,12 +13,11 @@ import numpy as np
 
 from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, ModelConfigs, define_models
 from flax_trainer.compile_report.costs import Costs, costs_of
-from flax_trainer.compile_report.engines import engine_on
 from flax_trainer.compile_report.hlo import parse_program
 from flax_trainer.compile_report.kernels import kernel_flops
 from flax_trainer.compile_report.targets import Target
+from flax_trainer.compile_report.topology_engines import engine_on
 from flax_trainer.configured_step import configured_train_step, matmul_precision, objective_of
-from flax_trainer.model_flops import flops_of, model_flops_per_image
 from flax_trainer.models import (
     FlaxAutoencoderKL,
     FlaxCLIPTextModel,
@@ -27,15 +26,16 @@ from flax_trainer.models import (
     FlaxUNet2DConditionModel,
 )
 from flax_trainer.models.functional import split
-from flax_trainer.state import TrainState
-from flax_trainer.step import FrozenParams
+from flax_trainer.profiling.model_flops import flops_of, model_flops_per_image
+from flax_trainer.training.state import TrainState
+from flax_trainer.training.step import FrozenParams
 from shared.config import TrainConfig
 from shared.config.options import FLAGS, SECRETS
 from shared.config.public import public_config
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources.circles import CirclesSource
 from shared.diffusion.schedule import NoiseSchedule
-from shared.trained_parts import is_decoder, prefixed
+from shared.models.trained_parts import is_decoder, prefixed
 
 GIB = 2**30
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
@@ -207,7 +207,7 @@ def _shapes(
 
 
 def _encoded(batch: dict[str, Any], models: BaseModels, dtype: Any) -> dict[str, Any]:
-    """The batch's second form (see `flax_trainer.step.encode_batch`)."""
+    """The batch's second form (see `flax_trainer.training.step.encode_batch`)."""
     first, second = models.configs.text_encoder, models.configs.text_encoder_2
     rest = {name: batch[name] for name in batch if name not in ("pixel_values", "input_ids", "input_ids_2")}
     latents, features = batch["noise"], first.hidden_size

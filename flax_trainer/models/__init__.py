@@ -4,7 +4,7 @@ from flax_trainer.models.clip import CLIPTextConfig, FlaxCLIPTextModel, FlaxCLIP
 from flax_trainer.models.controlnet import FlaxControlNetModel
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from flax_trainer.models.vae import AutoencoderKLConfig, FlaxAutoencoderKL
-from shared.model_files.configs.unet import ControlNetConfig, UNet2DConditionConfig
+from shared.models.configs.unet import ControlNetConfig, UNet2DConditionConfig
 
 __all__ = [
     "AutoencoderKLConfig",

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.attention_kernels import plain_attention
-from flax_trainer.models.layers import Embedding, LayerNorm, Linear
+from flax_trainer.models.kernels.attention import plain_attention
+from flax_trainer.models.layers.basic import Embedding, LayerNorm, Linear
 from flax_trainer.models.pretrained import PretrainedModel
-from shared.model_files.configs import CLIPTextConfig
-from shared.model_files.weight_files import TRANSFORMERS
+from shared.models.configs import CLIPTextConfig
+from shared.models.weight_files import TRANSFORMERS
 
 LEGACY_EOS_TOKEN_ID = 2
 

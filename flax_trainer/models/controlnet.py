@@ -15,14 +15,14 @@ import numpy as np
 from flax import nnx
 
 from flax_trainer.models.adapter import from_torch_layout, torch_shape
-from flax_trainer.models.convolution_kernels import convolve, to_blocks, weight_for_blocks
 from flax_trainer.models.functional import Params, split
-from flax_trainer.models.gradient_checkpointing import CheckpointedModule, checkpointed
-from flax_trainer.models.layers import Conv
+from flax_trainer.models.kernels.convolution import convolve, to_blocks, weight_for_blocks
+from flax_trainer.models.layers.basic import Conv
+from flax_trainer.models.layers.gradient_checkpointing import CheckpointedModule, checkpointed
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from flax_trainer.models.unet_encoder import ENCODER_PREFIXES, UNetEncoder, state_channels
-from shared.initialisation import ModuleKind, initial_values
-from shared.model_files.configs.unet import ControlNetConfig
+from shared.models.configs.unet import ControlNetConfig
+from shared.models.initialisation import ModuleKind, initial_values
 
 ZERO_MODULES = ("controlnet_down_blocks", "controlnet_mid_block", "controlnet_cond_embedding.conv_out")
 
@@ -188,7 +188,7 @@ def controlnet_params_from_unet(
         unet_params: the UNet's parameters, in any floating dtype.
         abstract: the ControlNet's parameters as `jax.ShapeDtypeStruct`s, and
         layouts: their layouts; `split(FlaxControlNetModel.abstract(config))` gives both.
-        seed: of the conditioning network, whose values are those of `shared.initialisation` in either backend.
+        seed: of the conditioning network, whose values are those of `shared.models.initialisation` in either backend.
     Returns:
         New arrays in the dtypes of `abstract`, sharing no memory with the UNet's, so that they may be donated.
     Raises:

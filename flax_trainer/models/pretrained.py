@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flax_trainer.models import layers
 from flax_trainer.models.adapter import from_torch_layout, to_torch_layout, torch_shape
-from flax_trainer.models.attention_kernels import AttentionKernel
 from flax_trainer.models.functional import Params, split
-from shared.atomic_files import write_text_atomically
-from shared.initialisation import ModuleKind, initial_values
-from shared.model_files.configs import Architecture, read_config
-from shared.model_files.fitting import fitting_weights
-from shared.model_files.hub_files import locate_config, locate_folder
-from shared.model_files.weight_files import DIFFUSERS, WeightNames, write_weights
+from flax_trainer.models.kernels.attention import AttentionKernel
+from flax_trainer.models.layers import basic as layers
+from shared.models.configs import Architecture, read_config
+from shared.models.fitting import fitting_weights
+from shared.models.hub_files import locate_config, locate_folder
+from shared.models.initialisation import ModuleKind, initial_values
+from shared.models.weight_files import DIFFUSERS, WeightNames, write_weights
+from shared.outgoing.atomic_files import write_text_atomically
 
 HostParams = dict[str, np.ndarray]
 
@@ -92,7 +92,7 @@ class PretrainedModel(nnx.Module):
 
     @classmethod
     def initial_params(cls, model: Self, seed: int) -> HostParams:
-        """Random float32 values for every parameter of a model, abstract or not (see `shared.initialisation`)."""
+        """Random float32 values for every parameter of a model, abstract or not (`shared.models.initialisation`)."""
         values: HostParams = {}
         for name, module in _layers(model):
             parameters = {key: param for key, param in vars(module).items() if isinstance(param, nnx.Param)}

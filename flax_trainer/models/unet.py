@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
-from flax_trainer.models.layers import Conv, GroupNorm
-from flax_trainer.models.unet_blocks import UpBlock2D
+from flax_trainer.models.layers.basic import Conv, GroupNorm
+from flax_trainer.models.layers.unet_blocks import UpBlock2D
 from flax_trainer.models.unet_encoder import UNetEncoder, resnet_spec, state_channels, transformer_spec
-from shared.model_files.configs.unet import UNet2DConditionConfig
+from shared.models.configs.unet import UNet2DConditionConfig
 
 
 class FlaxUNet2DConditionModel(UNetEncoder):

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.attention import TransformerSpec
-from flax_trainer.models.embeddings import TimestepEmbedding, timestep_embedding
-from flax_trainer.models.gradient_checkpointing import CheckpointedModule, CheckpointingPolicy
-from flax_trainer.models.layers import Conv
+from flax_trainer.models.layers.basic import Conv
+from flax_trainer.models.layers.embeddings import TimestepEmbedding, timestep_embedding
+from flax_trainer.models.layers.gradient_checkpointing import CheckpointedModule, CheckpointingPolicy
+from flax_trainer.models.layers.resnet import ResnetSpec
+from flax_trainer.models.layers.transformer import TransformerSpec
+from flax_trainer.models.layers.unet_blocks import DownBlock2D, MidBlock2D
 from flax_trainer.models.pretrained import PretrainedModel
-from flax_trainer.models.resnet import ResnetSpec
-from flax_trainer.models.unet_blocks import DownBlock2D, MidBlock2D
-from shared.model_files.configs.unet import CROSS_ATTENTION_BLOCKS, CROSS_ATTENTION_MID_BLOCK, EncoderConfig
+from shared.models.configs.unet import CROSS_ATTENTION_BLOCKS, CROSS_ATTENTION_MID_BLOCK, EncoderConfig
 
 ENCODER_PREFIXES = ("conv_in.", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.")
 

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.attention_kernels import dot_product_attention
-from flax_trainer.models.convolution_kernels import has_few_images
-from flax_trainer.models.layers import AttentionLayer, Conv, GroupNorm, Linear
+from flax_trainer.models.kernels.attention import dot_product_attention
+from flax_trainer.models.kernels.convolution import has_few_images
+from flax_trainer.models.kernels.strips import STRIPS, from_strips, to_strips
+from flax_trainer.models.layers.basic import AttentionLayer, Conv, GroupNorm, Linear
+from flax_trainer.models.layers.resnet import Downsample2D, Upsample2D
 from flax_trainer.models.pretrained import PretrainedModel
-from flax_trainer.models.resnet import Downsample2D, Upsample2D
-from flax_trainer.models.strips import STRIPS, from_strips, to_strips
-from shared.model_files.configs import AutoencoderKLConfig
+from shared.models.configs import AutoencoderKLConfig
 
 NORM_EPS = 1e-6
 LOG_VARIANCE_RANGE = (-30.0, 20.0)

@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from shared.atomic_files import write_text_atomically
 from shared.compare.command import PAGE_NAME, USAGE, TrainBoth, read_command
+from shared.outgoing.atomic_files import write_text_atomically
 from shared.untrusted import shown
 from shared.user_errors import explain
 

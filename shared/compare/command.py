@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.config import parse_command_line
-from shared.demo import demo_arguments
+from shared.config.demo import demo_arguments
 from shared.untrusted import shown
 
 PAGE_NAME = "comparison.html"

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from shared.checkpoint_policy import CHECKPOINT_PREFIX, checkpoint_step, checkpoints_in
+from shared.checkpoints.policy import CHECKPOINT_PREFIX, checkpoint_step, checkpoints_in
+from shared.checkpoints.portable import CONTROLNET_FOLDER
 from shared.compare.report import MOST_STEPS
 from shared.compare.run import check_inside
-from shared.model_files.weight_files import DIFFUSERS, candidates, is_index, shard_names
-from shared.portable_checkpoint import CONTROLNET_FOLDER
-from shared.trained_parts import UNET_FOLDER, UNET_PREFIX, is_decoder, prefixed
+from shared.models.trained_parts import UNET_FOLDER, UNET_PREFIX, is_decoder, prefixed
+from shared.models.weight_files import DIFFUSERS, candidates, is_index, shard_names
 from shared.untrusted import MIB, foreign_library, open_file, shown
 
 _NAMES_SHOWN = 3

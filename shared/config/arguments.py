@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from shared.config.flags import Flag
-from shared.redaction import described, looks_secret
+from shared.outgoing.redaction import described, looks_secret
 
 _EXPECTED = {int: "a whole number", float: "a number", str: "a text"}
 _NO = "no_"

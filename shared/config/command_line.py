@@ -11,8 +11,8 @@ from shared.config.help_text import help_text
 from shared.config.options import FLAGS, SECRETS, Backend, TrainConfig
 from shared.config.validation import validate
 from shared.config.yaml_io import read_yaml, to_yaml
-from shared.outgoing import outgoing, with_indented_lines
-from shared.redaction import keep_secret
+from shared.outgoing.messages import outgoing, with_indented_lines
+from shared.outgoing.redaction import keep_secret
 
 # They act on the command line itself, so they are flags but no part of the configuration.
 _COMMANDS = {

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from shared.config.options import FLAGS, TrainConfig
-from shared.redaction import redacted
+from shared.outgoing.redaction import redacted
 
 _PROMPTS = ("validation_prompt",)  # any text, and no address
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from shared.config.options import FLAGS, Backend, TrainConfig
 from shared.config.support import check_support
-from shared.redaction import described, is_shell_command, redacted
+from shared.outgoing.redaction import described, is_shell_command, redacted
 from shared.untrusted import shown
 
 _DATA_SOURCES = ("dataset_name", "train_data_dir", "train_shards", "generated_circles")

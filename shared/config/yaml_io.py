@@ -9,7 +9,7 @@ import yaml
 from shared.config.arguments import Assignment, suggestion, told_name
 from shared.config.flags import Flag
 from shared.config.options import SECRETS, TrainConfig
-from shared.redaction import redacted
+from shared.outgoing.redaction import redacted
 from shared.untrusted import MIB, read_file, shown
 
 _NULL_TAG = "tag:yaml.org,2002:null"

@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 import fsspec
 
 from shared.data.sample import BadSampleError
-from shared.redaction import redacted
+from shared.outgoing.redaction import redacted
 from shared.untrusted import foreign_library, open_file, shown
 from shared.untrusted.pictures import LARGEST_FILE
 

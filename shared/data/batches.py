@@ -23,7 +23,7 @@ from shared.data.sources.base import RandomAccessSource, Source
 from shared.data.tokenization import CaptionTokenizer, Tokenize
 from shared.data.workers import Workers
 from shared.randomness import Purpose, generator
-from shared.run_log import BatchArithmetic
+from shared.run.log import BatchArithmetic
 
 Batch = dict[str, npt.NDArray[Any]]
 

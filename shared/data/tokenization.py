@@ -13,7 +13,7 @@ import numpy.typing as npt
 from transformers import CLIPTokenizer
 
 from shared.data.sample import BadSampleError, check_text
-from shared.model_files.tokenizer_files import read_tokenizer
+from shared.models.tokenizer_files import read_tokenizer
 from shared.untrusted import foreign_library, shown
 
 logger = logging.getLogger(__name__)

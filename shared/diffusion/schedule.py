@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from huggingface_hub import errors as hub_errors
 
-from shared.model_files.hub_files import shown_name
+from shared.models.hub_files import shown_name
 from shared.untrusted import MIB, read_json, shown
 from shared.untrusted.documents import convert
 

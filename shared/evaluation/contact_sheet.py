@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shared.images import GridRow, enlarge, save_grid
+from shared.evaluation.image_grid import GridRow, enlarge, save_grid
 
 LEAST_SIDE = 192
 """Pixels to which smaller pictures are enlarged, to be looked at without a magnifier."""

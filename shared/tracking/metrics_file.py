@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.atomic_files import append_whole, write_atomically
+from shared.outgoing.atomic_files import append_whole, write_atomically
 from shared.untrusted import MIB, open_file, parse_json, shown
 
 logger = logging.getLogger(__name__)

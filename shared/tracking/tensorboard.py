@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from shared.atomic_files import append_whole
 from shared.config import TrainConfig, to_yaml
 from shared.config.public import public_config
+from shared.outgoing.atomic_files import append_whole
 
 _FILE_VERSION = "brain.Event:2"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.data.sources.circles import draw
-from tests.end_to_end.tiny_runs import SIZE
+from tests.end_to_end.support.tiny_runs import SIZE
 
 
 @pytest.fixture(autouse=True)

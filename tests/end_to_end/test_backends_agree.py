@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.demo import BASE_MODEL
-from shared.portable_checkpoint import CONTROLNET_FOLDER
-from tests.end_to_end.comparing import distance, picture, relative, trained_weights
-from tests.end_to_end.running import metrics
-from tests.end_to_end.tiny_runs import FLAX, PROMPT, SIZE, TORCH, begin_from
+from shared.checkpoints.portable import CONTROLNET_FOLDER
+from shared.config.demo import BASE_MODEL
+from tests.end_to_end.support.comparing import distance, picture, relative, trained_weights
+from tests.end_to_end.support.running import metrics
+from tests.end_to_end.support.tiny_runs import FLAX, PROMPT, SIZE, TORCH, begin_from
 
 STEPS, HALF_WAY = 8, 4
 

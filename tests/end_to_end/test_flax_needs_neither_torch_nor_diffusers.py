@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from shared.data.sources.circles import draw
-from tests.end_to_end.running import PROJECT
+from tests.end_to_end.support.running import PROJECT
 
 _RUN_WITHOUT = """
 import importlib.abc, sys

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.end_to_end.running import losses, train_flax
-from tests.end_to_end.tiny_runs import arguments
+from tests.end_to_end.support.running import losses, train_flax
+from tests.end_to_end.support.tiny_runs import arguments
 
 
 def test_eight_devices_train_like_one(base_model: Path, tmp_path: Path) -> None:

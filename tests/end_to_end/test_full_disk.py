@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import train_flax
-from shared.checkpoint_policy import checkpoints_in
-from tests.end_to_end.comparing import trained_weights
-from tests.end_to_end.running import main_of_train_torch, untimed_metrics
-from tests.end_to_end.tiny_runs import PROMPT, STEPS, arguments, begin_from
+from shared.checkpoints.policy import checkpoints_in
+from tests.end_to_end.support.comparing import trained_weights
+from tests.end_to_end.support.running import main_of_train_torch, untimed_metrics
+from tests.end_to_end.support.tiny_runs import PROMPT, STEPS, arguments, begin_from
 
 MESH = ["--parallelism", "mesh", "--fsdp_devices", 4]
 ONE_ROW_EACH = ["--train_batch_size", 1]

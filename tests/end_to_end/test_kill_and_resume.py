@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from shared.checkpoint_policy import checkpoint_step, checkpoints_in, is_checkpoint
-from shared.demo import BASE_MODEL
-from shared.portable_checkpoint import CONTROLNET_FOLDER, read_optimizer_state, read_training_state
-from tests.end_to_end.comparing import trained_weights
-from tests.end_to_end.running import logged_steps, losses, metrics, untimed_metrics, wait_until
-from tests.end_to_end.tiny_runs import FLAX, FLAX_MESH, SIZE, TORCH, Backend
-from torch_trainer.checkpoints import checkpoint_record_of
-from torch_trainer.flax_checkpoint import is_flax_checkpoint, read_flax_checkpoint
+from shared.checkpoints.policy import checkpoint_step, checkpoints_in, is_checkpoint
+from shared.checkpoints.portable import CONTROLNET_FOLDER, read_optimizer_state, read_training_state
+from shared.config.demo import BASE_MODEL
+from tests.end_to_end.support.comparing import trained_weights
+from tests.end_to_end.support.running import logged_steps, losses, metrics, untimed_metrics, wait_until
+from tests.end_to_end.support.tiny_runs import FLAX, FLAX_MESH, SIZE, TORCH, Backend
+from torch_trainer.checkpoints.flax_checkpoint import is_flax_checkpoint, read_flax_checkpoint
+from torch_trainer.checkpoints.safetensors_checkpoints import checkpoint_record_of
 
 KILL_ROUNDS, STOP_ROUNDS = int(os.environ.get("KILL_ROUNDS", 1)), int(os.environ.get("STOP_ROUNDS", 1))
 SEED = int(os.environ.get("KILL_SEED", 0))

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from shared.checkpoint_policy import checkpoint_step
-from tests.end_to_end.comparing import distance, relative, trained_weights
-from tests.end_to_end.running import (
+from shared.checkpoints.policy import checkpoint_step
+from tests.end_to_end.support.comparing import distance, relative, trained_weights
+from tests.end_to_end.support.running import (
     finish,
     logged_steps,
     losses,
@@ -21,8 +21,8 @@ from tests.end_to_end.running import (
     untimed_metrics,
     wait_until,
 )
-from tests.end_to_end.tiny_runs import BATCH, arguments, begin_from
-from torch_trainer.flax_checkpoint import read_flax_checkpoint
+from tests.end_to_end.support.tiny_runs import BATCH, arguments, begin_from
+from torch_trainer.checkpoints.flax_checkpoint import read_flax_checkpoint
 
 STEPS, HALF_WAY = 20, 10
 # How well programs are optimised is no matter here, and this way they compile in half the time.

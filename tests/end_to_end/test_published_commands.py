@@ -11,8 +11,8 @@ import yaml
 
 from shared.config import parse_command_line
 from shared.data.sources.circles import draw
-from tests.end_to_end.running import launch_torch, main_of_train_torch, metrics, train_flax, train_torch_here
-from tests.end_to_end.tiny_runs import SIZE
+from tests.end_to_end.support.running import launch_torch, main_of_train_torch, metrics, train_flax, train_torch_here
+from tests.end_to_end.support.tiny_runs import SIZE
 from tests.shared.config.published_commands import FACES, FLAX_COMMANDS, TORCH_COMMANDS
 
 STEPS = 2

@@ -12,10 +12,10 @@ import PIL.Image
 import pytest
 from xprof.convert import raw_to_tool_data
 
-from tests.end_to_end.browser import NAMES, chromium, new_page
-from tests.end_to_end.running import losses, metrics, train_flax
-from tests.end_to_end.tensorboard_server import TensorBoard, tensorboard, trace_viewer
-from tests.end_to_end.tiny_runs import PROMPT, STEPS, arguments
+from tests.end_to_end.support.browser import NAMES, chromium, new_page
+from tests.end_to_end.support.running import losses, metrics, train_flax
+from tests.end_to_end.support.tensorboard_server import TensorBoard, tensorboard, trace_viewer
+from tests.end_to_end.support.tiny_runs import PROMPT, STEPS, arguments
 
 PROFILED = 2
 ON_THE_HOST = {"data_wait", "host_to_device", "wait_for_step"}

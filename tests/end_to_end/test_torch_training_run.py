@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shared.portable_checkpoint import OPTIMIZER_FILE
-from tests.end_to_end.running import losses, train_torch_here, untimed_metrics
-from tests.end_to_end.tiny_runs import STEPS, arguments
+from shared.checkpoints.portable import OPTIMIZER_FILE
+from tests.end_to_end.support.running import losses, train_torch_here, untimed_metrics
+from tests.end_to_end.support.tiny_runs import STEPS, arguments
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from shared.demo import BASE_MODEL
-from tests.end_to_end.comparing import distance, picture, relative, trained_weights
-from tests.end_to_end.running import metrics
-from tests.end_to_end.tiny_runs import FLAX, PROMPT, SIZE, TORCH, begin_from
+from shared.config.demo import BASE_MODEL
+from tests.end_to_end.support.comparing import distance, picture, relative, trained_weights
+from tests.end_to_end.support.running import metrics
+from tests.end_to_end.support.tiny_runs import FLAX, PROMPT, SIZE, TORCH, begin_from
 
 STEPS, HALF_WAY = 4, 2
 

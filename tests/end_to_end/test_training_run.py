@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flax_trainer.random_model import write_random_model
 from shared.diffusion.samplers import initial_latents
-from tests.end_to_end.running import losses, metrics, stop_after, untimed_metrics
-from tests.end_to_end.tiny_runs import BATCH, FLAX, PROMPT, STEPS, TORCH, Backend, arguments
+from tests.end_to_end.support.running import losses, metrics, stop_after, untimed_metrics
+from tests.end_to_end.support.tiny_runs import BATCH, FLAX, PROMPT, STEPS, TORCH, Backend, arguments
 
 
 @pytest.fixture(scope="module", params=[FLAX, TORCH], ids=lambda backend: backend.name)

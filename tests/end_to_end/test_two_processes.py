@@ -8,9 +8,9 @@ import numpy as np
 import psutil
 import pytest
 
-from shared.portable_checkpoint import CONTROLNET_FOLDER
-from tests.end_to_end.comparing import distance, picture, relative, trained_weights
-from tests.end_to_end.running import (
+from shared.checkpoints.portable import CONTROLNET_FOLDER
+from tests.end_to_end.support.comparing import distance, picture, relative, trained_weights
+from tests.end_to_end.support.running import (
     CONFIGS,
     free_port,
     launch_torch,
@@ -21,7 +21,7 @@ from tests.end_to_end.running import (
     train_torch_here,
     wait_until,
 )
-from tests.end_to_end.tiny_runs import PROMPT, STEPS, arguments, begin_from
+from tests.end_to_end.support.tiny_runs import PROMPT, STEPS, arguments, begin_from
 
 FIGURES = ("loss", "grad_norm", "learning_rate", "epoch", "validation_loss", "circle_iou")
 SHARE = ["--train_batch_size", 2, "--gradient_accumulation_steps", 2]

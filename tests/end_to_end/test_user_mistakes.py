@@ -14,7 +14,7 @@ import webdataset
 
 import train_flax
 from shared.data.sources.circles import write_prompt_json_folder
-from tests.end_to_end.running import main_of_train_torch
+from tests.end_to_end.support.running import main_of_train_torch
 
 SIZE = 64
 MAIN = {"flax": train_flax.main, "torch": main_of_train_torch}

@@ -14,14 +14,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from flax_trainer.base_models import BaseModels, load_base_models
-from flax_trainer.checkpoints import Checkpoints
+from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
 from flax_trainer.models import FlaxControlNetModel
 from flax_trainer.models.adapter import to_torch_layout
 from flax_trainer.random_model import write_random_model
-from flax_trainer.state import TrainState
+from flax_trainer.training.state import TrainState
+from shared.checkpoints.portable import AVERAGE_FILE, CONTROLNET_FOLDER, OPTIMIZER_FILE, STATE_FILE
 from shared.config import parse_command_line
-from shared.portable_checkpoint import AVERAGE_FILE, CONTROLNET_FOLDER, OPTIMIZER_FILE, STATE_FILE
-from shared.preparation import plan_steps, prepare
+from shared.run.setup import plan_steps, prepare
 from tests.hostile.words import CHECKPOINT, STEP, checkpoint_words
 
 _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
@@ -48,7 +48,7 @@ def _moved(state: TrainState) -> TrainState:
 
 
 def _write_portable(folder: Path, models: BaseModels, state: TrainState, record: dict[str, Any]) -> None:
-    """As `shared.portable_checkpoint` says."""
+    """As `shared.checkpoints.portable` says."""
     layouts = models.defs.controlnet.layouts
 
     def in_torch(arrays: dict[str, Any], prefix: str = "") -> dict[str, np.ndarray]:

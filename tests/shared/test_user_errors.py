@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.preparation import set_up_logging
-from shared.run_log import BatchArithmetic, total_steps
+from shared.run.log import BatchArithmetic, total_steps
+from shared.run.setup import set_up_logging
 from shared.user_errors import explain
 
 

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import StateDictType
 from torch.distributed.run import determine_local_world_size
 
 from shared.config import TrainConfig
-from torch_trainer.accelerator import make_accelerator
+from torch_trainer.distributed.accelerator import make_accelerator
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "torch_trainer" / "accelerate_configs"

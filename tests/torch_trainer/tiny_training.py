@@ -18,11 +18,11 @@ from transformers import CLIPTextModel
 
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
-from torch_trainer.accelerator import COMPUTE_DTYPES, make_accelerator
 from torch_trainer.base_models import BaseModels, load_base_models
-from torch_trainer.placement import place
-from torch_trainer.step import Objective, TrainStep
-from torch_trainer.trainable_state import TrainableState
+from torch_trainer.distributed.accelerator import COMPUTE_DTYPES, make_accelerator
+from torch_trainer.distributed.placement import place
+from torch_trainer.distributed.trainable_state import TrainableState
+from torch_trainer.training.step import Objective, TrainStep
 
 ROOT = Path(__file__).resolve().parents[2]
 Batch = dict[str, np.ndarray]

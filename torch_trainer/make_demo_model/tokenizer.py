@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from shared.byte_tokenizer import write_byte_tokenizer
 from shared.data.sources.colour_names import READABLE_NAMES
+from shared.models.byte_tokenizer import write_byte_tokenizer
 
 _WORD_END = "</w>"
 _SPECIAL_TOKENS = 2  # start and end of text, the vocabulary's last

@@ -19,8 +19,8 @@ from shared.data.sources.base import Manifest, RandomAccessSource, StreamSource
 from shared.data.sources.named_files import NamedFiles, allowed_folders
 from shared.data.sources.shard_keys import IMAGE_ENDINGS
 from shared.data.sources.shuffling import buffered_shuffle
+from shared.outgoing.redaction import redacted
 from shared.randomness import Purpose, generator
-from shared.redaction import redacted
 from shared.untrusted import check_plain_files, foreign_library, read_json, shown
 
 Columns = tuple[str, str, str]  # image, conditioning image, caption

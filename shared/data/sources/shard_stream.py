@@ -12,8 +12,8 @@ from shared.data.sources.base import Manifest
 from shared.data.sources.shard_keys import MOST_MEMBERS, ShardKeys, raw_sample, split_member, twice
 from shared.data.sources.shuffling import buffered_shuffle
 from shared.data.sources.tar_reading import Content, DamagedTarError, StreamContent, regular_files
+from shared.outgoing.redaction import redacted
 from shared.randomness import Purpose, generator
-from shared.redaction import redacted
 from shared.untrusted import foreign_library, open_file, shown
 from shared.untrusted.pictures import LARGEST_FILE
 

@@ -15,7 +15,7 @@ from shared.data.sources.base import Manifest, RandomAccessSource, StreamSource
 from shared.data.sources.shard_keys import MOST_MEMBERS, ShardKeys, raw_sample, shard_keys, split_member, twice
 from shared.data.sources.shard_stream import ShardStream, is_local
 from shared.data.sources.tar_reading import DamagedTarError, FileContent, read_at, regular_files
-from shared.redaction import is_shell_command, redacted
+from shared.outgoing.redaction import is_shell_command, redacted
 from shared.untrusted import open_file, shown
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from flax_trainer.compile_report.targets import parse_target
-from flax_trainer.models.attention_kernels import dot_product_attention, flash_attention_tpu
+from flax_trainer.models.kernels.attention import dot_product_attention, flash_attention_tpu
 
 KERNEL = 'custom_call_target="tpu_custom_call"'
 

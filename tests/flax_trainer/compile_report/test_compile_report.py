@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from flax_trainer.compile_report.__main__ import main
-from flax_trainer.compile_report.apart import CompilerCrashedError
 from flax_trainer.compile_report.batch_size import search
 from flax_trainer.compile_report.costs import Costs
+from flax_trainer.compile_report.in_subprocess import CompilerCrashedError
 from flax_trainer.compile_report.report import GIB, DoesNotFitError, Memory, Report
 from flax_trainer.compile_report.targets import parse_target
 from flax_trainer.compile_report.text import does_not_fit_text
@@ -24,7 +24,7 @@ from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxCLIPTe
 from flax_trainer.models.functional import split
 from flax_trainer.random_model import ARCHITECTURES
 from shared.config import TrainConfig
-from tests.end_to_end.running import PROJECT
+from tests.end_to_end.support.running import PROJECT
 
 TINY = ["--model", "tiny", "--resolution", "64", "--mixed_precision", "bf16", "--train_batch_size", "2"]
 

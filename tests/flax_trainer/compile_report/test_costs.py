@@ -13,9 +13,9 @@ from flax_trainer.compile_report.costs import Costs, costs_of
 from flax_trainer.compile_report.hlo import Instruction, parse_program
 from flax_trainer.compile_report.kernels import kernel_flops
 from flax_trainer.compile_report.targets import Target, parse_target
-from flax_trainer.mesh_engine import DATA, FSDP, MeshEngine
-from flax_trainer.model_flops import flops_of
-from flax_trainer.models.attention_kernels import flash_attention_tpu
+from flax_trainer.distributed.mesh import DATA, FSDP, MeshEngine
+from flax_trainer.models.kernels.attention import flash_attention_tpu
+from flax_trainer.profiling.model_flops import flops_of
 
 V4 = parse_target("v4-8")
 N = 2048

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from flax_trainer.models.attention_kernels import (
+from flax_trainer.models.kernels.attention import (
     AttentionKernel,
     blockwise_attention,
     dot_product_attention,

@@ -14,7 +14,7 @@ from flax_trainer.models.adapter import from_torch_layout, torch_shape
 from flax_trainer.models.controlnet import FlaxControlNetModel, controlnet_params_from_unet
 from flax_trainer.models.functional import split
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
-from shared.model_files.configs.unet import ControlNetConfig, UNet2DConditionConfig
+from shared.models.configs.unet import ControlNetConfig, UNet2DConditionConfig
 from tests.flax_trainer.models.unet_reference import (
     CONDITIONING_WIDTHS,
     FAST_COMPILE,

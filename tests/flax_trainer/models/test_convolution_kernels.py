@@ -12,17 +12,17 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec, use_abstract_mesh
 
-from flax_trainer.mesh_engine import DATA, MeshEngine
+from flax_trainer.distributed.mesh import DATA, MeshEngine
 from flax_trainer.models.adapter import CONV, from_torch_layout
 from flax_trainer.models.controlnet import ControlNetConditioningEmbedding
-from flax_trainer.models.convolution_kernels import (
+from flax_trainer.models.functional import split
+from flax_trainer.models.kernels.convolution import (
     ENOUGH_IMAGES,
     convolve,
     has_few_images,
     to_blocks,
     weight_for_blocks,
 )
-from flax_trainer.models.functional import split
 
 Arrays = tuple[np.ndarray, ...]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flax_trainer.models.layers import GroupNorm, LayerNorm
+from flax_trainer.models.layers.basic import GroupNorm, LayerNorm
 
 SHAPE = (2, 16, 16, 24)
 MODULES: list[tuple[Callable[[], GroupNorm | LayerNorm], torch.nn.Module]] = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flax_trainer.models.adapter import CONV, from_torch_layout
-from flax_trainer.models.strips import STRIPS, convolve_strips, from_strips, to_strips
+from flax_trainer.models.kernels.strips import STRIPS, convolve_strips, from_strips, to_strips
 
 
 def draw(*shape: int) -> np.ndarray:

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flax_trainer.models.adapter import torch_shape
-from flax_trainer.models.attention import dot_product_attention
 from flax_trainer.models.functional import cast, split
-from flax_trainer.models.resnet import Downsample2D, Upsample2D
+from flax_trainer.models.layers.resnet import Downsample2D, Upsample2D
+from flax_trainer.models.layers.transformer import dot_product_attention
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
-from shared.model_files.configs.unet import UNet2DConditionConfig
+from shared.models.configs.unet import UNet2DConditionConfig
 from tests.flax_trainer.models.unet_reference import (
     FAST_COMPILE,
     FULL_SIZE,

@@ -9,7 +9,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from shared.config import TrainConfig
-from shared.model_card import data_description, write_model_card
+from shared.run.model_card import data_description, write_model_card
 from tests.hostile.case import Case
 from tests.hostile.mutations.addresses import hostile_address
 from tests.hostile.mutations.values import hostile_text, pick

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import shared.compare.__main__ as compare
 from shared.config import TrainConfig, parse_command_line, to_yaml
+from shared.config.demo import __file__ as beside_the_demo_model
 from shared.config.options import FLAGS, Backend
-from shared.demo import __file__ as beside_the_demo_model
-from shared.preparation import prepare, set_up_logging
+from shared.run.setup import prepare, set_up_logging
 from tests.hostile.case import Case
 from tests.hostile.kinds import place_of
 from tests.hostile.mutations.addresses import hostile_address

@@ -17,11 +17,11 @@ import pyarrow.parquet
 import webdataset  # noqa: F401 (in the warm process, for its children)
 
 from shared.config import TrainConfig
+from shared.config.demo import __file__ as beside_the_demo_model
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources import Source, open_sources
 from shared.data.tokenization import load_tokenizer, tokenizer_function
-from shared.demo import __file__ as beside_the_demo_model
-from shared.preparation import set_up_logging
+from shared.run.setup import set_up_logging
 from tests.hostile.case import Case
 from tests.hostile.kinds import place_of
 from tests.hostile.mutations.addresses import hostile_address

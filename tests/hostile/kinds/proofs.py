@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import PIL.Image
 
-from shared.atomic_files import write_text_atomically
+from shared.outgoing.atomic_files import write_text_atomically
 from shared.untrusted import read_file
 from tests.hostile.case import FORGED, Case
 from tests.hostile.kinds import place_of

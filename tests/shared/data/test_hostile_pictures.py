@@ -17,7 +17,7 @@ from shared.data import addresses
 from shared.data.addresses import read_address, scheme_of, zip_parts
 from shared.data.preprocessing import decode
 from shared.data.sample import BadSampleError
-from shared.validation_images import ValidationImages
+from shared.evaluation.validation_images import ValidationImages
 from tests.shared.data.hostile_data import UNOPENED, eps_that_writes, in_format
 from tests.shared.data.pictures import captions_in, config, loader, pairs, png, write_image_folder, write_tars
 

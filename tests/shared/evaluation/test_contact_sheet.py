@@ -6,7 +6,7 @@ from PIL import Image
 
 from shared.data.sources.circles import draw
 from shared.evaluation.contact_sheet import SheetRow, save_sheet
-from shared.images import GridRow, draw_grid, enlarge
+from shared.evaluation.image_grid import GridRow, draw_grid, enlarge
 
 
 def plain(colour: tuple[int, int, int], size: int = 64) -> np.ndarray:

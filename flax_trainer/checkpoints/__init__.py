@@ -1,0 +1,1 @@
+"""The checkpoints that Flax writes, and those of PyTorch that it reads."""

@@ -1,0 +1,93 @@
+"""How a run uses its devices: one interface, behind it `jax.pmap` or `jax.jit` over a mesh.
+
+The step, the evaluation and the sampler are pure functions that know of no device; an engine places their arguments
+and compiles them. All of them take trees of any names and depths.
+
+Axes: A accumulation slices, R rows over all devices, H rows of this process.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import jax
+import numpy as np
+
+from flax_trainer.distributed.mesh import MeshEngine
+from flax_trainer.distributed.pmap import PmapEngine
+from flax_trainer.models.functional import Params
+from flax_trainer.training.state import TrainState
+from flax_trainer.training.step import FrozenParams, ModelDefs, TrainStep
+from shared.config import TrainConfig
+
+Tree = TypeVar("Tree")
+RowsFunction = Callable[[Params, FrozenParams, Any], jax.Array]
+"""(ControlNet, frozen models, tree of arrays [B, ...]) → array [B, ...], every row by itself."""
+RowsOnHost = Callable[[Params, FrozenParams, Any], np.ndarray]
+"""The same from numpy arrays [R, ...], equal in all processes, to numpy [R, ...]; R is a multiple of the devices."""
+
+
+class CompiledStep(Protocol):
+    """A train step whose state is donated; `lower` is that of `jax.jit`, for compiling ahead of time."""
+
+    def __call__(
+        self, state: TrainState, frozen: FrozenParams, batch: dict[str, jax.Array], learning_rate: Any, /
+    ) -> tuple[TrainState, dict[str, jax.Array]]: ...
+
+    def lower(self, *args: Any) -> jax.stages.Lowered: ...
+
+
+class Engine(Protocol):
+    """What both engines do. With several processes, all of them make the same calls in the same order."""
+
+    @property
+    def axis_name(self) -> str | None:
+        """The mapped axis that a step has to average over; None where a step sees the whole batch."""
+        ...
+
+    @property
+    def compiles_ahead(self) -> bool:
+        """Whether the step, once `lower(…).compile()` has compiled it, takes arrays as they are placed."""
+        ...
+
+    def adapt(self, defs: ModelDefs) -> ModelDefs:
+        """The models as this engine's functions are to use them."""
+        ...
+
+    def place_state(self, tree: Any) -> Any:
+        """Put what is trained (numpy, the same in all processes) onto the devices. It may be donated."""
+        ...
+
+    def place_frozen(self, tree: Any) -> Any:
+        """Put what is only used (numpy, the same in all processes) onto the devices, whole on each."""
+        ...
+
+    def place_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Split this process's part [A, H, ...] of a step's batch between its devices. Returns before copies end."""
+        ...
+
+    def compile_train_step(self, step: TrainStep) -> CompiledStep:
+        """The step on placed arguments; the learning rate is a float32 scalar. Its metrics are for `fetch`."""
+        ...
+
+    def compile_for_rows(self, function: RowsFunction) -> RowsOnHost:
+        """Losses or images of rows that all devices share. The parameters are placed, the rows are not."""
+        ...
+
+    def fetch(self, tree: Tree) -> Tree:
+        """Placed arrays as whole numpy arrays, in every process."""
+        ...
+
+    def to_save(self, state: TrainState) -> TrainState:
+        """The state as `Checkpoints.save` takes it, safe from the steps that follow."""
+        ...
+
+
+def make_engine(config: TrainConfig) -> Engine:
+    """The engine that `--parallelism` names, on all devices of all processes.
+
+    Raises:
+        ValueError: the devices cannot be divided as `--fsdp_devices` says.
+    """
+    if config.parallelism == "mesh":
+        return MeshEngine.over(jax.devices(), config.fsdp_devices)
+    return PmapEngine()

@@ -1,0 +1,1 @@
+"""Losses and images from the weights in training."""

@@ -1,0 +1,97 @@
+"""Images from the weights in training, sampled on all devices as users will sample them.
+
+Axes: R images asked for, B images at once, H W pixels, C channels, L tokens.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flax_trainer.base_models import BaseModels
+from flax_trainer.distributed.engine import Engine
+from flax_trainer.evaluation.sampling import Prompt, SamplingDefs, SamplingParams, sample_images
+from flax_trainer.models.functional import Params
+from flax_trainer.training.step import FrozenParams, ModelDefs, computing_params, normalise_condition
+from shared.config import TrainConfig
+from shared.data.tokenization import Tokenize
+from shared.diffusion.samplers import SamplerPlan, initial_latents, unipc_plan
+
+NUM_INFERENCE_STEPS = 20  # of UniPC, as diffusers' train_controlnet.py validates
+
+
+class _Rows(NamedTuple):
+    """What the images that are made at once begin with: numpy on the host, jax.Array on the devices."""
+
+    negative_ids_BL: Any
+    prompt_ids_BL: Any
+    condition_BHWC: Any  # uint8
+    latents_BHWC: Any
+
+
+class ImageSampler:
+    """Samples with placed parameters, `images_per_device` at a time on every device: one program for all calls."""
+
+    def __init__(
+        self, engine: Engine, models: BaseModels, tokenize: Tokenize, config: TrainConfig, *, images_per_device: int
+    ):
+        self._tokenize = tokenize
+        self._latent_shape = models.latent_shape(config.resolution)
+        self._seed = config.seed
+        self._rows = images_per_device * jax.device_count()
+        plan = unipc_plan(models.schedule, NUM_INFERENCE_STEPS)
+        self._sample = engine.compile_for_rows(
+            partial(_sample, engine.adapt(models.defs), plan, models.configs.vae.scaling_factor, config.guidance_scale)
+        )
+
+    def __call__(
+        self, params: Params, frozen: FrozenParams, prompts: list[str], conditions_RHWC: np.ndarray
+    ) -> np.ndarray:
+        """uint8 [R,H,W,C], one image for each prompt with its condition (uint8).
+
+        Image r starts from latents that depend on the seed and r alone, so images of different steps, device counts
+        and backends can be compared.
+        """
+        count = len(prompts)
+        rows = [min(row, count - 1) for row in range(-(-count // self._rows) * self._rows)]
+        prompt_ids_RL = self._tokenize(prompts)
+        empty_ids_RL = np.repeat(self._tokenize([""]), self._rows, axis=0)
+        images = []
+        for start in range(0, len(rows), self._rows):
+            chosen = rows[start : start + self._rows]
+            batch = _Rows(
+                empty_ids_RL,
+                prompt_ids_RL[chosen],
+                conditions_RHWC[chosen],
+                initial_latents(self._seed, chosen, self._latent_shape),
+            )
+            images.append(self._sample(params, frozen, batch))
+        return np.concatenate(images)[:count]
+
+
+def _sample(
+    defs: ModelDefs,
+    plan: SamplerPlan,
+    scaling_factor: float,
+    guidance_scale: float,
+    params: Params,
+    frozen: FrozenParams,
+    rows: _Rows,
+) -> jax.Array:
+    """uint8 images [B,H,W,C]."""
+    encode = defs.text_encoder.bind(frozen.text_encoder)
+    dtype = next(iter(frozen.unet.values())).dtype
+    controlnet_params, unet_params = computing_params(defs, params, frozen.unet, dtype)
+    images_BHWC = sample_images(
+        SamplingDefs(defs.unet, defs.controlnet, defs.vae, scaling_factor),
+        plan,
+        SamplingParams(unet_params, controlnet_params, frozen.vae),
+        Prompt(encode(rows.prompt_ids_BL)[0]),
+        Prompt(encode(rows.negative_ids_BL)[0]),
+        normalise_condition(rows.condition_BHWC),
+        rows.latents_BHWC,
+        guidance_scale=guidance_scale,
+    )
+    return jnp.round(images_BHWC * 255).astype(jnp.uint8)

@@ -1,0 +1,1 @@
+"""Attention and convolutions as the devices want them."""

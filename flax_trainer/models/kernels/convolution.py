@@ -1,0 +1,164 @@
+"""The ways to compute a convolution: as XLA does, or in forms that fill a TPU better; results differ by rounding alone.
+
+Axes: B batch, H height, W width (of pixels or blocks of them), C input channels, O output channels, Q P the kernel's
+width and height, N neighbours, K R pixels along the side of an input and an output block.
+
+A TPU's registers and multipliers hold 8 or 16 rows of 128 lanes. XLA puts channels into the lanes and images into the
+rows, so it wants 128 channels or more, and 8 images or more. Fewer images it cuts into strips, whose edges it copies
+to one another before every convolution. And the gradient of a convolution with a stride it computes with the zeros
+that lie between the numbers. Figures: docs/benchmarks.md, "Convolutions on a TPU v4".
+"""
+
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from flax_trainer.models.layers.gradient_checkpointing import CONVOLUTION
+
+ENOUGH_IMAGES = 8  # per device, for XLA's own form to be the faster one
+KERNEL_SIZE = 3  # of the kernels that convolve blocks
+NEIGHBOURS = 3  # which the ones of that size read: the block before, the block itself and the block after
+
+Kept = tuple[jax.Array | None, jax.Array | None]
+
+
+def convolve(
+    x_BHWC: jax.Array, weight_QPCO: jax.Array, stride: int, padding: tuple[int, int], *, for_tpu: bool
+) -> jax.Array:
+    """A 2-D convolution without a bias.
+
+    Args:
+        x_BHWC, weight_QPCO: two arrays of one floating dtype.
+        stride: of both directions.
+        padding: zeros (before, after) in both directions.
+        for_tpu: in the forms that suit a TPU; other devices are slower with them.
+    Returns:
+        [B, H', W', O] in that dtype, summed in float32.
+    """
+    few_images = has_few_images(x_BHWC)
+    form = _Form(x_BHWC.shape, weight_QPCO.shape, stride, padding, few_images)
+    if for_tpu and (few_images or stride > 1):
+        y_BHWO = _by_columns(x_BHWC, weight_QPCO, form)
+    else:
+        y_BHWO = _as_xla_does(x_BHWC, weight_QPCO, form)
+    return checkpoint_name(y_BHWO, CONVOLUTION)
+
+
+def has_few_images(x_BHWC: jax.Array) -> bool:
+    """Whether the devices get fewer images each than XLA's form wants."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = mesh.size if mesh.auto_axes else 1  # a function that is mapped over devices sees the rows of one
+    return x_BHWC.shape[0] < ENOUGH_IMAGES * devices
+
+
+class _Form(NamedTuple):
+    x_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    stride: int
+    padding: tuple[int, int]
+    few_images: bool
+
+
+def _as_xla_does(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x_BHWC,
+        weight_QPCO,
+        window_strides=(form.stride, form.stride),
+        padding=[form.padding] * 2,
+        dimension_numbers=("NHWC", "WHIO", "NHWC"),
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnames=("form",))
+def _by_columns(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form) -> jax.Array:
+    """As a sum over the kernel's columns: the gradients, and of few images the result."""
+    if form.few_images:
+        return _sum_over_columns(x_BHWC, weight_QPCO, form, jnp.float32).astype(x_BHWC.dtype)
+    return _as_xla_does(x_BHWC, weight_QPCO, form)
+
+
+def _forward(x: Any, weight: Any, form: _Form) -> tuple[jax.Array, Kept]:
+    """Keeps what the gradients take that are asked for; those of frozen weights are not."""
+    kept = (x.value if weight.perturbed else None, weight.value if x.perturbed else None)
+    return _by_columns(x.value, weight.value, form), kept
+
+
+def _backward(form: _Form, kept: Kept, cotangent_BHWO: jax.Array) -> Kept:
+    """Sums in the cotangent's dtype: JAX transposes no convolution whose result has another one than its factors."""
+    x_BHWC, weight_QPCO = kept
+    dtype = cotangent_BHWO.dtype
+
+    def transposed(function: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]) -> jax.Array:
+        return jax.linear_transpose(function, jax.ShapeDtypeStruct(shape, dtype))(cotangent_BHWO)[0]
+
+    return (
+        None
+        if weight_QPCO is None
+        else transposed(lambda x: _sum_over_columns(x, weight_QPCO, form, dtype), form.x_shape),
+        None
+        if x_BHWC is None
+        else transposed(lambda weight: _sum_over_columns(x_BHWC, weight, form, dtype), form.weight_shape),
+    )
+
+
+_by_columns.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _sum_over_columns(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The sum, over the kernel's columns, of convolutions along H, for which W is more images."""
+    (batch, height, width, _), columns, stride = form.x_shape, form.weight_shape[0], form.stride
+    out_width = (width + sum(form.padding) - columns) // stride + 1
+    padded_BHWC = jnp.pad(x_BHWC, ((0, 0), (0, 0), form.padding, (0, 0)))
+
+    def convolved(column: int) -> jax.Array:
+        read_BHWC = padded_BHWC[:, :, column : column + stride * (out_width - 1) + 1 : stride]
+        return jax.lax.conv_general_dilated(
+            read_BHWC.swapaxes(0, 1).reshape(height, batch * out_width, -1),
+            weight_QPCO[column],
+            window_strides=(stride,),
+            padding=[form.padding],
+            dimension_numbers=("HNC", "HIO", "HNC"),
+            preferred_element_type=dtype,
+        )
+
+    y_HNO = reduce(jnp.add, map(convolved, range(columns)))
+    return y_HNO.reshape(len(y_HNO), batch, out_width, -1).swapaxes(0, 1)
+
+
+def to_blocks(x_BHWC: jax.Array, block: int) -> jax.Array:
+    """[B, H, W, C] → [B, H/K, W/K, K·K·C]: blocks of K×K pixels, whose channels lie side by side in the lanes."""
+    batch, height, width, channels = x_BHWC.shape
+    x_BHKWKC = x_BHWC.reshape(batch, height // block, block, width // block, block, channels)
+    return x_BHKWKC.swapaxes(2, 3).reshape(batch, height // block, width // block, -1)
+
+
+def weight_for_blocks(weight_QPCO: jax.Array, stride: int, block: int) -> jax.Array:
+    """The kernel that does to blocks what a 3×3 one with padding 1 does to pixels; it has stride 1 and padding 1.
+
+    Its input blocks are K×K pixels, its output blocks R×R with R = K / stride: there are as many of them. Most of it
+    is zeros, which cost less than empty lanes do.
+
+    Returns:
+        [3, 3, K·K·C, R·R·O], the neighbours along W first.
+    """
+    *sides, channels, out_channels = weight_QPCO.shape
+    assert sides == [KERNEL_SIZE, KERNEL_SIZE], sides
+    side_NKRP = jnp.asarray(_pixels_read(stride, block), weight_QPCO.dtype)
+    weight = jnp.einsum("nkrp,mlsq,qpco->mnklcrso", side_NKRP, side_NKRP, weight_QPCO)
+    return weight.reshape(NEIGHBOURS, NEIGHBOURS, block**2 * channels, (block // stride) ** 2 * out_channels)
+
+
+def _pixels_read(stride: int, block: int) -> np.ndarray:
+    """[N, K, R, P], 1 where an output block's pixel R reads pixel K of its neighbour N with the kernel's element P."""
+    out_block = block // stride
+    reads = np.zeros((NEIGHBOURS, block, out_block, KERNEL_SIZE), np.float32)
+    for pixel in range(out_block):
+        for element in range(KERNEL_SIZE):
+            position = block + stride * pixel + element - 1  # counted from the first pixel of the block before
+            reads[position // block, position % block, pixel, element] = 1
+    return reads

@@ -1,0 +1,153 @@
+"""Attention and the transformer between the UNet's residual blocks.
+
+Axes: B batch, Q query positions, K key positions, L sequence length (image or text), N heads, D head features,
+H height, W width, C channels (E in the text).
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flax_trainer.models.kernels.attention import dot_product_attention
+from flax_trainer.models.layers.basic import AttentionLayer, Conv, GroupNorm, LayerNorm, Linear
+
+TRANSFORMER_NORM_EPS = 1e-6  # fixed in diffusers' Transformer2DModel, unlike the residual blocks' norm_eps
+FEED_FORWARD_MULTIPLIER = 4
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """The transformers of one resolution."""
+
+    heads: int
+    layers: int
+    cross_attention_dim: int
+    norm_num_groups: int
+    use_linear_projection: bool
+    only_cross_attention: bool
+
+
+class Attention(AttentionLayer):
+    """Multi-head attention from `channels` to a context of `context_channels`, without biases but the output's."""
+
+    def __init__(self, channels: int, context_channels: int, heads: int):
+        super().__init__()
+        self.to_q = Linear(channels, channels, use_bias=False)
+        self.to_k = Linear(context_channels, channels, use_bias=False)
+        self.to_v = Linear(context_channels, channels, use_bias=False)
+        self.to_out = nnx.List([Linear(channels, channels)])
+        self.heads = heads
+
+    def __call__(self, x_BQC: jax.Array, context_BKE: jax.Array) -> jax.Array:
+        query_BQND = _split_heads(self.to_q(x_BQC), self.heads)
+        key_BKND = _split_heads(self.to_k(context_BKE), self.heads)
+        value_BKND = _split_heads(self.to_v(context_BKE), self.heads)
+        y_BQND = dot_product_attention(query_BQND, key_BKND, value_BKND, self.kernel)
+        return _join_heads(self.to_out[0], y_BQND)
+
+
+class GEGLU(nnx.Module):
+    """Gated linear unit with an exact GELU gate (Shazeer 2020, equation 6; the gate is the second half)."""
+
+    def __init__(self, channels: int, inner_channels: int):
+        self.proj = Linear(channels, 2 * inner_channels)
+
+    def __call__(self, x_BLC: jax.Array) -> jax.Array:
+        assert self.proj.bias is not None
+        # Two products, for the gradient of a split one is put together from two halves: a copy of the largest array.
+        weights = jnp.split(self.proj.weight[...].astype(x_BLC.dtype), 2, axis=-1)
+        biases = jnp.split(self.proj.bias[...].astype(x_BLC.dtype), 2)
+        value, gate = (x_BLC @ weight + bias for weight, bias in zip(weights, biases, strict=True))
+        return value * gelu(gate)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact, in PyTorch's form. `jax.nn.gelu` is more accurate in the far tail, which costs a TPU more."""
+    x32 = x.astype(jnp.float32)
+    return (0.5 * x32 * (1 + jax.lax.erf(x32 * math.sqrt(0.5)))).astype(x.dtype)
+
+
+class Identity(nnx.Module):
+    """Holds the place, in a list, of a PyTorch layer without parameters."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class FeedForward(nnx.Module):
+    """Position-wise GEGLU network."""
+
+    def __init__(self, channels: int):
+        inner = FEED_FORWARD_MULTIPLIER * channels
+        # Index 1 is dropout in diffusers, always at rate 0 here; without it the output layer would be net.1.
+        self.net = nnx.List([GEGLU(channels, inner), Identity(), Linear(inner, channels)])
+
+    def __call__(self, x_BLC: jax.Array) -> jax.Array:
+        for layer in self.net:
+            x_BLC = layer(x_BLC)
+        return x_BLC
+
+
+class BasicTransformerBlock(nnx.Module):
+    """Self-attention (or a first cross-attention), cross-attention to the text, feed-forward; each after a norm."""
+
+    def __init__(self, channels: int, spec: TransformerSpec):
+        first_context_channels = spec.cross_attention_dim if spec.only_cross_attention else channels
+        self.norm1 = LayerNorm(channels)
+        self.attn1 = Attention(channels, first_context_channels, spec.heads)
+        self.norm2 = LayerNorm(channels)
+        self.attn2 = Attention(channels, spec.cross_attention_dim, spec.heads)
+        self.norm3 = LayerNorm(channels)
+        self.ff = FeedForward(channels)
+        self.only_cross_attention = spec.only_cross_attention
+
+    def __call__(self, x_BLC: jax.Array, encoder_hidden_states_BKE: jax.Array) -> jax.Array:
+        normalised_BLC = self.norm1(x_BLC)
+        first_context = encoder_hidden_states_BKE if self.only_cross_attention else normalised_BLC
+        x_BLC = x_BLC + self.attn1(normalised_BLC, first_context)
+        x_BLC = x_BLC + self.attn2(self.norm2(x_BLC), encoder_hidden_states_BKE)
+        return x_BLC + self.ff(self.norm3(x_BLC))
+
+
+class Transformer2DModel(nnx.Module):
+    """Transformer over the positions of a feature map, with a residual around it."""
+
+    def __init__(self, channels: int, spec: TransformerSpec):
+        self.norm = GroupNorm(spec.norm_num_groups, channels, eps=TRANSFORMER_NORM_EPS)
+        self.proj_in = _projection(channels, spec)
+        self.transformer_blocks = nnx.List([BasicTransformerBlock(channels, spec) for _ in range(spec.layers)])
+        self.proj_out = _projection(channels, spec)
+
+    def __call__(self, x_BHWC: jax.Array, encoder_hidden_states_BKE: jax.Array) -> jax.Array:
+        batch, height, width, channels = x_BHWC.shape
+        h_BLC = _project(self.proj_in, self.norm(x_BHWC).reshape(batch, height * width, channels))
+        for block in self.transformer_blocks:
+            h_BLC = block(h_BLC, encoder_hidden_states_BKE)
+        return x_BHWC + _project(self.proj_out, h_BLC).reshape(x_BHWC.shape)
+
+
+def _project(layer: Conv | Linear, x_BLC: jax.Array) -> jax.Array:
+    """A linear layer, which is what a 1x1 convolution is; as a product it takes and leaves any layout."""
+    weight_CO = layer.weight[...].reshape(layer.weight.shape[-2:])
+    assert layer.bias is not None
+    return x_BLC @ weight_CO.astype(x_BLC.dtype) + layer.bias[...].astype(x_BLC.dtype)
+
+
+def _projection(channels: int, spec: TransformerSpec) -> Conv | Linear:
+    return Linear(channels, channels) if spec.use_linear_projection else Conv(channels, channels, 1)
+
+
+def _join_heads(layer: Linear, y_BLND: jax.Array) -> jax.Array:
+    """A linear layer of the features of all heads, which are never brought side by side: on a TPU, that is a copy."""
+    heads, features = y_BLND.shape[-2:]
+    weight_NDC = layer.weight[...].astype(y_BLND.dtype).reshape(heads, features, -1)
+    assert layer.bias is not None
+    return jnp.einsum("blnd,ndc->blc", y_BLND, weight_NDC) + layer.bias[...].astype(y_BLND.dtype)
+
+
+def _split_heads(x_BLC: jax.Array, heads: int) -> jax.Array:
+    batch, length, channels = x_BLC.shape
+    return x_BLC.reshape(batch, length, heads, channels // heads)

@@ -1,0 +1,69 @@
+"""AdamW on the trained parameters, as PyTorch takes its steps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flax_trainer.models.functional import Params
+from flax_trainer.training.state import TrainState
+
+Scalar = jax.Array | np.generic
+
+
+@dataclass(frozen=True)
+class AdamWSettings:
+    """AdamW (Loshchilov & Hutter 2019) after clipping of the global gradient norm. Steps bring the learning rate."""
+
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    max_grad_norm: float
+
+
+def adamw_update(
+    state: TrainState, grads: Params, learning_rate: Scalar, settings: AdamWSettings, halted: jax.Array | np.ndarray
+) -> TrainState:
+    """One AdamW step on clipped gradients, as `torch.nn.utils.clip_grad_norm_` and `torch.optim.AdamW` take it.
+
+    The moving average, where the state has one, follows.
+
+    Where `halted` (bool []), the state stays as it was and only its `halted` is set.
+    """
+    clipped, _ = optax.clip_by_global_norm(settings.max_grad_norm).update(grads, optax.EmptyState())
+    step = kept_if(halted, state.step, optax.safe_increment(state.step))
+    mu = kept_if(halted, state.mu, optax.tree.update_moment(clipped, state.mu, settings.beta1, 1))
+    nu = kept_if(halted, state.nu, optax.tree.update_moment_per_elem_norm(clipped, state.nu, settings.beta2, 2))
+    # The directions come from the moments that are kept, so that new ones may take the place of the old in memory.
+    directions = jax.tree.map(
+        lambda mean, square: mean / (jnp.sqrt(square) + settings.epsilon),
+        optax.tree.bias_correction(mu, settings.beta1, step),
+        optax.tree.bias_correction(nu, settings.beta2, step),
+    )
+    params = jax.tree.map(
+        lambda param, direction: param - learning_rate * (direction + settings.weight_decay * param),
+        state.params,
+        directions,
+    )
+    params = kept_if(halted, state.params, params)
+    ema = kept_if(halted, state.ema, average_update(state.ema, params, step))
+    return state._replace(step=step, params=params, mu=mu, nu=nu, halted=halted, ema=ema)
+
+
+def average_update(ema: Params, params: Params, step: jax.Array) -> Params:
+    """The moving average after `step` (counting from 1), as diffusers' `EMAModel` with its defaults takes it.
+
+    The first step's parameters replace it, then it decays by min(0.9999, step / (step + 9)).
+    """
+    # 1 - decay, which float32 could not tell from 0 with much precision if it were computed like that.
+    share_of_new = jnp.where(step == 1, 1.0, jnp.maximum(9 / (step + 9), 1e-4))
+    return {name: mean - share_of_new * (mean - params[name]) for name, mean in ema.items()}
+
+
+def kept_if(halted: jax.Array | np.ndarray, old: Any, new: Any) -> Any:
+    """The old arrays where a run is halted, else the new ones."""
+    return jax.tree.map(lambda old, new: jnp.where(halted, old, new), old, new)

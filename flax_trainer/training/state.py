@@ -1,0 +1,60 @@
+"""What a training step changes: arrays on the devices during a run, numpy before and after it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from flax_trainer.training.loss_scaling import initial_loss_scaler
+
+Array = jax.Array | np.ndarray
+Arrays = dict[str, Any]  # jax.Array or numpy.ndarray
+
+
+class TrainState(NamedTuple):
+    """The trainable half of a run. `mu` and `nu` are Adam's moments, under the same names as `params`.
+
+    `step` counts optimizer steps taken. `halted` is set by the first non-finite loss or gradient and freezes everything
+    else, so that what is saved afterwards is what was last good, however many steps were already on their way.
+    `loss_scaler` is that of `loss_scaling.py`; it is empty in runs that scale no loss. `ema` is the moving
+    average of `params`, under the same names; it is empty in runs that keep none.
+    """
+
+    step: Array  # int32 []
+    params: Arrays  # float32
+    mu: Arrays  # float32
+    nu: Arrays  # float32
+    halted: Array  # bool []
+    loss_scaler: Arrays = {}  # noqa: RUF012 (nothing writes to it)
+    ema: Arrays = {}  # noqa: RUF012 (nothing writes to it); float32
+
+    @classmethod
+    def create(cls, params: Arrays, *, scales_loss: bool = False, averages: bool = False) -> "TrainState":
+        """Step 0: these parameters, zero moments."""
+        mu, nu = ({name: np.zeros_like(value) for name, value in params.items()} for _ in range(2))
+        loss_scaler = initial_loss_scaler() if scales_loss else {}
+        ema = {name: np.array(value) for name, value in params.items()} if averages else {}
+        return cls(np.array(0, np.int32), params, mu, nu, np.array(False), loss_scaler, ema)
+
+    @property
+    def result(self) -> Arrays:
+        """The parameters that are validated and published: the averaged ones where there are any."""
+        return self.ema or self.params
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """What a checkpoint holds of the state: what a run has no use for is not in it."""
+        saved = self._asdict()
+        del saved["halted"]
+        return {name: value for name, value in saved.items() if not isinstance(value, dict) or value}
+
+    @classmethod
+    def from_checkpoint(cls, saved: dict[str, Any]) -> "TrainState":
+        """The inverse of `to_checkpoint`; a saved state is never halted."""
+        return cls(**saved, halted=np.array(False))
+
+    def with_loss_scaler_of(self, fresh: "TrainState") -> "TrainState":
+        """As the run that `fresh` begins can use it: without a loss scaler, or with one, new where this has none.
+
+        The precision may change from one part of a run to the next.
+        """
+        return self if self.loss_scaler and fresh.loss_scaler else self._replace(loss_scaler=fresh.loss_scaler)

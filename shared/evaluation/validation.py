@@ -1,0 +1,78 @@
+"""What happens every `--validation_steps`: validation images, and the figures on held-out samples."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from shared.evaluation.denoising import PerSampleLosses
+from shared.evaluation.held_out import HeldOutEvaluation, SampleImages
+from shared.evaluation.validation_images import ValidationImages
+from shared.tracking import Tracker, read_metrics
+from shared.tracking.sparing import Sparing
+
+logger = logging.getLogger(__name__)
+
+
+class ModelsInTraining(NamedTuple):
+    """What a backend can do with the models as they are at this moment."""
+
+    per_sample_losses: PerSampleLosses
+    sample_images: SampleImages
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Whatever of it a run asks for.
+
+    Several processes all call it, since all have a part in computing; only the one with `writes` leaves files.
+    """
+
+    images: ValidationImages | None
+    held_out: HeldOutEvaluation | None
+    tracker: Tracker
+    output_dir: Path
+    writes: bool = True
+    sparing: Sparing = field(default_factory=Sparing)
+
+    def draw(self, models: ModelsInTraining, step: int) -> None:
+        """Make and write the validation images."""
+        if self.images is None:
+            return
+        images_RHWC = models.sample_images(self.images.prompts, self.images.conditions_RHWC)
+        if self.writes:
+            with self.sparing.spare("Validation images"):
+                folder = self.images.write(images_RHWC, step, self.tracker)
+                logger.info("Validation images of step %d are in %s", step, folder)
+
+    def measure(self, models: ModelsInTraining, step: int) -> dict[str, float]:
+        """The figures on the held-out samples; none where none are held out."""
+        if self.held_out is None:
+            return {}
+        figures = self.held_out.run(step, models.per_sample_losses, models.sample_images)
+        if self.writes:
+            with self.sparing.spare("Pictures of held-out samples"):
+                self.held_out.write_pictures(self.output_dir / "validation" / f"step-{step}", step, self.tracker)
+        return figures
+
+    def measure_again(self, models: ModelsInTraining, step: int) -> None:
+        """The figures of a step that a run resumed at, for its report; logged where the log lacks them."""
+        figures = self.measure(models, step)
+        logged = [entry for entry in read_metrics(self.output_dir) if entry["step"] == step]
+        if figures and not any(figures.keys() <= entry.keys() for entry in logged):
+            self.tracker.log(figures, step)
+
+    def measure_untrained(self, models: ModelsInTraining, first_step: int) -> None:
+        """What the run starts from: logged by a fresh run, and found again by a continued one for its report."""
+        if self.held_out is None:
+            return
+        if first_step == 0:
+            self.tracker.log(self.measure(models, 0), 0)
+        else:
+            self.held_out.run(0, models.per_sample_losses, models.sample_images)
+            self.held_out.remember(read_metrics(self.output_dir))
+
+
+def most_images_at_once(images: ValidationImages | None, held_out: HeldOutEvaluation | None) -> int:
+    """How many images the largest of a validation's requests asks for; 0 where none are ever made."""
+    return max(0 if images is None else len(images.prompts), 0 if held_out is None else held_out.images_needed)

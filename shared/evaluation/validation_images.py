@@ -1,0 +1,82 @@
+"""The pictures that `--validation_image` and `--validation_prompt` ask for."""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from shared.config import TrainConfig
+from shared.data.preprocessing import preprocess
+from shared.data.sample import BadSampleError
+from shared.data.tokenization import Tokenize, used_text
+from shared.evaluation.image_grid import GridRow, save_grid
+from shared.tracking import Tracker
+from shared.untrusted import shown
+
+logger = logging.getLogger(__name__)
+
+
+class ValidationImages:
+    """The (condition, prompt) pairs of a run, one going with all of the other, and where their pictures go.
+
+    Attributes:
+        prompts: one for each image to make: each pair's `num_validation_images` times.
+        conditions_RHWC: uint8 [R,H,W,3], the condition of each.
+    """
+
+    def __init__(self, config: TrainConfig):
+        """Reads the condition images.
+
+        Raises:
+            ValueError: one does not exist or cannot be read.
+        """
+        images, prompts = config.validation_image or (), config.validation_prompt or ()
+        count = max(len(images), len(prompts))
+        paths = images * count if len(images) == 1 else images
+        self._pair_prompts = prompts * count if len(prompts) == 1 else prompts
+        self._pair_conditions = [_read_condition(Path(path), config) for path in paths]
+        self._per_pair = config.num_validation_images
+        self._folder = Path(config.output_dir) / "validation"
+        self.prompts = [prompt for prompt in self._pair_prompts for _ in range(self._per_pair)]
+        self._headings: list[str] = list(self._pair_prompts)
+        self.conditions_RHWC = np.repeat(np.array(self._pair_conditions), self._per_pair, axis=0)
+
+    def show_used_text(self, tokenize: Tokenize) -> None:
+        """From here on, show of each prompt what its tokens hold, and say in the log where that is not all of it."""
+        self._headings = [used_text(tokenize, prompt) for prompt in self._pair_prompts]
+        for prompt, heading in dict(zip(self._pair_prompts, self._headings, strict=True)).items():
+            if prompt != heading:
+                logger.warning("--validation_prompt: of %r only this is used: %r", shown(prompt), shown(heading))
+
+    def write(self, images_RHWC: np.ndarray, step: int, tracker: Tracker) -> Path:
+        """Save `validation/step-N/PAIR.png`, condition beside images, and tell the tracker; returns the folder.
+
+        Raises:
+            OSError: a file cannot be written; the tracker has them all by then.
+        """
+        folder = self._folder / f"step-{step}"
+        rows = []
+        for pair, (heading, condition) in enumerate(zip(self._headings, self._pair_conditions, strict=True)):
+            own = images_RHWC[pair * self._per_pair : (pair + 1) * self._per_pair]
+            captioned = [("condition", condition), *((f"image {index}", image) for index, image in enumerate(own))]
+            tracker.images(f"validation/{pair}", captioned, step)
+            rows.append(GridRow(heading, captioned))
+        for pair, row in enumerate(rows):
+            save_grid(folder / f"{pair}.png", [row])
+        return folder
+
+    def pictures(self, step: int) -> list[tuple[Path, str]]:
+        """What `write` saved at a step: each file with what was used of its prompt."""
+        folder = self._folder / f"step-{step}"
+        pictures = [(folder / f"{pair}.png", heading) for pair, heading in enumerate(self._headings)]
+        return [(path, prompt) for path, prompt in pictures if path.is_file()]
+
+
+def _read_condition(path: Path, config: TrainConfig) -> np.ndarray:
+    if not os.path.exists(path):
+        raise ValueError(f"--validation_image: there is no file {shown(path)}. Give paths of existing images.")
+    try:
+        return preprocess(path, config.resolution, config.image_interpolation_mode)
+    except BadSampleError as error:
+        raise ValueError(f"--validation_image {shown(path)} cannot be used: {error}. Give a readable image.") from error

@@ -1,0 +1,130 @@
+"""A run's folder: made before anything costs time, finished with a report."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shared.config import TrainConfig, to_yaml
+from shared.config.public import public_config
+from shared.outgoing.atomic_files import write_text_atomically
+from shared.run.lock import run_lock
+from shared.untrusted import read_json, shown
+
+REPORT_FILE = "report.json"
+NOT_WRITTEN = "not_written"
+"""In the report, the names of the models for which there was no room."""
+
+# What a run reads, and its own files would overwrite or be taken for.
+_INPUTS = (
+    "pretrained_model_name_or_path",
+    "pretrained_vae_model_name_or_path",
+    "controlnet_model_name_or_path",
+    "tokenizer_name",
+    "train_data_dir",
+    "dataset_name",
+)
+_PARTS_OF_A_MODEL = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+
+
+@contextmanager
+def held_run_folder(config: TrainConfig) -> Iterator[None]:
+    """Make `--output_dir` and keep other runs out of it.
+
+    Raises:
+        ValueError: as `make_run_folder`, or another run is in it.
+    """
+    with run_lock(make_run_folder(config)):
+        yield
+
+
+def make_run_folder(config: TrainConfig) -> Path:
+    """`--output_dir`, made where missing.
+
+    Raises:
+        ValueError: it cannot be made or written to, or is the folder of something that the run reads.
+    """
+    folder = Path(config.output_dir)
+    _check_apart_from_inputs(config, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ValueError(
+            f"--output_dir {shown(folder)} cannot be made: {getattr(error, 'strerror', None) or shown(error)}. Choose "
+            "a folder that you may write to."
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--output_dir {shown(folder)} cannot be written to. Choose a folder that you may write to.")
+    return folder
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Write `config.yaml`, for the user's eyes only where addresses in it hold credentials.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    path = folder / "config.yaml"
+    try:
+        write_text_atomically(path, to_yaml(config), private=public_config(config) != config)
+    except OSError as error:
+        raise ValueError(
+            f"{shown(path)} cannot be written ({error.strerror}). If the disk is full, free some space; or choose "
+            "another --output_dir."
+        ) from error
+
+
+def is_finished(folder: Path, last_step: int, resumed_at: int) -> bool:
+    """Whether the folder holds the result of the run that stands at its last step: its report says so.
+
+    Raises:
+        ValueError: there is a report that is none.
+    """
+    report = folder / REPORT_FILE
+    if resumed_at < last_step or not report.is_file():
+        return False
+    said: dict[str, Any] = read_json(report, fix="Delete it: the run then ends once more and writes another.")
+    return type(said.get("steps")) is int and said["steps"] == last_step and NOT_WRITTEN not in said
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write `report.json`, whole or not at all. JSON has no NaN or infinity: such a figure is written as null.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    figures = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in report.items()
+    }
+    write_text_atomically(folder / REPORT_FILE, json.dumps(figures, indent=2, allow_nan=False) + "\n")
+
+
+def _check_apart_from_inputs(config: TrainConfig, folder: Path) -> None:
+    for name in _INPUTS:
+        value = getattr(config, name)
+        if value is None:
+            continue
+        parts = _PARTS_OF_A_MODEL if name == "pretrained_model_name_or_path" else ()
+        if any(_same_folder(folder, place) for place in (Path(value), *(Path(value) / part for part in parts))):
+            raise ValueError(
+                f"--output_dir {shown(folder)} is the folder that --{name} reads, whose files the run's own would "
+                "mix with or overwrite. Choose another --output_dir."
+            )
+    for shard in config.train_shards or ():
+        place = shard.removeprefix("file://").removeprefix("file:")
+        if "://" not in place and "pipe:" not in place and _same_folder(folder, Path(place).parent):
+            raise ValueError(
+                f"--output_dir {shown(folder)} is the folder of --train_shards, whose files the run's own would mix "
+                "with. Choose another --output_dir."
+            )
+
+
+def _same_folder(one: Path, other: Path) -> bool:
+    """Whether both are there and the same, whatever links lead to them."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # not there, or the name of something on the Hub; ValueError: a NUL
+        return False

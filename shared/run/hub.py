@@ -1,0 +1,107 @@
+"""Publishing a finished run on the Hugging Face Hub (`--push_to_hub`)."""
+
+import logging
+import re
+import shlex
+from glob import escape
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HTTPError  # httpx's or httpx2's, whichever huggingface_hub is built on
+from huggingface_hub.utils import filter_repo_objects
+
+from shared.config import TrainConfig
+from shared.models.trained_parts import UNET_FOLDER
+from shared.untrusted import is_inside, shown
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_ANSWER = 1000  # characters of what the Hub says is wrong
+_PUBLISHED = [
+    "README.md",
+    "config.json",
+    "diffusion_pytorch_model*.safetensors*",
+    f"{UNET_FOLDER}/*",
+    "report.json",
+    "contact_sheet.png",
+    "validation/*",
+]
+
+
+def prepare_repository(config: TrainConfig, output_dir: Path) -> str | None:
+    """Create the repository that the run will be pushed to and return its name; None without `--push_to_hub`.
+
+    Called before any work starts, so that a missing login costs a second and not a training run.
+
+    Raises:
+        ValueError: no login, a token without the right to write, or the Hub cannot be reached.
+    """
+    if not config.push_to_hub:
+        return None
+    name = config.hub_model_id or output_dir.resolve().name
+    api = HfApi(token=_token(config))
+    try:
+        repository = api.create_repo(name, exist_ok=True).repo_id
+        api.auth_check(repository, write=True)  # create_repo is content with someone else's public repository
+    except (HTTPError, OSError, ValueError) as error:
+        raise ValueError(
+            f"--push_to_hub: the repository {shown(repr(name))} cannot be written to on the Hub ({_one_line(error)}). "
+            "Log in with `hf auth login` or give --hub_token, either with the right to write, check --hub_model_id, or "
+            "leave --push_to_hub away."
+        ) from error
+    return repository
+
+
+def push(config: TrainConfig, output_dir: Path, repository: str) -> str:
+    """Upload the final ControlNet, its card, report and pictures, and nothing else; returns the commit's address.
+
+    What is a link to a file elsewhere is left out: whoever put it there may have meant a file that is private.
+
+    Raises:
+        ValueError: the upload failed; says how to do it by hand.
+    """
+    try:
+        commit = HfApi(token=_token(config)).upload_folder(
+            repo_id=repository,
+            folder_path=output_dir,
+            commit_message="End of training",
+            allow_patterns=_PUBLISHED,
+            ignore_patterns=[escape(name) for name in _lying_elsewhere(output_dir)],
+        )
+    except (HTTPError, OSError, ValueError) as error:
+        include = " ".join(f"--include '{pattern}'" for pattern in _PUBLISHED)
+        raise ValueError(
+            f"The training is finished and its ControlNet stands in {shown(output_dir)}, but it could not be uploaded "
+            f"({_one_line(error)}). Upload it with `hf upload {repository} {shown(shlex.quote(str(output_dir)))} "
+            f"{include}`."
+        ) from error
+    return commit.commit_url
+
+
+def _lying_elsewhere(output_dir: Path) -> list[str]:
+    """Names of files to publish that are links out of the folder, or in a folder that is one."""
+    found = [path for path in output_dir.glob("**/*") if path.is_file() and not is_inside(path, [output_dir])]
+    names = list(filter_repo_objects((str(path.relative_to(output_dir)) for path in found), allow_patterns=_PUBLISHED))
+    for name in names:
+        logger.warning("%s is a link that leads out of the folder of the run, and is not uploaded", shown(name))
+    return names
+
+
+def _token(config: TrainConfig) -> str:
+    token = get_token() if config.hub_token is None else config.hub_token
+    if token is None:
+        raise ValueError(
+            "--push_to_hub needs a login on the Hub and there is none. Log in with `hf auth login`, give --hub_token "
+            "with the right to write, or leave --push_to_hub away."
+        )
+    # HTTP libraries refuse such a token with a message that quotes it.
+    if re.fullmatch(r"[!-~]+", token) is None:
+        raise ValueError(
+            "--push_to_hub: the Hub token is empty or holds blanks or characters outside ASCII. Copy it again from "
+            "https://huggingface.co/settings/tokens."
+        )
+    return token
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {shown(' '.join(str(error).split()), _LONGEST_ANSWER)}"

@@ -1,0 +1,255 @@
+"""What a run tells people while it goes on: the banner at its start, the progress bar, the figures of its steps."""
+
+import logging
+import math
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from tqdm import tqdm
+
+from shared.outgoing.redaction import masked, redacted
+from shared.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchArithmetic:
+    """How many images make an optimizer step."""
+
+    per_device: int
+    devices: int
+    accumulation_steps: int
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.per_device * self.devices * self.accumulation_steps
+
+    def __str__(self) -> str:
+        return (
+            f"{self.global_batch_size} images per step = {self.per_device} per device × {self.devices} devices × "
+            f"{self.accumulation_steps} accumulated"
+        )
+
+
+def total_steps(
+    max_train_steps: int | None, num_train_epochs: int, num_samples: int | None, global_batch_size: int
+) -> int:
+    """The optimizer steps of a run; batches run on across epochs, so only the very last one reaches past the end.
+
+    Raises:
+        ValueError: neither the steps nor the size of the data are known.
+    """
+    if max_train_steps is not None:
+        return max_train_steps
+    if num_samples is None:
+        raise ValueError(
+            "The number of samples in a stream is not known beforehand, so --num_train_epochs cannot say when to stop. "
+            "Give --max_train_steps or --max_train_samples."
+        )
+    return math.ceil(num_train_epochs * num_samples / global_batch_size)
+
+
+def banner(title: str, facts: dict[str, Any]) -> str:
+    """Aligned `name  value` lines under a title."""
+    width = max(map(len, facts))
+    return "\n".join([f"***** {title} *****", *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
+
+
+def package_versions(names: Sequence[str]) -> dict[str, str]:
+    """Installed versions, of Python too; a package that is not installed is left out."""
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def command_line() -> str:
+    """The command that started this process, without the value of --hub_token and what addresses hold of secrets."""
+    words = ["python3", *sys.argv]
+    for index, word in enumerate(words):
+        if word == "--hub_token" and index + 1 < len(words):
+            words[index + 1] = "***"
+        elif word.startswith("--hub_token="):
+            words[index] = "--hub_token=***"
+    return shlex.join(_redacted_word(word) for word in words)
+
+
+def _redacted_word(word: str) -> str:
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + masked(redacted(value))
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient became infinite or not a number."""
+
+
+@dataclass
+class StepFigures:
+    """One optimizer step as the host saw it. `step` counts from 1; times in seconds.
+
+    `finished_at` is a reading of `time.perf_counter`, `loss_scale` float16's after this step, None where none is used;
+    `host_to_device` is what the host spent on handing the batch to the devices, None where that is part of the step.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    data_wait: float
+    finished_at: float
+    loss_scale: float | None = None
+    host_to_device: float | None = None
+
+    def check(self) -> None:
+        """Raises NonFiniteError where the loss or the gradient is not finite."""
+        if not (math.isfinite(self.loss) and math.isfinite(self.grad_norm)):
+            raise NonFiniteError(
+                f"The loss or the gradient is no longer finite at step {self.step} (loss {self.loss}, gradient norm "
+                f"{self.grad_norm}). The state before that step is kept. Try a lower --learning_rate, a longer "
+                "--lr_warmup_steps, or --mixed_precision no; if the data is new, look at the samples of this step."
+            )
+
+
+@dataclass
+class StepBreakdown:
+    """Where the time of some steps went. The very first step of a run, which compiles, is not for here."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    data_wait: float = 0.0
+    host_to_device: float | None = None
+
+    def add(self, figures: StepFigures, seconds: float) -> None:
+        """A step that took so long altogether."""
+        self.steps += 1
+        self.seconds += seconds
+        self.data_wait += figures.data_wait
+        if figures.host_to_device is not None:
+            self.host_to_device = (self.host_to_device or 0.0) + figures.host_to_device
+
+    def __str__(self) -> str:
+        rest = self.seconds - self.data_wait - (self.host_to_device or 0.0)
+        parts = {"waiting for data": self.data_wait, "host to device": self.host_to_device, "step": rest}
+        shares = [
+            f"{name} {_duration(seconds / self.steps)} ({seconds / self.seconds:.0%})"
+            for name, seconds in parts.items()
+            if seconds is not None
+        ]
+        return f"{self.steps} steps of {_duration(self.seconds / self.steps)}: {', '.join(shares)}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+@dataclass
+class RunLog:
+    """Turns finished steps into a progress bar and one tracker entry every `logging_steps`.
+
+    Attributes:
+        epoch_size: samples in an epoch, None for a stream of unknown length.
+        shows_progress: whether to draw the bar; of several processes one does.
+        started: the reading of `time.perf_counter` when the program began.
+        speed_figures: what to log beside images per second, made from it.
+        last_loss, images_per_second: of the last step and the last entry.
+        seconds_to_first_step: from the start to the end of the first step, None before that.
+    """
+
+    tracker: Tracker
+    first_step: int
+    last_step: int
+    global_batch_size: int
+    epoch_size: int | None
+    logging_steps: int
+    shows_progress: bool = True
+    started: float = field(default_factory=time.perf_counter)
+    speed_figures: Callable[[float], Mapping[str, float]] = lambda images_per_second: {}
+    last_loss: float = math.nan
+    images_per_second: float = math.nan
+    seconds_to_first_step: float | None = None
+    _breakdown: StepBreakdown = field(default_factory=StepBreakdown)
+    _window: list[StepFigures] = field(default_factory=list)
+    _window_start: float = field(default_factory=time.perf_counter)
+    _last_finished: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._bar = tqdm(
+            total=self.last_step,
+            initial=self.first_step,
+            desc="Steps",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.shows_progress,
+        )
+
+    def restart_clock(self) -> None:
+        """Leave what happened since the last step (validation, saving) out of the next images-per-second figure.
+
+        Such a break is also the time to say where the time of the steps since the one before went.
+        """
+        self._log_breakdown()
+        now = time.perf_counter()
+        self._window_start += now - self._last_finished
+        self._last_finished = now
+
+    def add(self, figures: StepFigures, evaluation: Mapping[str, float] | None = None) -> None:
+        """Record a finished step, with what was measured after it, if anything was."""
+        self._window.append(figures)
+        if self.seconds_to_first_step is None:
+            self.seconds_to_first_step = figures.finished_at - self.started
+            logger.info("The first step is done, %.1f s after the start", self.seconds_to_first_step)
+        else:
+            self._breakdown.add(figures, figures.finished_at - self._last_finished)
+        self._last_finished = figures.finished_at
+        self.last_loss = figures.loss
+        self._bar.update(figures.step - self._bar.n)
+        if figures.step % self.logging_steps == 0 or figures.step == self.last_step or evaluation:
+            self._write(evaluation or {})
+        postfix = {"loss": f"{figures.loss:.4f}", "lr": f"{figures.learning_rate:.2e}"}
+        if not math.isnan(self.images_per_second):
+            postfix["img/s"] = f"{self.images_per_second:.3g}"
+        self._bar.set_postfix(postfix, refresh=False)
+
+    def _write(self, evaluation: Mapping[str, float]) -> None:
+        count, step = len(self._window), self._window[-1].step
+        self.images_per_second = count * self.global_batch_size / (self._last_finished - self._window_start)
+        entry = {
+            "loss": math.fsum(figures.loss for figures in self._window) / count,
+            "grad_norm": math.fsum(figures.grad_norm for figures in self._window) / count,
+            "learning_rate": self._window[-1].learning_rate,
+            "images_per_second": self.images_per_second,
+            "data_wait": math.fsum(figures.data_wait for figures in self._window) / count,
+            **self.speed_figures(self.images_per_second),
+        }
+        if self._window[-1].loss_scale is not None:
+            entry["loss_scale"] = self._window[-1].loss_scale
+        copying = [figures.host_to_device for figures in self._window if figures.host_to_device is not None]
+        if copying:
+            entry["host_to_device"] = math.fsum(copying) / count
+        if self.epoch_size is not None:
+            entry["epoch"] = step * self.global_batch_size / self.epoch_size
+        self.tracker.log({**entry, **evaluation}, step)
+        self._window.clear()
+        self._window_start = self._last_finished
+
+    def close(self) -> None:
+        """Write the steps since the last entry too: an interrupted run ends between two of them."""
+        if self._window:
+            self._write({})
+        self._bar.close()
+        self._log_breakdown()
+
+    def _log_breakdown(self) -> None:
+        if self._breakdown.steps:
+            logger.info("%s", self._breakdown)
+        self._breakdown = StepBreakdown()

@@ -1,0 +1,148 @@
+"""The README.md of a trained ControlNet, with the metadata that the Hub reads."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shared.config import TrainConfig, to_yaml
+from shared.config.public import public_config
+from shared.models.trained_parts import UNET_FOLDER
+from shared.outgoing.atomic_files import write_text_atomically
+from shared.untrusted import shown
+from shared.untrusted.text import harmless
+
+_TAGS = [
+    "stable-diffusion",
+    "stable-diffusion-diffusers",
+    "text-to-image",
+    "diffusers",
+    "controlnet",
+    "diffusers-training",
+]
+
+_USE = """```python
+import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from diffusers.utils import load_image
+
+controlnet = ControlNetModel.from_pretrained({name})
+pipeline = StableDiffusionControlNetPipeline.from_pretrained({base_model}, controlnet=controlnet)
+image = pipeline("your prompt", image=load_image("your_condition.png")).images[0]
+```"""
+
+_USE_WITH_ITS_UNET = """The decoder of the base model's UNet was trained too: the ControlNet belongs to the UNet in the
+folder `{unet_folder}`.
+
+```python
+import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+from diffusers.utils import load_image
+
+controlnet = ControlNetModel.from_pretrained({name})
+unet = UNet2DConditionModel.from_pretrained({name}, subfolder="{unet_folder}")
+pipeline = StableDiffusionControlNetPipeline.from_pretrained({base_model}, unet=unet, controlnet=controlnet)
+image = pipeline("your prompt", image=load_image("your_condition.png")).images[0]
+```"""
+
+
+_LONGEST = 1000  # characters of a text of others; a text encoder uses some 500
+_MEANT = re.compile(
+    r"[\\`*\[\]<&|~$@#]"  # whatever stands before and behind
+    r"|(?<![^\W_])_|_(?![^\W_])"  # but not inside of a word
+    r"|:(?=\S)|\.(?=[^\W\d])"  # of addresses, which become links by themselves
+    r"|^[-+>=]"  # what begins a list or a quote
+)
+_NUMBERED = re.compile(r"^([0-9]{1,9})([.)])")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
+
+
+def data_description(config: TrainConfig) -> str:
+    """One phrase of Markdown for the data a run was trained on."""
+    public = public_config(config)
+    if public.generated_circles is not None:
+        return f"{public.generated_circles} generated circles"
+    return as_code(public.dataset_name or public.train_data_dir or " ".join(public.train_shards or []))
+
+
+def write_model_card(
+    output_dir: Path, config: TrainConfig, *, name: str, facts: dict[str, Any], pictures: list[tuple[Path, str]]
+) -> Path:
+    """Write `output_dir/README.md`.
+
+    Args:
+        name: the repository or folder that users will load.
+        facts: what was measured (steps, images seen, final loss, hardware, versions), in the order to show.
+        pictures: validation pictures inside `output_dir`, each with its prompt.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    public = public_config(config)
+    base_model = str(public.pretrained_model_name_or_path)
+    # The Hub refuses a card whose base model is not one of its repositories.
+    is_on_the_hub = _HUB_NAME.fullmatch(base_model) is not None and not os.path.exists(base_model)
+    metadata = {
+        **({"base_model": base_model} if is_on_the_hub else {}),
+        "library_name": "diffusers",
+        "license": "creativeml-openrail-m",
+        "tags": _TAGS,
+        "inference": True,
+    }
+    sections = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
+        f"# {as_text(name)}",
+        f"ControlNet weights for {as_code(base_model)}, trained on {data_description(config)} at {config.resolution} "
+        "px.",
+        "## Use",
+        (_USE_WITH_ITS_UNET if config.sd_unlocked else _USE).format(
+            name=_as_python(name), base_model=_as_python(base_model), unet_folder=UNET_FOLDER
+        ),
+        "## Training",
+        "\n".join(f"- {key}: {as_text(value) if isinstance(value, str) else value}" for key, value in facts.items()),
+    ]
+    if pictures:
+        sections.append("## Validation")
+        sections.extend(
+            f"{as_text(prompt)}\n\n![{as_text(prompt)}]({path.relative_to(output_dir)})" for path, prompt in pictures
+        )
+    sections.append(f"## Configuration\n\n{_as_yaml(to_yaml(public).strip())}")
+    card = output_dir / "README.md"
+    write_text_atomically(card, "\n\n".join(sections) + "\n")
+    return card
+
+
+def as_text(text: str) -> str:
+    """Markdown that shows a text as it is, in one paragraph: nothing in it is markup, HTML or a link."""
+    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    escaped = _NUMBERED.sub(r"\1\\\2", _MEANT.sub(r"\\\g<0>", harmless(cut)))
+    escaped = re.sub(r"^ +| +$", lambda blanks: "&#32;" * len(blanks[0]), escaped)  # four would begin code
+    return escaped.replace("\n", "&#10;").replace("\t", "&#9;")
+
+
+def as_code(text: str) -> str:
+    """Markdown that shows a text as it is, as code inside of a line."""
+    text = shown(text, _LONGEST)
+    fence = "`" * (_longest_run(text) + 1)
+    padding = " " if text[:1] in ("`", " ") or text[-1:] in ("`", " ") else ""
+    return f"{fence}{padding}{text}{padding}{fence}" if text else ""
+
+
+def _as_python(text: str) -> str:
+    """A literal of the text, of one line."""
+    return shown(json.dumps(text, ensure_ascii=False), sys.maxsize)
+
+
+def _as_yaml(text: str) -> str:
+    # Only a line that begins with a fence can end it.
+    fence = "`" * max(3, _longest_run(" ".join(re.findall(r"^\s*(`+)", text, re.MULTILINE))) + 1)
+    return f"{fence}yaml\n{text}\n{fence}"
+
+
+def _longest_run(text: str) -> int:
+    """Of backticks."""
+    return max(map(len, re.findall("`+", text)), default=0)

@@ -1,0 +1,210 @@
+"""What both backends do before training, in the order in which users should hear of their mistakes."""
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.checkpoints.policy import checkpoint_record, checkpoint_step, checkpoint_to_resume, set_aside_later
+from shared.config import Backend, TrainConfig, notices
+from shared.config.learning_rate import LearningRateSchedule
+from shared.data.sources import Source, SubsetSource, open_sources
+from shared.data.tokenization import Tokenize, load_tokenizer, tokenizer_function
+from shared.diffusion.schedule import NoiseSchedule
+from shared.evaluation.fidelity import check_fidelity
+from shared.evaluation.held_out import HeldOutEvaluation
+from shared.evaluation.validation_images import ValidationImages
+from shared.models.configs import CLIPTextConfig, read_config
+from shared.models.hub_files import locate_config
+from shared.models.tokenizer_files import check_tokenizer_fits
+from shared.models.trained_parts import sd_unlocked_warning
+from shared.outgoing.messages import OutgoingFormatter, print_uncaught
+from shared.run import hub
+from shared.run.folder import is_finished, make_run_folder
+from shared.run.log import BatchArithmetic, banner, total_steps
+from shared.run.model_card import data_description
+from shared.tracking import Tracker, check_trackers, open_trackers
+from shared.untrusted.border import reason
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a run needs and what needs no device: read and checked."""
+
+    config: TrainConfig
+    output_dir: Path
+    resume_from: Path | None
+    repository: str | None
+    images: ValidationImages | None
+    schedule: NoiseSchedule
+    tokenize: Tokenize
+    source: Source
+    held_out_source: SubsetSource | None
+
+
+def set_up_logging(backend_package: str, level: int = logging.INFO) -> None:
+    """Our own progress, and of the libraries only what is wrong."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(OutgoingFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], force=True)
+    sys.excepthook = print_uncaught
+    for package in (backend_package, "shared"):
+        logging.getLogger(package).setLevel(level)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+
+
+def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = True) -> Preparation:
+    """Check and open everything that can be wrong before a device is touched.
+
+    Only the main process prepares the repository to upload to.
+
+    Raises:
+        ValueError: a mistake in the configuration, the base model's small files or the data.
+    """
+    for notice in notices(config, backend):
+        logger.info(notice)
+    if config.sd_unlocked:
+        logger.warning(sd_unlocked_warning(config.learning_rate))
+    output_dir = make_run_folder(config)
+    resume_from = checkpoint_to_resume(output_dir, config.resume_from_checkpoint)
+    check_trackers(config)
+    check_fidelity(config)
+    images = ValidationImages(config) if config.validation_image else None
+    repository = hub.prepare_repository(config, output_dir) if is_main_process else None
+    # The schedule is a small file, so the first to read of a model that may not be there.
+    schedule = NoiseSchedule.from_pretrained(
+        str(config.pretrained_model_name_or_path), revision=config.revision, cache_dir=config.cache_dir
+    )
+    tokenize = _tokenize(config)
+    if images is not None:
+        images.show_used_text(tokenize)
+    source, held_out_source = open_sources(config)
+    return Preparation(config, output_dir, resume_from, repository, images, schedule, tokenize, source, held_out_source)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The optimizer steps of a run. `record` is what its checkpoints say about it; `epoch_size` None if unknown."""
+
+    arithmetic: BatchArithmetic
+    epoch_size: int | None
+    first: int
+    last: int
+    learning_rate: LearningRateSchedule
+    record: dict[str, Any]
+
+
+def plan_steps(prepared: Preparation, devices: int) -> Steps:
+    """What the data, the flags and the number of devices come to.
+
+    Raises:
+        ValueError: the number of steps is unknown, or the checkpoint to resume lies beyond the last one.
+    """
+    config, resume_from = prepared.config, prepared.resume_from
+    arithmetic = BatchArithmetic(config.train_batch_size, devices, config.gradient_accumulation_steps)
+    epoch_size = prepared.source.manifest["samples"] or config.max_train_samples
+    last = total_steps(config.max_train_steps, config.num_train_epochs, epoch_size, arithmetic.global_batch_size)
+    first = 0 if resume_from is None else checkpoint_step(resume_from)
+    if first > last:
+        raise ValueError(
+            f"{resume_from} is at step {first}, but the run is to end at step {last}. Raise "
+            "--max_train_steps (or --num_train_epochs), or resume from an earlier checkpoint."
+        )
+    return Steps(
+        arithmetic,
+        epoch_size,
+        first,
+        last,
+        LearningRateSchedule.from_config(config, last, arithmetic.global_batch_size),
+        checkpoint_record(config, prepared.source.manifest, arithmetic.global_batch_size, last),
+    )
+
+
+def nothing_left_to_do(prepared: Preparation, steps: Steps) -> bool:
+    """Whether the run folder holds the finished run already; says so in the log."""
+    finished = is_finished(prepared.output_dir, steps.last, steps.first)
+    if finished:
+        logger.info(
+            "%s holds the finished run of %d steps; there is nothing left to do", prepared.output_dir, steps.last
+        )
+    return finished
+
+
+def set_aside_other_course(prepared: Preparation, steps: Steps) -> None:
+    """Rename checkpoints that lie after the one to resume, with a warning."""
+    if prepared.resume_from is not None:
+        for abandoned in set_aside_later(prepared.output_dir, steps.first):
+            logger.warning("%s is of the course that this run leaves at step %d", abandoned, steps.first)
+
+
+def announce(title: str, prepared: Preparation, steps: Steps, *, devices: str, parameters: int, precision: str) -> None:
+    """Say in the log what is about to happen."""
+    facts: dict[str, Any] = {
+        "Devices": devices,
+        "Examples": f"{steps.epoch_size or 'an unknown number'}, {data_description(prepared.config)}",
+        "Batch": steps.arithmetic,
+        "Steps": f"{steps.last}, of which {steps.first} are done" if steps.first else steps.last,
+        "ControlNet": f"{parameters / 1e6:,.1f} M parameters",
+        "Precision": f"{precision}; ControlNet and optimizer float32",
+        "Run folder": prepared.output_dir,
+    }
+    logger.info("%s", banner(title, facts))
+
+
+def check_resolution(config: TrainConfig, vae_scale_factor: int) -> None:
+    """Raises ValueError where the base model's VAE cannot take images of this size."""
+    if config.resolution % vae_scale_factor:
+        below = config.resolution // vae_scale_factor * vae_scale_factor
+        raise ValueError(
+            f"--resolution is {config.resolution}, but the base model's VAE works on multiples of {vae_scale_factor} "
+            f"pixels. Use {below + vae_scale_factor}{f' or {below}' if below else ''}."
+        )
+
+
+def open_held_out_evaluation(
+    prepared: Preparation, batch_size: int, latent_shape: tuple[int, int, int]
+) -> HeldOutEvaluation | None:
+    """The evaluation on the samples that `--num_evaluation_samples` holds out; None where it is 0."""
+    if prepared.held_out_source is None:
+        return None
+    return HeldOutEvaluation(
+        prepared.config,
+        prepared.held_out_source,
+        prepared.tokenize,
+        batch_size=batch_size,
+        latent_shape=latent_shape,
+        num_train_timesteps=prepared.schedule.num_train_timesteps,
+    )
+
+
+def open_run_tracker(prepared: Preparation, first_step: int) -> Tracker:
+    """The run's tracker, without what a killed run logged after its last checkpoint: those steps happen again.
+
+    What an earlier run logged in the same folder is not a fresh run's, and goes too.
+
+    Raises:
+        ValueError: a tracker cannot be opened, or what an earlier run logged is damaged or cannot be replaced.
+    """
+    tracker = open_trackers(prepared.config, prepared.output_dir)
+    try:
+        tracker.truncate_after(first_step if first_step > 0 else -1)
+    except OSError as error:
+        raise ValueError(
+            f"The figures that an earlier run left in {prepared.output_dir} cannot be replaced ({reason(error)}). If "
+            "the disk is full, free some space; or choose another --output_dir."
+        ) from error
+    return tracker
+
+
+def _tokenize(config: TrainConfig) -> Tokenize:
+    base, cache_dir = str(config.pretrained_model_name_or_path), config.cache_dir
+    if config.tokenizer_name is not None:
+        tokenizer = load_tokenizer(config.tokenizer_name, cache_dir=cache_dir)
+    else:
+        tokenizer = load_tokenizer(base, "tokenizer", config.revision, cache_dir)
+    text_encoder = locate_config(base, subfolder="text_encoder", revision=config.revision, cache_dir=cache_dir)
+    check_tokenizer_fits(tokenizer, config.tokenizer_name or base, read_config(text_encoder, CLIPTextConfig))
+    return tokenizer_function(tokenizer)

@@ -1,0 +1,66 @@
+"""The training run that tests repeat with variations: a few steps of a tiny model on generated circles."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+from tests.end_to_end.support.running import (
+    start_train_flax,
+    start_train_torch,
+    train_flax,
+    train_torch,
+    train_torch_here,
+)
+
+SIZE = 64
+STEPS = 6
+BATCH = 8
+PROMPT = "red circle with blue background"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How tests run one of the two entry points. `train` is the quickest way, `train_in_a_process` the users'."""
+
+    name: str
+    train: Callable[..., str]
+    train_in_a_process: Callable[..., str]
+    start: Callable[..., Popen[str]]
+    describes_device: str
+    devices: int = 1
+
+
+def _on_a_mesh(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The ControlNet divided between two devices."""
+    return lambda arguments: run([*arguments, "--parallelism", "mesh", "--fsdp_devices", "2"], devices=2)
+
+
+FLAX = Backend("flax", train_flax, train_flax, start_train_flax, "1 × cpu")
+FLAX_MESH = Backend(
+    "flax-mesh", *(_on_a_mesh(run) for run in (train_flax, train_flax, start_train_flax)), "2 × cpu", devices=2
+)
+TORCH = Backend("torch", train_torch_here, train_torch, start_train_torch, "1 × cpu (NO)")
+
+
+def arguments(base_model: Path, output_dir: Path, *more: object) -> list[str]:
+    """The command line; what comes later in `more` wins."""
+    return [
+        *("--pretrained_model_name_or_path", str(base_model)),
+        *("--generated_circles", "24", "--resolution", str(SIZE)),
+        *("--train_batch_size", str(BATCH), "--max_train_steps", str(STEPS)),
+        *("--learning_rate", "1e-2", "--checkpointing_steps", "2"),
+        *("--output_dir", str(output_dir)),
+        *map(str, more),
+    ]
+
+
+def begin_from(run: Path, step: int, part: Path) -> None:
+    """Make in `part` what a run would have left behind that was killed after `checkpoint-{step}`."""
+    part.mkdir()
+    shutil.copytree(run / f"checkpoint-{step}", part / f"checkpoint-{step}")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (part / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= step))

@@ -1,0 +1,116 @@
+"""Which steps are profiled, and that nothing but them is in the trace."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.profiler import ProfileData
+
+from flax_trainer.profiling.profiler import Profiler, profiled_steps
+from shared.config import TrainConfig
+
+CONFIG = TrainConfig()
+
+
+@given(st.integers(1, 50), st.integers(0, 1000), st.integers(2, 100))
+def test_the_first_two_steps_are_left_out(count: int, first_step: int, more: int) -> None:
+    steps = profiled_steps(replace(CONFIG, profile_steps=count), first_step, first_step + count + more)
+    assert len(steps) == count
+    assert steps[0] == first_step + 3  # steps count from 1
+    assert steps[-1] <= first_step + count + more
+
+
+@given(st.integers(1, 50), st.integers(1, 51))
+def test_a_run_that_is_too_short_is_refused(count: int, last_step: int) -> None:
+    if last_step < count + 2:
+        with pytest.raises(ValueError, match=rf"needs a run of {count + 2} steps.*this one has {last_step}"):
+            profiled_steps(replace(CONFIG, profile_steps=count), 0, last_step)
+
+
+def test_a_continued_run_finishes_also_where_too_few_steps_are_left(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert len(profiled_steps(replace(CONFIG, profile_steps=5), 97, 100)) == 0
+    assert "3 steps are left" in caplog.text
+
+
+def test_no_flag_no_profile(tmp_path: Path) -> None:
+    assert len(profiled_steps(CONFIG, 0, 1)) == 0
+    profiler = Profiler(replace(CONFIG, output_dir=str(tmp_path)), range(0), 5, lambda: "")
+    for step in range(1, 6):
+        profiler.before_step(step, None)
+        profiler.after_step(step, None)
+    profiler.before_validation(5)
+    profiler.after_validation(5)
+    profiler.profile_memory("initial")
+    profiler.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def _annotations(trace: Path) -> list[str]:
+    return [
+        event.name
+        for plane in ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name.startswith("work of step")
+    ]
+
+
+def test_a_trace_holds_its_steps_and_no_others(tmp_path: Path) -> None:
+    step_of = jax.jit(lambda x: jnp.sin(x @ x)).lower(jnp.ones((300, 300))).compile()
+    config = replace(CONFIG, output_dir=str(tmp_path), profile_steps=2)
+    profiler = Profiler(config, profiled_steps(config, 0, 6), 6, step_of.as_text)
+    state = jnp.ones((300, 300))
+    for step in range(1, 7):
+        profiler.before_step(step, state)
+        with jax.profiler.TraceAnnotation(f"work of step {step}"):
+            state = step_of(state)
+        profiler.after_step(step, state)
+    profiler.close()
+    (trace,) = (tmp_path / "logs" / "profile_steps" / "plugins" / "profile").glob("*/*.xplane.pb")
+    assert sorted(_annotations(trace)) == ["work of step 3", "work of step 4"]
+    # The devices are behind the host: what ran, ran to its end, and as often as there are steps.
+    events = [
+        (event.name, dict(event.stats).get("run_id"))
+        for plane in ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+        for event in line.events
+        if "hlo_op" in dict(event.stats)
+    ]
+    assert len({execution for _, execution in events}) == 2
+
+
+def test_the_last_validation_has_a_trace_of_its_own(tmp_path: Path) -> None:
+    config = replace(CONFIG, output_dir=str(tmp_path), profile_validation=True)
+    profiler = Profiler(config, range(0), 4, lambda: "")
+    for step in (2, 4):
+        profiler.before_validation(step)
+        with jax.profiler.TraceAnnotation(f"work of step {step}"):
+            jnp.ones(3).block_until_ready()
+        profiler.after_validation(step)
+    (trace,) = (tmp_path / "logs" / "profile_validation" / "plugins" / "profile").glob("*/*.xplane.pb")
+    assert _annotations(trace) == ["work of step 4"]
+
+
+def test_an_interrupted_trace_is_ended(tmp_path: Path) -> None:
+    config = replace(CONFIG, output_dir=str(tmp_path), profile_steps=3)
+    profiler = Profiler(config, range(1, 4), 6, lambda: "")
+    profiler.before_step(1, None)
+    profiler.close()
+    assert list(tmp_path.rglob("*.xplane.pb"))
+    with jax.profiler.trace(str(tmp_path / "next")):  # would fail if one were still going on
+        pass
+
+
+def test_memory_profiles_are_pprof_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    profiler = Profiler(replace(CONFIG, output_dir=str(tmp_path), profile_memory=True), range(0), 1, lambda: "")
+    with caplog.at_level(logging.INFO):
+        for moment in ("initial", "final"):
+            profiler.profile_memory(moment)
+            assert (tmp_path / f"memory_{moment}.prof").read_bytes()[:2] == b"\x1f\x8b"  # pprof's are gzipped
+    assert "pprof" in caplog.text

@@ -1,0 +1,44 @@
+"""Files appear whole or not at all, with the usual permissions, in place of a planted link."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shared.outgoing.atomic_files import write_atomically, write_text_atomically
+
+
+def test_a_planted_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "config.yaml"
+    victim.write_text("precious")
+    path.symlink_to(victim)
+    write_text_atomically(path, "new")
+    assert victim.read_text() == "precious"
+    assert not path.is_symlink()
+    assert path.read_text() == "new"
+
+
+def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_permissions_are_the_usual_ones_or_the_owner_s_alone(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_text_atomically(tmp_path / "usual", "")
+        write_text_atomically(tmp_path / "private", "", private=True)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "usual").stat().st_mode & 0o777 == 0o666 & ~umask
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600

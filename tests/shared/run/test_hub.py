@@ -1,0 +1,323 @@
+"""Publishing on the Hub, against a small Hub of our own on 127.0.0.1; and what happens without one."""
+
+import base64
+import json
+import shlex
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub.utils import filter_repo_objects
+
+from shared.config import TrainConfig
+from shared.run.hub import prepare_repository, push
+from shared.run.model_card import write_model_card
+
+WRITER, READER = "hf_writer", "hf_reader"
+UNKNOWN = "hf_unknown"
+CONFIG = TrainConfig(push_to_hub=True, hub_token=WRITER, pretrained_model_name_or_path="some/model")
+
+
+@dataclass
+class FakeHub:
+    """Two users' tokens, the repositories that exist, and the files that were committed to them.
+
+    Like the Hub, it answers 401 to strangers, 403 to those who may only read, 409 for a repository that exists.
+    """
+
+    repositories: set[str] = field(default_factory=set)
+    files: dict[str, bytes] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    address: str = ""
+    broken: bool = False
+
+    def answer(self, method: str, path: str, token: str | None, body: bytes) -> tuple[int, dict[str, object]]:
+        self.requests.append(f"{method} {path}")
+        if self.broken:
+            return 503, {"error": "down for maintenance"}
+        if path == "/api/validate-yaml":
+            return 200, {"warnings": [], "errors": []}
+        if path == "/api/repos/create":
+            return self._create(json.loads(body), token)
+        repository = "/".join(path.removeprefix("/api/models/").split("/")[:2])
+        if repository not in self.repositories:
+            return 404, {"error": "Repository not found"}
+        if method == "GET" and path == f"/api/models/{repository}":
+            return 200, {"id": repository}  # public: anyone may look
+        if (refused := self._refused(token)) is not None:
+            return refused
+        if path.endswith("/preupload/main"):
+            wanted = json.loads(body)["files"]
+            return 200, {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in wanted]}
+        if path.endswith("/commit/main"):
+            self._commit(body)
+            url = f"{self.address}/{repository}/commit/abc"
+            return 200, {"success": True, "commitOid": "abc", "commitUrl": url}
+        assert path.endswith("/auth-check/write"), path
+        return 200, {}
+
+    def _refused(self, token: str | None) -> tuple[int, dict[str, object]] | None:
+        if token == WRITER:
+            return None
+        return (403, {"error": "You may only read"}) if token == READER else (401, {"error": "Invalid credentials"})
+
+    def _create(self, wanted: dict[str, str | None], token: str | None) -> tuple[int, dict[str, object]]:
+        if (refused := self._refused(token)) is not None:
+            return refused
+        name = f"{wanted['organization'] or 'me'}/{wanted['name']}"
+        known = name in self.repositories
+        self.repositories.add(name)
+        return 409 if known else 200, {"url": f"{self.address}/{name}"}
+
+    def _commit(self, body: bytes) -> None:
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
+    fake = FakeHub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            authorization = self.headers.get("authorization")
+            token = authorization and authorization.removeprefix("Bearer ")
+            status, content = fake.answer(self.command, self.path.partition("?")[0], token, body)
+            answer = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_POST = answer
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    fake.address = f"http://127.0.0.1:{server.server_port}"
+    connect_to(monkeypatch, fake.address, tmp_path_factory.mktemp("nobody"))
+    yield fake
+    huggingface_hub.close_session()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def connect_to(monkeypatch: pytest.MonkeyPatch, endpoint: str, home: Path) -> None:
+    """Online, at this address, with nobody logged in; the variables of the environment were read at import."""
+    huggingface_hub.close_session()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    log_out(monkeypatch, home)
+
+
+def log_out(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(home / "token"))
+
+
+def with_token(token: str | None, **changes: str) -> TrainConfig:
+    return TrainConfig(**{**vars(CONFIG), "hub_token": token, **changes})
+
+
+def refusal(config: TrainConfig, output_dir: Path) -> str:
+    """The message, which never quotes the token and always says what to do."""
+    with pytest.raises(ValueError, match="--push_to_hub") as refused:
+        prepare_repository(config, output_dir)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert "hf auth login" in message or "https://huggingface.co/settings/tokens" in message
+    if config.hub_token:
+        assert config.hub_token.strip() not in message
+    return message
+
+
+# --- before the work -------------------------------------------------------------------------------------------------
+
+
+def test_without_push_to_hub_nothing_is_asked_of_anyone(hub: FakeHub, tmp_path: Path) -> None:
+    assert prepare_repository(TrainConfig(hub_token=WRITER), tmp_path) is None
+    assert hub.requests == []
+
+
+def test_the_repository_is_named_after_the_folder(hub: FakeHub, tmp_path: Path) -> None:
+    assert prepare_repository(CONFIG, tmp_path / "circles") == "me/circles"
+    assert hub.repositories == {"me/circles"}
+
+
+def test_the_repository_has_the_name_that_is_given(hub: FakeHub, tmp_path: Path) -> None:
+    assert prepare_repository(with_token(WRITER, hub_model_id="team/net"), tmp_path) == "team/net"
+    assert hub.repositories == {"team/net"}
+
+
+def test_a_repository_that_exists_is_used_again(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repositories.add("me/circles")
+    assert prepare_repository(CONFIG, tmp_path / "circles") == "me/circles"
+
+
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize(("token", "status"), [(READER, "403"), (UNKNOWN, "401")])
+def test_a_token_that_may_not_write_is_found_out_before_the_work(
+    hub: FakeHub, tmp_path: Path, token: str, status: str, exists: bool
+) -> None:
+    if exists:
+        hub.repositories.add("me/circles")
+    message = refusal(with_token(token, hub_model_id="me/circles"), tmp_path)
+    assert "'me/circles'" in message
+    assert status in message
+
+
+def test_nobody_logged_in(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repositories.add("me/circles")
+    assert "needs a login" in refusal(with_token(None, hub_model_id="me/circles"), tmp_path)
+    assert hub.requests == []
+
+
+def test_a_login_on_this_machine_is_enough(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    assert prepare_repository(with_token(None), tmp_path / "circles") == "me/circles"
+
+
+@pytest.mark.parametrize("token", ["", "hf_pasted\n", "hf_pasted ", "hf pasted", "hf_pästed"])
+def test_a_token_that_cannot_be_sent_is_refused_without_being_shown(hub: FakeHub, tmp_path: Path, token: str) -> None:
+    refusal(with_token(token), tmp_path)
+    assert hub.requests == []
+
+
+def test_a_name_that_the_hub_does_not_allow(hub: FakeHub, tmp_path: Path) -> None:
+    assert "'my run!'" in refusal(CONFIG, tmp_path / "my run!")
+
+
+def test_a_hub_that_is_down(hub: FakeHub, tmp_path: Path) -> None:
+    hub.broken = True
+    assert "down for maintenance" in refusal(CONFIG, tmp_path / "circles")
+
+
+def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    connect_to(monkeypatch, "http://127.0.0.1:9", tmp_path)  # the discard port: nothing listens
+    assert "ConnectError" in refusal(CONFIG, tmp_path / "circles")
+
+
+def test_offline_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log_out(monkeypatch, tmp_path)
+    assert "HF_HUB_OFFLINE" in refusal(CONFIG, tmp_path / "circles")
+
+
+# --- after the work --------------------------------------------------------------------------------------------------
+
+KEPT = {
+    "README.md",
+    "config.json",
+    "diffusion_pytorch_model.safetensors",
+    "report.json",
+    "contact_sheet.png",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "validation/step-4/0.png",
+    "validation/step-8/0.png",
+}
+LEFT_BEHIND = {
+    "checkpoint-4/state/d/0af3",
+    "checkpoint-4/config.json",
+    "checkpoint-4/diffusion_pytorch_model.safetensors",
+    "checkpoint-4/_CHECKPOINT_METADATA",
+    "checkpoint-8.abandoned/state/d/0af3",
+    "checkpoint-8.orbax-checkpoint-tmp/state/d/1b",
+    "config.yaml",
+    "logs/train_controlnet/events.out.tfevents.1",
+    "metrics.jsonl",
+    "my own picture.png",
+    "notes of the user.txt",
+    "report.json.tmp",
+    "shards/0000.tar",
+    "train.log",
+    "wandb/run-1/files/config.yaml",
+    "wandb/run-1/files/output.log",
+}
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "circles"
+    for name in KEPT | LEFT_BEHIND:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"content of {name}")
+    write_model_card(folder, CONFIG, name="me/circles", facts={"Steps": 4}, pictures=[])
+    return folder
+
+
+@pytest.mark.parametrize("logging_dir", ["logs", "./logs", "validation-logs"])
+def test_only_what_others_are_to_see_is_uploaded(hub: FakeHub, run_folder: Path, logging_dir: str) -> None:
+    config = with_token(WRITER, logging_dir=logging_dir)
+    (run_folder / logging_dir).mkdir(exist_ok=True)
+    (run_folder / logging_dir / "events.out.tfevents.2").write_text("a log")
+    repository = prepare_repository(config, run_folder)
+    assert repository == "me/circles"
+    assert push(config, run_folder, repository) == f"{hub.address}/me/circles/commit/abc"
+    assert set(hub.files) == KEPT
+    for name, content in hub.files.items():
+        assert content == (run_folder / name).read_bytes()
+        assert WRITER.encode() not in content
+
+
+def test_an_upload_that_fails_says_where_the_result_is_and_what_to_do(hub: FakeHub, run_folder: Path) -> None:
+    repository = prepare_repository(CONFIG, run_folder)
+    assert repository is not None
+    hub.repositories.clear()
+    with pytest.raises(ValueError, match="could not be uploaded") as failed:
+        push(CONFIG, run_folder, repository)
+    message = str(failed.value)
+    assert str(run_folder) in message
+    assert "--exclude" not in message
+    assert WRITER not in message
+    command = shlex.split(message.partition("`")[2].rpartition("`")[0])
+    assert command[:4] == ["hf", "upload", "me/circles", str(run_folder)]
+    assert command[4::2] == ["--include"] * len(command[5::2])
+    found = (str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file())
+    assert set(filter_repo_objects(found, allow_patterns=command[5::2])) == KEPT
+
+
+def test_weights_in_several_files_are_uploaded_with_their_index(hub: FakeHub, run_folder: Path) -> None:
+    weights = {
+        "diffusion_pytorch_model-00001-of-00002.safetensors",
+        "diffusion_pytorch_model-00002-of-00002.safetensors",
+        "diffusion_pytorch_model.safetensors.index.json",
+    }
+    for name in weights:
+        (run_folder / name).write_text(f"content of {name}")
+    repository = prepare_repository(CONFIG, run_folder)
+    assert repository is not None
+    push(CONFIG, run_folder, repository)
+    assert set(hub.files) == KEPT | weights
+
+
+def test_links_that_lead_out_of_the_folder_are_not_uploaded(
+    hub: FakeHub, run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "1.png").write_text("private")
+    (run_folder / "validation" / "step-8" / "[1]*.png").symlink_to(tmp_path / "private" / "1.png")
+    (run_folder / "validation" / "step-12").symlink_to(tmp_path / "private")
+    (run_folder / "validation" / "step-8" / "2.png").symlink_to("0.png")
+    (run_folder / "report.json").unlink()
+    (run_folder / "report.json").symlink_to(tmp_path / "private" / "1.png")
+    repository = prepare_repository(CONFIG, run_folder)
+    assert repository is not None
+    with caplog.at_level("WARNING", logger="shared.run.hub"):
+        push(CONFIG, run_folder, repository)
+    assert set(hub.files) == KEPT - {"report.json"} | {"validation/step-8/2.png"}
+    assert b"private" not in hub.files.values()
+    assert "report.json is a link that leads out of the folder" in caplog.text

@@ -1,0 +1,354 @@
+"""The figures of a run: counts, windows, speeds."""
+
+import dataclasses
+import json
+import logging
+import math
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.run.log import (
+    BatchArithmetic,
+    NonFiniteError,
+    RunLog,
+    StepBreakdown,
+    StepFigures,
+    banner,
+    command_line,
+    package_versions,
+    total_steps,
+)
+from shared.tracking import Tracker
+from shared.tracking.metrics_file import MetricsFile
+
+finite = st.floats(-1e6, 1e6)
+
+
+class Recorded:
+    """A tracker's destination that remembers."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.entries.append((step, dict(metrics)))
+
+    def images(self, tag: str, images: object, step: int) -> None: ...
+
+    def truncate_after(self, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def run_log(
+    last_step: int, logging_steps: int = 1, first_step: int = 0, epoch_size: int | None = None
+) -> tuple[RunLog, Recorded]:
+    recorded = Recorded()
+    return RunLog(Tracker([recorded]), first_step, last_step, 8, epoch_size, logging_steps), recorded
+
+
+def figures(step: int, loss: float = 0.5, grad_norm: float = 2.0, data_wait: float = 0.25) -> StepFigures:
+    return StepFigures(step, loss, grad_norm, step / 100, data_wait, finished_at=time.perf_counter())
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_made_of_every_image_on_every_device() -> None:
+    arithmetic = BatchArithmetic(per_device=2, devices=4, accumulation_steps=3)
+    assert arithmetic.global_batch_size == len(np.ravel(np.empty((3, 4, 2))))
+    assert str(arithmetic) == "24 images per step = 2 per device × 4 devices × 3 accumulated"
+
+
+@given(st.integers(1, 5), st.integers(1, 300), st.integers(1, 64))
+def test_epochs_end_with_the_step_that_reaches_their_last_sample(epochs: int, samples: int, batch: int) -> None:
+    steps, seen = 0, 0
+    while seen < epochs * samples:
+        steps, seen = steps + 1, seen + batch
+    assert total_steps(None, epochs, samples, batch) == steps
+
+
+@given(st.integers(1, 1000), st.none() | st.integers(1, 100))
+def test_steps_that_are_given_win(steps: int, samples: int | None) -> None:
+    assert total_steps(steps, 3, samples, 8) == steps
+
+
+def test_a_stream_must_be_told_when_to_stop() -> None:
+    with pytest.raises(ValueError, match="Give --max_train_steps or --max_train_samples"):
+        total_steps(None, 1, None, 8)
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_banner_is_aligned() -> None:
+    lines = banner("Training", {"Steps": 10, "Batch size": "8 images", "X": ""}).splitlines()
+    assert lines == ["***** Training *****", "  Steps       10", "  Batch size  8 images", "  X           "]
+
+
+def test_versions_are_those_that_are_installed() -> None:
+    found = package_versions(["numpy", "no-such-package-at-all"])
+    assert found == {"python": sys.version.split()[0], "numpy": version("numpy")}
+
+
+@pytest.mark.parametrize("words", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"], ["--hub_token==hf_secret"]])
+@pytest.mark.parametrize("after", [[], ["--seed", "3"]])
+def test_the_command_line_hides_the_token(monkeypatch: pytest.MonkeyPatch, words: list[str], after: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_flax.py", "--push_to_hub", *words, *after])
+    shown = command_line()
+    assert "hf_secret" not in shown
+    kept = shlex.split(shown)
+    assert kept[:3] == ["python3", "train_flax.py", "--push_to_hub"]
+    assert kept[3].startswith("--hub_token")
+    assert kept[3 + len(words) :] == after
+
+
+def test_the_command_line_can_be_pasted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = ["train_flax.py", "--validation_prompt", "a red circle; it's $HOME", "--output_dir", "a b"]
+    monkeypatch.setattr(sys, "argv", words)
+    shown = subprocess.run(
+        ["bash", "-c", command_line().replace("python3", "printf '%s\\n'", 1)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.splitlines() == words
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("https://user:SECRET@host.example/a-{00..09}.tar", "https://host.example/a-{00..09}.tar"),
+        ("https://host.example/a.tar?signature=SECRET&x=SECRET", "https://host.example/a.tar"),
+        ("https://host.example/a.tar#SECRET", "https://host.example/a.tar"),
+        ("pipe:curl -H 'Authorization: SECRET' https://host.example/a.tar", "pipe:curl …"),
+        ("PIPE:curl SECRET", "pipe:curl …"),
+        ("pipe:TOKEN=SECRET curl https://host.example/a.tar", "pipe: …"),
+        ("data/train-{000..099}.tar", "data/train-{000..099}.tar"),
+    ],
+)
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_command_line_hides_what_addresses_hold_of_secrets(
+    monkeypatch: pytest.MonkeyPatch, word: str, shown: str, joined: bool
+) -> None:
+    words = [f"--train_shards={word}"] if joined else ["--train_shards", "a.tar", word]
+    monkeypatch.setattr(sys, "argv", ["train_flax.py", *words, "--seed", "3"])
+    line = command_line()
+    assert "SECRET" not in line
+    kept = shlex.split(line)
+    assert kept[-2:] == ["--seed", "3"]
+    flag, _, value = kept[2].partition("=") if joined else (kept[2], "", kept[4])
+    assert flag == "--train_shards"
+    assert value.startswith(shown) if "…" in shown else value == shown
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters=":")), max_size=5))
+def test_words_without_addresses_stay_as_they_are(words: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train_flax.py", *words])
+        assert shlex.split(command_line()) == ["python3", "train_flax.py", *words]
+
+
+def test_a_command_that_ends_in_the_flag_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_flax.py", "--hub_token"])
+    assert command_line() == "python3 train_flax.py --hub_token"
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(finite, finite, finite), min_size=1, max_size=20), st.integers(1, 7), st.integers(0, 9))
+def test_every_entry_is_the_mean_since_the_entry_before(
+    values: list[tuple[float, float, float]], logging_steps: int, first_step: int
+) -> None:
+    last_step = first_step + len(values)
+    log, recorded = run_log(last_step, logging_steps, first_step)
+    for step, (loss, grad_norm, data_wait) in enumerate(values, first_step + 1):
+        log.add(figures(step, loss, grad_norm, data_wait))
+    log.close()
+
+    boundaries = [
+        step for step in range(first_step + 1, last_step + 1) if step % logging_steps == 0 or step == last_step
+    ]
+    assert [step for step, _ in recorded.entries] == boundaries
+    for begin, (end, entry) in zip([first_step, *boundaries], recorded.entries, strict=False):
+        means = np.mean(values[begin - first_step : end - first_step], axis=0)
+        np.testing.assert_allclose([entry["loss"], entry["grad_norm"], entry["data_wait"]], means, atol=1e-6)
+        assert entry["learning_rate"] == end / 100
+    assert log.last_loss == values[-1][0]
+
+
+def test_an_interrupted_run_writes_its_last_partial_window() -> None:
+    log, recorded = run_log(last_step=100, logging_steps=4)
+    for step in range(1, 7):
+        log.add(figures(step, loss=step))
+    log.close()
+    assert [(step, entry["loss"]) for step, entry in recorded.entries] == [(4, 2.5), (6, 5.5)]
+
+
+def test_epochs_are_counted_where_their_length_is_known() -> None:
+    log, recorded = run_log(last_step=3, epoch_size=16)
+    for step in (1, 2, 3):
+        log.add(figures(step))
+    log.close()
+    assert [entry["epoch"] for _, entry in recorded.entries] == [0.5, 1.0, 1.5]
+
+    log, recorded = run_log(last_step=1)
+    log.add(figures(1))
+    log.close()
+    assert "epoch" not in recorded.entries[0][1]
+
+
+def test_the_loss_scale_is_logged_where_there_is_one() -> None:
+    log, recorded = run_log(last_step=4, logging_steps=2)
+    for step, scale in ((1, 8.0), (2, 4.0), (3, None), (4, None)):
+        log.add(dataclasses.replace(figures(step), loss_scale=scale))
+    log.close()
+    assert [entry.get("loss_scale") for _, entry in recorded.entries] == [4.0, None]
+    assert "loss_scale" not in recorded.entries[1][1]
+
+
+@given(finite, finite)
+def test_finite_figures_pass(loss: float, grad_norm: float) -> None:
+    figures(1, loss, grad_norm).check()
+
+
+@given(finite, st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_a_figure_that_is_not_finite_stops_the_run_at_its_step(good: float, bad: float) -> None:
+    for wrong in (figures(7, loss=bad, grad_norm=good), figures(7, loss=good, grad_norm=bad)):
+        with pytest.raises(NonFiniteError, match=r"at step 7 .*(nan|inf).*--learning_rate"):
+            wrong.check()
+
+
+def test_an_evaluation_is_written_with_the_step_it_was_taken_after() -> None:
+    log, recorded = run_log(last_step=100, logging_steps=4)
+    for step in range(1, 7):
+        log.add(figures(step, loss=step), {"validation_loss": 0.125} if step == 3 else None)
+    log.close()
+    assert [(step, entry["loss"]) for step, entry in recorded.entries] == [(3, 2.0), (4, 4.0), (6, 5.5)]
+    assert [entry.get("validation_loss") for _, entry in recorded.entries] == [0.125, None, None]
+
+
+def test_the_last_figures_are_at_hand() -> None:
+    log, recorded = run_log(last_step=2)
+    log.add(figures(1))
+    log.add(figures(2, loss=0.25))
+    log.close()
+    assert log.last_loss == 0.25
+    assert log.images_per_second == recorded.entries[-1][1]["images_per_second"]
+    assert math.isfinite(log.images_per_second)
+
+
+def test_entries_reach_the_runs_own_file(tmp_path: Path) -> None:
+    tracker = Tracker([MetricsFile(tmp_path / "metrics.jsonl")])
+    log = RunLog(tracker, 0, 2, 8, 16, 1)
+    for step in (1, 2):
+        log.add(figures(step))
+    log.close()
+    tracker.close()
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [1, 2]
+    assert set(entries[0]) == {"step", "loss", "grad_norm", "learning_rate", "images_per_second", "data_wait", "epoch"}
+
+
+# --- speed: bounds that hold on any machine, for a sleep never ends early -------------------------------------------
+
+
+def test_images_per_second_divides_by_the_time_that_passed() -> None:
+    before = time.perf_counter()
+    log, recorded = run_log(last_step=4, logging_steps=2)
+    for step in (1, 2, 3, 4):
+        time.sleep(0.02)
+        log.add(figures(step))
+    elapsed = time.perf_counter() - before
+    log.close()
+    speeds = [entry["images_per_second"] for _, entry in recorded.entries]
+    assert all(0 < speed <= 16 / 0.04 for speed in speeds)
+    assert sum(16 / speed for speed in speeds) <= elapsed
+    assert log.images_per_second == speeds[-1]
+
+
+def test_time_for_saving_and_validation_does_not_count() -> None:
+    before = time.perf_counter()
+    log, recorded = run_log(last_step=4, logging_steps=4)
+    for step in (1, 2):
+        time.sleep(0.02)
+        log.add(figures(step))
+    paused_from = time.perf_counter()
+    time.sleep(0.2)
+    paused = time.perf_counter() - paused_from
+    log.restart_clock()
+    for step in (3, 4):
+        time.sleep(0.02)
+        log.add(figures(step))
+    working = time.perf_counter() - before - paused
+    log.close()
+    seconds = 32 / recorded.entries[0][1]["images_per_second"]
+    assert seconds <= working, "the pause was counted"
+    assert seconds >= 4 * 0.02, "steps before the pause were counted without their time"
+
+
+def test_a_pause_before_the_first_step_does_not_count() -> None:
+    before = time.perf_counter()
+    log, recorded = run_log(last_step=1)
+    paused_from = time.perf_counter()
+    time.sleep(0.1)
+    paused = time.perf_counter() - paused_from
+    log.restart_clock()
+    log.add(figures(1))
+    working = time.perf_counter() - before - paused
+    log.close()
+    assert 8 / recorded.entries[0][1]["images_per_second"] <= working
+
+
+# --- where the time went ---------------------------------------------------------------------------------------------
+
+
+def test_the_first_step_is_timed_from_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    started = time.perf_counter()
+    log = RunLog(Tracker([Recorded()]), 0, 2, 8, None, 1, started=started)
+    assert log.seconds_to_first_step is None
+    with caplog.at_level(logging.INFO, "shared"):
+        for step in (1, 2):
+            log.add(StepFigures(step, 0.5, 2.0, 0.1, 0.25, finished_at=started + 10 * step))
+    assert log.seconds_to_first_step == pytest.approx(10)
+    assert [record.message for record in caplog.records] == ["The first step is done, 10.0 s after the start"]
+
+
+def test_a_breakdown_is_logged_at_every_break_and_leaves_the_first_step_out(caplog: pytest.LogCaptureFixture) -> None:
+    log, recorded = run_log(last_step=5)
+    begin = time.perf_counter()
+    with caplog.at_level(logging.INFO, "shared"):
+        for step, finished in ((1, 100), (2, 102), (3, 104)):
+            log.add(StepFigures(step, 0.5, 2.0, 0.1, 0.5, begin + finished, host_to_device=0.02))
+        log.restart_clock()
+        log.restart_clock()  # no steps since the last one, nothing to say
+        log.close()
+    messages = [record.message for record in caplog.records if "steps of" in record.message]
+    assert messages == ["2 steps of 2 s: waiting for data 500 ms (25%), host to device 20 ms (1%), step 1.48 s (74%)"]
+    assert [entry["host_to_device"] for _, entry in recorded.entries] == pytest.approx([0.02] * 3)
+
+
+def test_what_a_backend_does_not_measure_is_left_out() -> None:
+    breakdown = StepBreakdown()
+    breakdown.add(figures(2, data_wait=0.125), seconds=0.5)
+    assert str(breakdown) == "1 steps of 500 ms: waiting for data 125 ms (25%), step 375 ms (75%)"
+
+
+def test_figures_made_from_the_speed_are_logged_with_it() -> None:
+    recorded = Recorded()
+    log = RunLog(Tracker([recorded]), 0, 1, 8, None, 1, speed_figures=lambda speed: {"doubled": 2 * speed})
+    log.add(figures(1))
+    log.close()
+    (entry,) = (entry for _, entry in recorded.entries)
+    assert entry["doubled"] == 2 * entry["images_per_second"]

@@ -1,0 +1,1 @@
+"""The checkpoints that PyTorch writes, and those of Flax that it reads."""

@@ -1,0 +1,88 @@
+"""The models on the device, divided among the processes as accelerate's configuration says, ready for training."""
+
+import math
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from shared.config import TrainConfig
+from torch_trainer.base_models import BaseModels
+from torch_trainer.distributed.deepspeed_state import DeepSpeedState
+from torch_trainer.distributed.fsdp_state import FSDPState
+from torch_trainer.distributed.trainable_state import ReplicatedState, TrainableState, trained_parameters
+from torch_trainer.training.attention import choose_attention
+from torch_trainer.training.optimizer import make_optimizer
+from torch_trainer.training.weight_average import WeightAverage
+
+
+class Placed(NamedTuple):
+    """The prepared optimizer, the state that it and the trained models make up, and with --use_ema their average."""
+
+    optimizer: Any
+    state: TrainableState
+    average: WeightAverage | None
+
+
+def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> Placed:
+    """Prepare `models` in place.
+
+    Raises:
+        ValueError: an attention or optimizer that is asked for is not there or cannot run.
+    """
+    kind = accelerator.distributed_type
+    for model in (models.vae, models.unet, models.text_encoder):
+        model.to(accelerator.device)
+    models.unet.to(memory_format=torch.channels_last)
+    if kind not in (DistributedType.DEEPSPEED, DistributedType.FSDP):  # which cut up contiguous memory only
+        models.controlnet.to(memory_format=torch.channels_last)
+    if config.gradient_checkpointing:
+        for model in (models.controlnet, models.unet):
+            model.enable_gradient_checkpointing()
+    choose_attention(config, [models.controlnet, models.unet], accelerator.device)
+    if config.torch_compile:
+        for model in (models.controlnet, models.unet):
+            model.compile()
+    optimizer = make_optimizer(config, filter(_is_trained, chain(*(model.parameters() for model in models.trained))))
+    if kind == DistributedType.DEEPSPEED:
+        return Placed(*_prepare_deepspeed(config, accelerator, models, optimizer), None)
+    if models.sd_unlocked:
+        models.unet = accelerator.prepare_model(models.unet)
+    models.controlnet, prepared = accelerator.prepare(models.controlnet, optimizer)
+    if kind == DistributedType.FSDP:
+        return Placed(prepared, FSDPState(models.controlnet, prepared), None)
+    parameters = trained_parameters(*map(accelerator.unwrap_model, models.trained))
+    average = WeightAverage(parameters) if config.use_ema else None
+    return Placed(prepared, ReplicatedState(parameters, prepared, average), average)
+
+
+def _is_trained(param: torch.nn.Parameter) -> bool:
+    return param.requires_grad
+
+
+def _prepare_deepspeed(
+    config: TrainConfig, accelerator: Accelerator, models: BaseModels, optimizer: torch.optim.Optimizer
+) -> tuple[Any, TrainableState]:
+    plugin = accelerator.state.deepspeed_plugin
+    assert plugin is not None
+    settings = plugin.deepspeed_config
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (1, 2):
+        raise ValueError(
+            f"accelerate's configuration asks for DeepSpeed ZeRO stage {stage}; expected 1 or 2. For parameters that "
+            "are divided too, use FSDP (torch_trainer/accelerate_configs/fsdp.yaml)."
+        )
+    if config.use_8bit_adam:
+        raise ValueError(
+            "--use_8bit_adam does not go with DeepSpeed, which has an optimizer of its own: leave one of the two out."
+        )
+    # What DeepSpeed would read off a DataLoader, and what it does by itself in place of Accelerator.clip_grad_norm_.
+    settings["train_micro_batch_size_per_gpu"] = config.train_batch_size
+    settings["gradient_clipping"] = config.max_grad_norm if math.isfinite(config.max_grad_norm) else 0.0
+    params = {name: param.detach().clone() for name, param in models.controlnet.named_parameters()}
+    models.controlnet, prepared = accelerator.prepare(models.controlnet, optimizer)
+    state = DeepSpeedState(models.controlnet, prepared)
+    state.set_params(params)  # under mixed precision DeepSpeed has made its masters from rounded weights
+    return prepared, state

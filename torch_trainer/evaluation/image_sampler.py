@@ -1,0 +1,78 @@
+"""Images from the weights in training, as users will sample them, without a second pipeline in memory.
+
+Axes: R images asked for, B images at once, H W height and width (pixels or latents), C channels, L tokens.
+"""
+
+import numpy as np
+import torch
+
+from shared.data.tokenization import Tokenize
+from shared.diffusion.samplers import SamplerPlan, initial_latents, initial_state, sampler_step
+from torch_trainer.base_models import BaseModels
+from torch_trainer.training.step import normalise_condition, predict
+
+NUM_INFERENCE_STEPS = 20  # of UniPC, as diffusers' train_controlnet.py validates
+
+
+class ImageSampler:
+    """ControlNet sampling with classifier-free guidance, as diffusers' StableDiffusionControlNetPipeline does it."""
+
+    def __init__(
+        self,
+        models: BaseModels,
+        plan: SamplerPlan,
+        tokenize: Tokenize,
+        device: torch.device,
+        *,
+        resolution: int,
+        seed: int,
+        guidance_scale: float,
+        images_at_once: int,
+    ):
+        self._models, self._plan, self._tokenize, self._device = models, plan, tokenize, device
+        self._latent_shape = models.latent_shape(resolution)
+        self._seed, self._guidance_scale, self._images_at_once = seed, guidance_scale, images_at_once
+
+    def __call__(self, prompts: list[str], conditions_RHWC: np.ndarray, indices: list[int]) -> torch.Tensor:
+        """uint8 [R,H,W,C], one image for each prompt with its condition (uint8).
+
+        An image starts from latents that depend on the seed and its index alone, so images of different steps, numbers
+        of processes and backends can be compared.
+        """
+        images = []
+        for start in range(0, len(prompts), self._images_at_once):
+            part = slice(start, start + self._images_at_once)
+            images.append(self._sample(prompts[part], conditions_RHWC[part], indices[part]))
+        return torch.cat(images)
+
+    def _sample(self, prompts: list[str], conditions_BHWC: np.ndarray, indices: list[int]) -> torch.Tensor:
+        models, guided = self._models, self._guidance_scale > 1
+        hidden_states_BLD = self._encode(([""] * len(prompts) if guided else []) + prompts)
+        condition_BCHW = normalise_condition(torch.from_numpy(conditions_BHWC).to(self._device).permute(0, 3, 1, 2))
+        condition_BCHW = condition_BCHW.to(models.dtype)
+        latents_BHWC = torch.from_numpy(initial_latents(self._seed, indices, self._latent_shape)).to(self._device)
+        state = initial_state(latents_BHWC.permute(0, 3, 1, 2))
+        for step in self._plan.steps():
+            # Unconditional first: one forward pass serves both.
+            copies = 2 if guided else 1
+            sample_BCHW = torch.cat([state.sample] * copies).to(models.dtype)
+            timesteps_B = torch.full((len(sample_BCHW),), step.timestep, device=self._device)
+            output_BCHW = predict(
+                models, sample_BCHW, timesteps_B, hidden_states_BLD, torch.cat([condition_BCHW] * copies)
+            )
+            if guided:
+                # Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", eq. 6, in Imagen's parametrisation.
+                unconditional_BCHW, conditional_BCHW = output_BCHW.chunk(2)
+                output_BCHW = unconditional_BCHW + self._guidance_scale * (conditional_BCHW - unconditional_BCHW)
+            state = sampler_step(self._plan, step, state, output_BCHW)
+        return self._decode(state.sample)
+
+    def _encode(self, prompts: list[str]) -> torch.Tensor:
+        input_ids_BL = torch.from_numpy(self._tokenize(prompts)).to(self._device).long()
+        return self._models.text_encoder(input_ids_BL).last_hidden_state
+
+    def _decode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        scaled_BCHW = (latents_BCHW / self._models.vae.config.scaling_factor).to(self._models.dtype)
+        pixels_BCHW = self._models.vae.decode(scaled_BCHW).sample.float()
+        images_BCHW = ((pixels_BCHW / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return images_BCHW.permute(0, 2, 3, 1).contiguous()
