@@ -4,9 +4,9 @@
 import sys
 
 from shared.config import parse_command_line
+from shared.outgoing.messages import explain
 from shared.run.interruption import forgiving_output
 from shared.tracking.background import end_process
-from shared.user_errors import explain
 
 
 def main(arguments: list[str]) -> int:

@@ -95,7 +95,7 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
     """Read the UNet, VAE and text encoder, and the ControlNet, which starts from the UNet's encoder if none is named.
 
     Raises:
-        ValueError: something is missing, does not fit its configuration or the others, or is not supported.
+        UserError: something is missing, does not fit its configuration or the others, or is not supported.
     """
     base = str(config.pretrained_model_name_or_path)
     dtype = COMPUTE_DTYPES[config.mixed_precision or "no"]
@@ -118,7 +118,7 @@ def read_configs(config: TrainConfig) -> ModelConfigs:
     """What `load_base_models` would load, without the weights, which need not be there; of SDXL, too.
 
     Raises:
-        ValueError: a configuration is missing or not supported.
+        UserError: a configuration is missing or not supported.
     """
     base, options = str(config.pretrained_model_name_or_path), _config_options(config)
     unet = FlaxUNet2DConditionModel.load_config(base, subfolder="unet", **options)
@@ -145,7 +145,7 @@ def define_models(
     """The models as this run uses them on this kind of device; nothing is read and no array made.
 
     Raises:
-        ValueError: they do not fit each other.
+        UserError: they do not fit each other.
     """
     check_models_fit(
         str(config.pretrained_model_name_or_path),
@@ -185,7 +185,7 @@ def save_unet(folder: Path, config: TrainConfig, decoder: HostParams) -> None:
     """Write the base model's UNet with another decoder, whole and in float32, in diffusers' layout.
 
     Raises:
-        ValueError: the base model cannot be read any more.
+        UserError: the base model cannot be read any more.
     """
     # Read again: in memory the rest of it may be rounded.
     unet_config, unet = FlaxUNet2DConditionModel.load_params(

@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> int:
     """Run the training that the configuration describes; returns the exit code of the process.
 
     Raises:
-        ValueError: a mistake in the configuration, the model or the data, told so that it can be mended.
+        UserError: a mistake in the configuration, the model or the data, told so that it can be mended.
     """
     started = time.perf_counter()
     join_processes(config)

@@ -8,6 +8,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from shared.user_errors import UserError
+
 _WORD = 2**64
 
 
@@ -43,7 +45,7 @@ def generator(seed: int, purpose: Purpose | str, position: int) -> np.random.Gen
         position: what the draw belongs to, 0 ≤ position < 2**64: a global sample position, an epoch, an index.
 
     Raises:
-        ValueError: for a seed or position out of range, or an unknown purpose.
+        UserError: for a seed or position out of range, or an unknown purpose.
     """
     purpose = _purpose(purpose)
     _check_word("seed", seed)
@@ -59,9 +61,9 @@ def _purpose(purpose: Purpose | str) -> Purpose:
     if isinstance(purpose, str) and purpose.upper() in Purpose.__members__:
         return Purpose[purpose.upper()]
     known = ", ".join(Purpose.__members__)
-    raise ValueError(f"unknown purpose {purpose!r}; use one of {known} (or add one to shared.randomness.Purpose)")
+    raise UserError(f"unknown purpose {purpose!r}; use one of {known} (or add one to shared.randomness.Purpose)")
 
 
 def _check_word(name: str, value: int) -> None:
     if not 0 <= value < _WORD:
-        raise ValueError(f"{name} is {value}; expected an integer from 0 to 2**64 - 1")
+        raise UserError(f"{name} is {value}; expected an integer from 0 to 2**64 - 1")

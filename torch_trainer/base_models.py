@@ -67,7 +67,7 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype) -> BaseModels:
     """Read the UNet, VAE and text encoder, and the ControlNet, which starts from the UNet's encoder if none is named.
 
     Raises:
-        ValueError: something is missing, does not fit its configuration or the others, or is not supported.
+        UserError: something is missing, does not fit its configuration or the others, or is not supported.
     """
     base = str(config.pretrained_model_name_or_path)
     options = _options(config)
@@ -96,7 +96,7 @@ def load_unet(config: TrainConfig) -> Any:
     """The base model's UNet, in float32.
 
     Raises:
-        ValueError: it is not there, or does not fit its configuration.
+        UserError: it is not there, or does not fit its configuration.
     """
     return _load_unet(config)[0]
 

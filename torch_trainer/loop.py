@@ -41,7 +41,7 @@ class Loop:
 
         Raises:
             NonFiniteError: after saving the last good state.
-            ValueError: from the data, after saving the state that it stopped at.
+            UserError: from the data, after saving the state that it stopped at.
         """
         if first_step == last_step:  # interrupted after the last step, before its validation
             self.validation.measure_again(self.models, last_step)

@@ -32,6 +32,7 @@ from shared.checkpoints.policy import (
     remove,
 )
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 # Deleting takes time, and half of a checkpoint must not pass for one: it is first moved here.
 _DELETED = "checkpoints.deleted"
@@ -53,7 +54,7 @@ class _DashedNames(step_lib.NameFormat[step_lib.Metadata]):
     def find_step(self, base_path: epath.PathLike, step: int) -> step_lib.Metadata:
         path = epath.Path(base_path) / self.build_name(step)
         if not (path.exists() and step_lib.is_path_finalized(path)):
-            raise ValueError(f"there is no complete checkpoint at {path}")
+            raise UserError(f"there is no complete checkpoint at {path}")
         return step_lib.Metadata(step=step, path=path)
 
 
@@ -103,7 +104,7 @@ class Checkpoints:
         It replaces a checkpoint of that step, which a run that was resumed from an older one comes across.
 
         Raises:
-            ValueError: this save cannot begin, or the one before it failed.
+            UserError: this save cannot begin, or the one before it failed.
         """
         assert self._writer is not None, "this folder is only read"
         step = int(state.step)
@@ -123,7 +124,7 @@ class Checkpoints:
         """The state of `checkpoint-{step}` as numpy arrays; `like` gives the names, shapes and dtypes expected.
 
         Raises:
-            ValueError: the checkpoint is damaged, or holds other parameters than `like`.
+            UserError: the checkpoint is damaged, or holds other parameters than `like`.
         """
         path = self._path(step)
         with self._explained_failure_to_read(step):
@@ -138,7 +139,7 @@ class Checkpoints:
         """Only the JSON record of `checkpoint-{step}`.
 
         Raises:
-            ValueError: the checkpoint is damaged.
+            UserError: the checkpoint is damaged.
         """
         with self._explained_failure_to_read(step):
             return {**read_record(self._path(step))}
@@ -151,7 +152,7 @@ class Checkpoints:
         """Block until the save under way, if any, is on disk.
 
         Raises:
-            ValueError: that save failed.
+            UserError: that save failed.
         """
         if self._writer is not None:
             with self._explained_failure_to_write():
@@ -189,7 +190,7 @@ class Checkpoints:
         except ValueError as error:
             others = ", ".join(name for name in self._names() if name != self._path(step).name) or "none"
             reason = str(error).removesuffix(RESUME_FROM_ANOTHER).rstrip(" .")
-            raise ValueError(
+            raise UserError(
                 f"{shown(self._path(step))} cannot be read: it is damaged, or another program wrote it "
                 f"({reason}). Move it elsewhere and resume from another checkpoint (there: {shown(others)})."
             ) from error
@@ -200,7 +201,7 @@ class Checkpoints:
             yield
         except (ValueError, OSError) as error:
             complete = ", ".join(self._names()) or "none"
-            raise ValueError(
+            raise UserError(
                 f"A checkpoint could not be written to {shown(self._directory)} ({_short(error)}). Complete "
                 f"checkpoints there: {shown(complete)}. If the disk is full, free some space or keep fewer with "
                 "--checkpoints_total_limit; then continue with --resume_from_checkpoint latest."
@@ -238,7 +239,7 @@ class _QuietAboutGivenUpWrites:
 
 
 def check_same_arrays(checkpoint: Path, saved: TrainState, like: TrainState) -> None:
-    """Raises ValueError where a saved state has other names, shapes or dtypes than `like`."""
+    """Raises UserError where a saved state has other names, shapes or dtypes than `like`."""
     check_layouts(checkpoint, _layouts(saved), _layouts(like))
 
 

@@ -22,6 +22,7 @@ from shared.checkpoints.portable import (
     shapes_of_params,
 )
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 
@@ -35,7 +36,7 @@ def read_torch_record(checkpoint: Path) -> dict[str, Any]:
     """What the checkpoint says about the run it belongs to.
 
     Raises:
-        ValueError: it is damaged.
+        UserError: it is damaged.
     """
     return {**read_training_state(checkpoint)["record"]}
 
@@ -50,12 +51,12 @@ def read_torch_checkpoint(
     the state.
 
     Raises:
-        ValueError: it is damaged, holds other parameters than `like`, or holds the optimizer's state in another form
+        UserError: it is damaged, holds other parameters than `like`, or holds the optimizer's state in another form
             than whole float32 moments.
     """
     saved = read_training_state(checkpoint)
     if is_saved_with_8_bits(checkpoint):
-        raise ValueError(
+        raise UserError(
             f"{shown(checkpoint)} was saved with --use_8bit_adam, whose state only that optimizer can read. Resume it "
             "with the PyTorch backend and that flag."
         )

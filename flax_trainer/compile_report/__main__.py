@@ -15,11 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from shared.user_errors import UserError
+
 os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler is enough: a TPU that is there may be busy
 
 from flax_trainer.base_models import ModelConfigs, read_configs
 from flax_trainer.compile_report.batch_size import find_batch_size
-from flax_trainer.compile_report.in_subprocess import compile_report_apart
+from flax_trainer.compile_report.in_subprocess import compile_report_in_subprocess
 from flax_trainer.compile_report.report import DoesNotFitError, given_flags
 from flax_trainer.compile_report.targets import Target, parse_target
 from flax_trainer.compile_report.text import does_not_fit_text, notes, report_text
@@ -29,10 +31,10 @@ from shared.config.command_line import read_beside_own_flags
 from shared.config.flags import flags_in_group, flags_of
 from shared.diffusion.schedule import NoiseSchedule
 from shared.outgoing.atomic_files import write_text_atomically
+from shared.outgoing.messages import explain
 from shared.outgoing.redaction import described
 from shared.run.setup import check_resolution
 from shared.untrusted import shown
-from shared.user_errors import explain
 
 _MODELS = (
     "pretrained_model_name_or_path",
@@ -75,7 +77,7 @@ def main(argv: list[str]) -> int:
         config, given = read_beside_own_flags(argv, _FLAGS)
         own = OwnFlags(**given)
         if own.target is None:
-            raise ValueError("--target is missing: name the TPU slice to compile for, as v4-8.")
+            raise UserError("--target is missing: name the TPU slice to compile for, as v4-8.")
         target = parse_target(own.target)
         config = _checked(config, own.model)
         _check_file(own.file)
@@ -97,7 +99,7 @@ def _report(config: TrainConfig, target: Target, own: OwnFlags) -> int:
         _write(own.file, {policy: None if report is None else report.as_json() for policy, report in found.items()})
         return 0 if any(found.values()) else 1
     try:
-        report = compile_report_apart(config, configs, schedule, target, from_cache=own.cached_latents)
+        report = compile_report_in_subprocess(config, configs, schedule, target, from_cache=own.cached_latents)
     except DoesNotFitError as error:
         print(does_not_fit_text(config, target, error))
         flags = given_flags(config, from_cache=own.cached_latents)
@@ -112,10 +114,10 @@ def _checked(config: TrainConfig, model: str | None) -> TrainConfig:
     """The training flags' configuration, which need not name data, with the built-in model in it."""
     if model is not None:
         if model not in ARCHITECTURES:
-            raise ValueError(f"--model is {described(model)}; expected one of {', '.join(ARCHITECTURES)}.")
+            raise UserError(f"--model is {described(model)}; expected one of {', '.join(ARCHITECTURES)}.")
         named = [f"--{name}" for name in _MODELS if getattr(config, name) is not None]
         if named:
-            raise ValueError(f"--model {model} stands for all models of a run: leave it out, or {', '.join(named)}.")
+            raise UserError(f"--model {model} stands for all models of a run: leave it out, or {', '.join(named)}.")
         config = dataclasses.replace(config, pretrained_model_name_or_path=model)
     names_data = any(getattr(config, name) is not None for name in _DATA)
     validate(config if names_data else dataclasses.replace(config, generated_circles=1), "flax")
@@ -128,16 +130,16 @@ def _check_file(file: Path | None) -> None:
         return
     try:
         if file.is_dir():
-            raise ValueError(f"--json is {shown(file)}, which is a folder: give a file's name, as report.json in it.")
+            raise UserError(f"--json is {shown(file)}, which is a folder: give a file's name, as report.json in it.")
         if file.exists() and not file.is_file():
-            raise ValueError(f"--json is {shown(file)}, which is no file: give a file's name.")
+            raise UserError(f"--json is {shown(file)}, which is no file: give a file's name.")
         if not file.absolute().parent.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"--json is {shown(file)}, but there is no folder {shown(file.absolute().parent)}: make it, or give "
                 "another."
             )
     except OSError as error:  # a folder on the way that may not be entered, a name that is too long
-        raise ValueError(f"--json is {shown(file)}: {error.strerror}. Give another file.") from error
+        raise UserError(f"--json is {shown(file)}: {error.strerror}. Give another file.") from error
 
 
 def _write(file: Path | None, figures: dict[str, Any]) -> None:
@@ -146,7 +148,7 @@ def _write(file: Path | None, figures: dict[str, Any]) -> None:
     try:
         write_text_atomically(file, json.dumps(figures, indent=2) + "\n")
     except OSError as error:
-        raise ValueError(f"--json: {shown(file)} cannot be written ({error.strerror}). Give another file.") from error
+        raise UserError(f"--json: {shown(file)} cannot be written ({error.strerror}). Give another file.") from error
 
 
 def _model(config: TrainConfig, model: str | None) -> tuple[ModelConfigs, NoiseSchedule]:

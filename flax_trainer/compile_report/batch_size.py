@@ -6,7 +6,7 @@ from functools import partial
 from typing import get_args
 
 from flax_trainer.base_models import ModelConfigs
-from flax_trainer.compile_report.in_subprocess import CompilerCrashedError, compile_report_apart
+from flax_trainer.compile_report.in_subprocess import CompilerCrashedError, compile_report_in_subprocess
 from flax_trainer.compile_report.report import GIB, DoesNotFitError, Report
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.compile_report.text import batch_size_line
@@ -35,7 +35,7 @@ def find_batch_size(
         )
         report, failure = None, ""
         try:
-            report = compile_report_apart(tried, configs, schedule, target, from_cache=from_cache)
+            report = compile_report_in_subprocess(tried, configs, schedule, target, from_cache=from_cache)
         except DoesNotFitError:
             failure = "does not fit"
         except CompilerCrashedError:

@@ -2,20 +2,18 @@
 
 import multiprocessing
 import signal
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
 from flax_trainer.base_models import ModelConfigs
 from flax_trainer.compile_report.report import Report, compile_report
 from flax_trainer.compile_report.targets import Target
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
-from shared.user_errors import is_written_for_users
+from shared.user_errors import UserError
 
 
-class CompilerCrashedError(ValueError):
+class CompilerCrashedError(UserError):
     """The TPU compiler took its process with it: it has crashed, or the system has ended it."""
 
     def __init__(self) -> None:
@@ -25,7 +23,7 @@ class CompilerCrashedError(ValueError):
         )
 
 
-def compile_report_apart(
+def compile_report_in_subprocess(
     config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, target: Target, *, from_cache: bool
 ) -> Report:
     """`compile_report`, whose process gives all its memory back at the end, and can be interrupted at any time.
@@ -33,30 +31,15 @@ def compile_report_apart(
     Raises:
         CompilerCrashedError: the compiler has ended its process. Seen with libtpu 0.0.42.1, which at some sizes of a
             convolution runs out of stack.
-        ValueError: as `compile_report` does.
+        UserError: as `compile_report` does.
     """
     context, ctrl_c_is_ours = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=ctrl_c_is_ours) as pool:
         try:
-            outcome = pool.submit(
-                _report_or_error, compile_report, config, configs, schedule, target, from_cache=from_cache
-            ).result()
+            return pool.submit(compile_report, config, configs, schedule, target, from_cache=from_cache).result()
         except BrokenProcessPool as error:
             raise CompilerCrashedError from error
         except KeyboardInterrupt:
             for process in multiprocessing.active_children():
                 process.kill()  # while it compiles it does not listen
             raise
-    if isinstance(outcome, ValueError):
-        raise outcome
-    return outcome
-
-
-def _report_or_error(report: Callable[..., Report], *arguments: Any, from_cache: bool) -> Report | ValueError:
-    """Errors that are written for users are returned: no traceback comes with them, which would tell them apart."""
-    try:
-        return report(*arguments, from_cache=from_cache)
-    except ValueError as error:
-        if is_written_for_users(error):
-            return error
-        raise

@@ -36,13 +36,14 @@ from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources.circles import CirclesSource
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.trained_parts import is_decoder, prefixed
+from shared.user_errors import UserError
 
 GIB = 2**30
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax")
 _DOES_NOT_FIT = re.compile("Ran out of memory (?:on HBM|in memory space hbm)")  # a core's own memory is not HBM
 
 
-class DoesNotFitError(ValueError):
+class DoesNotFitError(UserError):
     """The compiler found no way to run the step in a chip's memory."""
 
 
@@ -139,7 +140,7 @@ def compile_report(
 
     Raises:
         DoesNotFitError: it needs more memory than a chip has.
-        ValueError: the models, the flags or the slice do not fit each other.
+        UserError: the models, the flags or the slice do not fit each other.
     """
     jax.config.update("jax_default_matmul_precision", matmul_precision(config))
     jax.config.update("jax_enable_compilation_cache", False)  # programs for absent devices cannot be read back

@@ -12,6 +12,7 @@ from jax.experimental import topologies
 
 from flax_trainer.profiling.device_peaks import peak_tflops
 from shared.outgoing.redaction import described
+from shared.user_errors import UserError
 
 # What the TPU compiler must be told where there is no TPU: not to look for one, and that it may be loaded twice. It
 # warns unless it is given a type, which has no effect on the topologies it is asked for.
@@ -114,14 +115,14 @@ class Target:
         """Devices that can be compiled for and are not there.
 
         Raises:
-            ValueError: the TPU compiler is not installed.
+            UserError: the TPU compiler is not installed.
         """
         os.environ.update(_WITHOUT_TPU)
         shape = "x".join(map(str, self.shape))
         try:
             return topologies.get_topology_desc(f"{self.chip.name}:{shape}", platform="tpu", **self._options()).devices
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"The TPU compiler cannot be loaded ({str(error).splitlines()[0]}). "
                 "Install it with: pip install 'jax[tpu]'"
             ) from error
@@ -137,18 +138,18 @@ def parse_target(name: str) -> Target:
     """A slice by the name that Cloud TPU gives its type: v4-8, v5litepod-16 (or v5e-16), v5p-8, v6e-4.
 
     Raises:
-        ValueError: there is no such type.
+        UserError: there is no such type.
     """
     match = re.fullmatch(r"(v[a-z0-9]+)-([0-9]{1,6})", name)
     generation = match and _SPELLINGS.get(match[1], match[1])
     chip = CHIPS.get(generation or "")
     if match is None or chip is None:
-        raise ValueError(f"--target is {described(name)}; expected {', '.join(CHIPS)} and a size, as v4-8 or v5e-4.")
+        raise UserError(f"--target is {described(name)}; expected {', '.join(CHIPS)} and a size, as v4-8 or v5e-4.")
     shapes: dict[int, tuple[int, ...]] = dict(_SHAPES_3D if chip.dimensions == 3 else _SHAPES_2D)
     per_chip = 2 if chip.named_by_cores else 1
     sizes = {chips * per_chip: shape for chips, shape in shapes.items()}
     if int(match[2]) not in sizes:
-        raise ValueError(
+        raise UserError(
             f"--target is {name!r}; the sizes of {chip.name} here are {', '.join(f'{chip.name}-{n}' for n in sizes)}."
         )
     return Target(name, chip, sizes[int(match[2])])

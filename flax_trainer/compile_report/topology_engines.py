@@ -29,7 +29,7 @@ def engine_on(config: TrainConfig, devices: Sequence[jax.Device]) -> EngineOnTop
     """The engine that `--parallelism` names.
 
     Raises:
-        ValueError: the devices cannot be divided as `--fsdp_devices` says.
+        UserError: the devices cannot be divided as `--fsdp_devices` says.
     """
     if config.parallelism == "mesh":
         return MeshOnTopology(MeshEngine.over(devices, config.fsdp_devices).mesh)

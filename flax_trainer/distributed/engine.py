@@ -86,7 +86,7 @@ def make_engine(config: TrainConfig) -> Engine:
     """The engine that `--parallelism` names, on all devices of all processes.
 
     Raises:
-        ValueError: the devices cannot be divided as `--fsdp_devices` says.
+        UserError: the devices cannot be divided as `--fsdp_devices` says.
     """
     if config.parallelism == "mesh":
         return MeshEngine.over(jax.devices(), config.fsdp_devices)

@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstr
 from flax_trainer.models.functional import Params
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import ModelDefs, TrainStep
+from shared.user_errors import UserError
 
 DATA, FSDP = "data", "fsdp"
 ROWS = PartitionSpec((DATA, FSDP))
@@ -58,12 +59,12 @@ class MeshEngine:
         hands them out; `jax.make_mesh` promises no order.
 
         Raises:
-            ValueError: the devices cannot be divided into such groups.
+            UserError: the devices cannot be divided into such groups.
         """
         count = len(devices)
         if count % fsdp_devices:
             divisors = ", ".join(str(number) for number in range(1, count + 1) if count % number == 0)
-            raise ValueError(
+            raise UserError(
                 f"--fsdp_devices is {fsdp_devices}, but the run has {count} devices, which groups of that size do not "
                 f"divide. Give one of {divisors}."
             )

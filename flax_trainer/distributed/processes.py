@@ -29,6 +29,7 @@ from shared.config import TrainConfig
 from shared.config.options import FLAGS, SECRETS
 from shared.outgoing.redaction import redacted
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def join_processes(config: TrainConfig) -> None:
     """Make the processes of a run one program, before anything touches a device: as flags say, or the TPU's hosts.
 
     Raises:
-        ValueError: the others cannot be reached, or the port of process 0 is taken.
+        UserError: the others cannot be reached, or the port of process 0 is taken.
     """
     if config.coordinator_address is not None:
         where = _where_to_listen(config.coordinator_address) if config.process_id == 0 else None
@@ -61,9 +62,9 @@ def without_processes(config: TrainConfig) -> TrainConfig:
 
 
 def check_joined() -> None:
-    """Raises ValueError where this host is one of several that do not know of each other. Touches the devices."""
+    """Raises UserError where this host is one of several that do not know of each other. Touches the devices."""
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
-        raise ValueError(
+        raise UserError(
             f"This host's devices belong to {jax.process_count()} hosts, but how these find each other is not known: "
             "the machine's metadata could not be read. Say it with --coordinator_address, --num_processes and "
             "--process_id."
@@ -76,7 +77,7 @@ def _where_to_listen(address: str) -> str | None:
     JAX by itself listens on all of them, to whoever comes.
 
     Raises:
-        ValueError: the port is taken.
+        UserError: the port is taken.
     """
     if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:  # JAX's own way of saying it
         return None
@@ -102,14 +103,14 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
 
 
 def _is_of_this_host(family: socket.AddressFamily, place: Any) -> bool:
-    """Raises ValueError where the port is taken, which JAX would find out in five minutes."""
+    """Raises UserError where the port is taken, which JAX would find out in five minutes."""
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the service, not stopped by closed ones
             probe.bind(place)
     except OSError as error:
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            raise ValueError(
+            raise UserError(
                 f"--coordinator_address: process 0 cannot listen on port {place[1]} of {place[0]} ({error.strerror}). "
                 "Give all processes another port, such as 8476."
             ) from error
@@ -137,7 +138,7 @@ def _initialize(
             coordinator_bind_address=where,
         )
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"The processes of the run did not find each other ({shown(_first_line(error))}). Start the same command "
             "on every host, at about the same time; --coordinator_address is a free port of the host of process 0 that "
             "all others reach."
@@ -208,7 +209,7 @@ def all_or_none() -> Iterator[None]:
     """What is done in here succeeds in all processes or ends them all; it must not need the others itself.
 
     Raises:
-        ValueError: a mistake in another process, which would leave this one waiting for it.
+        UserError: a mistake in another process, which would leave this one waiting for it.
     """
     try:
         yield
@@ -216,7 +217,7 @@ def all_or_none() -> Iterator[None]:
         any_process(True)
         raise
     if any_process(False):
-        raise ValueError("Another process of this run cannot start; its own output says why.")
+        raise UserError("Another process of this run cannot start; its own output says why.")
 
 
 def same_everywhere(config: TrainConfig) -> TrainConfig:
@@ -225,7 +226,7 @@ def same_everywhere(config: TrainConfig) -> TrainConfig:
     The output folder is taken over: a {timestamp} in it is another one on each host.
 
     Raises:
-        ValueError: naming the flags in which this or another process differs.
+        UserError: naming the flags in which this or another process differs.
     """
     if not jax.distributed.is_initialized():
         return config
@@ -237,7 +238,7 @@ def same_everywhere(config: TrainConfig) -> TrainConfig:
             f"--{name} ({_told(mine[name])}, not {_told(theirs[name])})" for name in mine if mine[name] != theirs[name]
         ]
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"Process {jax.process_index()} was started with another command than process 0: "
                 f"{', '.join(differing)}. Start the same command on all hosts."
             )
@@ -245,7 +246,7 @@ def same_everywhere(config: TrainConfig) -> TrainConfig:
 
 
 def check_shared_folder(folder: Path) -> None:
-    """Raises ValueError where the processes do not see the same folder: each saves its part of a checkpoint there."""
+    """Raises UserError where the processes do not see the same folder: each saves its part of a checkpoint there."""
     if not jax.distributed.is_initialized():
         return
     nonce = _text_of_main(os.urandom(8).hex())
@@ -255,7 +256,7 @@ def check_shared_folder(folder: Path) -> None:
             probe.touch()
     with all_or_none():
         if not probe.exists():
-            raise ValueError(
+            raise UserError(
                 f"--output_dir {folder} is not the same folder on all hosts: process {jax.process_index()} does not "
                 "see what process 0 wrote. Give one on a file system that they share, such as NFS or a mounted bucket."
             )

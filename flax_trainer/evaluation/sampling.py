@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from flax_trainer.models.functional import ModelDef, Params
 from shared.diffusion.samplers import SamplerPlan, SamplerState, StepCoefficients, initial_state, sampler_step
+from shared.user_errors import UserError
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def sample_images(
         float32 [B, H, W, 3] in [0, 1].
 
     Raises:
-        ValueError: guidance is asked for without a negative prompt.
+        UserError: guidance is asked for without a negative prompt.
     """
     final_BHWC = sample_latents(
         defs,
@@ -100,7 +101,7 @@ def sample_latents(
     guided = guidance_scale > 1.0
     if guided:
         if negative_prompt is None:
-            raise ValueError(
+            raise UserError(
                 f"guidance_scale is {guidance_scale} and there is no negative prompt; expected one (the empty prompt "
                 "will do), or a guidance_scale of 1 or less."
             )

@@ -18,6 +18,7 @@ from flax_trainer.models.layers.basic import Embedding, LayerNorm, Linear
 from flax_trainer.models.pretrained import PretrainedModel
 from shared.models.configs import CLIPTextConfig
 from shared.models.weight_files import TRANSFORMERS
+from shared.user_errors import UserError
 
 LEGACY_EOS_TOKEN_ID = 2
 
@@ -60,7 +61,7 @@ class FlaxCLIPTextModel(PretrainedModel):
             [B, hidden_size].
 
         Raises:
-            ValueError: the texts are longer than `max_position_embeddings`.
+            UserError: the texts are longer than `max_position_embeddings`.
         """
         return self.text_model(input_ids_BL, penultimate)
 
@@ -111,7 +112,7 @@ class CLIPTextEmbeddings(nnx.Module):
     def __call__(self, input_ids_BL: jax.Array) -> jax.Array:
         length = input_ids_BL.shape[-1]
         if length > self.max_length:
-            raise ValueError(
+            raise UserError(
                 f"The texts have {length} tokens and this encoder takes at most {self.max_length}: truncate them when "
                 "tokenising."
             )

@@ -23,6 +23,7 @@ from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from flax_trainer.models.unet_encoder import ENCODER_PREFIXES, UNetEncoder, state_channels
 from shared.models.configs.unet import ControlNetConfig
 from shared.models.initialisation import ModuleKind, initial_values
+from shared.user_errors import UserError
 
 ZERO_MODULES = ("controlnet_down_blocks", "controlnet_mid_block", "controlnet_cond_embedding.conv_out")
 
@@ -114,7 +115,7 @@ class FlaxControlNetModel(UNetEncoder):
             `global_pool_conditions` they are means over H and W, [B, 1, 1, C]; after `enable_only_mid_control` the
             former are missing, an empty tuple.
         Raises:
-            ValueError: a condition of the wrong size or channel count, or missing SDXL conditions.
+            UserError: a condition of the wrong size or channel count, or missing SDXL conditions.
         """
         dtype = sample_BHWC.dtype
         text_BLD = encoder_hidden_states_BLD.astype(dtype)
@@ -145,7 +146,7 @@ class FlaxControlNetModel(UNetEncoder):
         """A new ControlNet that leaves the UNet's output as it is: see `controlnet_params_from_unet`.
 
         Raises:
-            ValueError: the UNet's architecture is one that diffusers' ControlNet cannot express.
+            UserError: the UNet's architecture is one that diffusers' ControlNet cannot express.
         """
         config = ControlNetConfig.from_unet_config(
             unet.config,
@@ -163,7 +164,7 @@ class FlaxControlNetModel(UNetEncoder):
         if channels != self.config.conditioning_channels or reduced != sample_BHWC.shape[1:3]:
             latent_height, latent_width = sample_BHWC.shape[1:3]
             expected = (latent_height * reduction, latent_width * reduction, self.config.conditioning_channels)
-            raise ValueError(
+            raise UserError(
                 f"controlnet_cond has height, width, channels {(height, width, channels)}; latents of "
                 f"{latent_height}x{latent_width} need {expected}. Resize the conditioning image, or choose a "
                 "ControlNet with that conditioning_channels."
@@ -192,7 +193,7 @@ def controlnet_params_from_unet(
     Returns:
         New arrays in the dtypes of `abstract`, sharing no memory with the UNet's, so that they may be donated.
     Raises:
-        ValueError: the UNet lacks one of the encoder's parameters, or has it in another shape.
+        UserError: the UNet lacks one of the encoder's parameters, or has it in another shape.
     """
     encoder = {name: value for name, value in abstract.items() if name.startswith(ENCODER_PREFIXES)}
     _check_same_encoder(unet_params, encoder)
@@ -214,7 +215,7 @@ def _check_same_encoder(unet_params: Mapping[str, jax.Array | np.ndarray], encod
     for name, wanted in encoder.items():
         found = list(unet_params[name].shape) if name in unet_params else "nothing"
         if found != list(wanted.shape):
-            raise ValueError(
+            raise UserError(
                 f"The ControlNet starts from the UNet's {name} of shape {list(wanted.shape)} and the UNet has {found}; "
                 "use the configuration that ControlNetConfig.from_unet_config makes of this UNet's."
             )

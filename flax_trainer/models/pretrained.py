@@ -83,7 +83,7 @@ class PretrainedModel(nnx.Module):
         """The model with random float32 values, the same for the same seed in either backend.
 
         Raises:
-            ValueError: the configuration is not supported.
+            UserError: the configuration is not supported.
         """
         model = cls.abstract(config)
         definition, _ = split(model)
@@ -132,7 +132,7 @@ class PretrainedModel(nnx.Module):
             cache_dir, token: as in `huggingface_hub`.
 
         Raises:
-            ValueError: there is no such folder, repository, subfolder, revision or variant; the configuration is not
+            UserError: there is no such folder, repository, subfolder, revision or variant; the configuration is not
                 supported; parameters are missing, unexpected or of another shape.
         """
         config, host_params = cls.load_params(

@@ -13,6 +13,7 @@ from flax_trainer.models.layers.basic import Conv, GroupNorm
 from flax_trainer.models.layers.unet_blocks import UpBlock2D
 from flax_trainer.models.unet_encoder import UNetEncoder, resnet_spec, state_channels, transformer_spec
 from shared.models.configs.unet import UNet2DConditionConfig
+from shared.user_errors import UserError
 
 
 class FlaxUNet2DConditionModel(UNetEncoder):
@@ -57,7 +58,7 @@ class FlaxUNet2DConditionModel(UNetEncoder):
         Returns:
             [B, H, W, out_channels] in the sample's dtype.
         Raises:
-            ValueError: residuals that do not come in a full set, or missing SDXL conditions.
+            UserError: residuals that do not come in a full set, or missing SDXL conditions.
         """
         dtype = sample_BHWC.dtype
         text_BLD = encoder_hidden_states_BLD.astype(dtype)
@@ -71,7 +72,7 @@ class FlaxUNet2DConditionModel(UNetEncoder):
             skips = _add_residuals(skips, down_block_additional_residuals)
             x_BHWC = x_BHWC + mid_block_additional_residual.astype(dtype)
         elif down_block_additional_residuals is not None or mid_block_additional_residual is not None:
-            raise ValueError(
+            raise UserError(
                 "Only one of down_block_additional_residuals and mid_block_additional_residual was given; "
                 "pass both of the values that a ControlNet returns, or neither."
             )
@@ -120,7 +121,7 @@ def _add_residuals(skips_BHWC: tuple[jax.Array, ...], residuals: Sequence[jax.Ar
     if not residuals:
         return skips_BHWC
     if len(residuals) != len(skips_BHWC):
-        raise ValueError(
+        raise UserError(
             f"down_block_additional_residuals has {len(residuals)} arrays and this UNet has {len(skips_BHWC)} skip "
             "connections; use a ControlNet made from the same architecture."
         )

@@ -18,6 +18,7 @@ from flax_trainer.models.layers.transformer import TransformerSpec
 from flax_trainer.models.layers.unet_blocks import DownBlock2D, MidBlock2D
 from flax_trainer.models.pretrained import PretrainedModel
 from shared.models.configs.unet import CROSS_ATTENTION_BLOCKS, CROSS_ATTENTION_MID_BLOCK, EncoderConfig
+from shared.user_errors import UserError
 
 ENCODER_PREFIXES = ("conv_in.", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.")
 
@@ -148,7 +149,7 @@ def _required_conditions(added_cond_kwargs: Mapping[str, jax.Array] | None) -> t
     given = dict(added_cond_kwargs or {})
     missing = [name for name in ("text_embeds", "time_ids") if name not in given]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"added_cond_kwargs has {sorted(given)}; this model (addition_embed_type 'text_time', SDXL) also needs "
             f"{missing}: text_embeds [B, P] is the pooled text embedding, time_ids [B, 6] are SDXL's sizes and crops."
         )

@@ -15,6 +15,7 @@ import jax
 from flax_trainer.profiling.trace_parts import name_parts
 from shared.config import TrainConfig
 from shared.untrusted import foreign_library
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def profiled_steps(config: TrainConfig, first_step: int, last_step: int) -> rang
     None where a continued run has too few left: the same command must be able to finish what it began.
 
     Raises:
-        ValueError: the run would end before they do.
+        UserError: the run would end before they do.
     """
     if config.profile_steps == 0:
         return range(0)
@@ -37,7 +38,7 @@ def profiled_steps(config: TrainConfig, first_step: int, last_step: int) -> rang
         begin = first_step + 1 + _WARM_UP_STEPS
         return range(begin, begin + config.profile_steps)
     if first_step == 0:
-        raise ValueError(
+        raise UserError(
             f"--profile_steps {config.profile_steps} needs a run of {needed} steps, because the first "
             f"{_WARM_UP_STEPS} are not like the others and left out; this one has {last_step}. Lower --profile_steps "
             "or raise --max_train_steps."

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 _DIFFERENCES_SHOWN = 5
 _MOMENTS = frozenset({"exp_avg", "exp_avg_sq", "mu", "nu"})
@@ -22,13 +23,13 @@ def check_layouts(checkpoint: Path, saved: Mapping[str, Layout], expected: Mappi
     """Compare arrays by their names, such as `params/conv_in.weight` or `exp_avg/conv_in.weight`.
 
     Raises:
-        ValueError: naming what is missing, what is too much, and what has another type or shape.
+        UserError: naming what is missing, what is too much, and what has another type or shape.
     """
     different = [name for name in sorted({*saved, *expected}) if saved.get(name) != expected.get(name)]
     if not different:
         return
     if all(name not in saved and _tree(name) in _MOMENTS | _AVERAGES for name in different):
-        raise ValueError(
+        raise UserError(
             f"{shown(checkpoint)} lacks {_in_words(different[0])}{_and_more(different)}: it is damaged, or another "
             "program wrote it. Resume from another checkpoint."
         )
@@ -36,7 +37,7 @@ def check_layouts(checkpoint: Path, saved: Mapping[str, Layout], expected: Mappi
         f"{shown(name)}: {_text(saved.get(name))} in the checkpoint, {_text(expected.get(name))} expected"
         for name in different[:_DIFFERENCES_SHOWN]
     )
-    raise ValueError(
+    raise UserError(
         f"{shown(checkpoint)} {_reason(different, saved, expected)}; {len(different)} arrays differ:\n  "
         + "\n  ".join(differences)
         + "\nGive the base model of the checkpoint, or start a new run in another --output_dir."

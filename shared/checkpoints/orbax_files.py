@@ -21,6 +21,7 @@ import tensorstore
 from shared.checkpoints.arrays import Layout
 from shared.checkpoints.policy import RESUME_FROM_ANOTHER, Record
 from shared.untrusted import check_plain_tree, foreign_library, read_json, shown
+from shared.user_errors import UserError
 
 _STATE, _RECORD = "state", "record/metadata"
 _MOST_FILES = 100_000  # a hundred for each of a thousand processes
@@ -49,7 +50,7 @@ def read_record(checkpoint: Path) -> Record:
     """What the checkpoint says about the run it belongs to.
 
     Raises:
-        ValueError: it is damaged.
+        UserError: it is damaged.
     """
     _check_files(checkpoint)
     record: Record = read_json(checkpoint / _RECORD, Record, fix=RESUME_FROM_ANOTHER)
@@ -71,7 +72,7 @@ class StoredArrays:
         """Whole, however many devices they were divided between when they were saved.
 
         Raises:
-            ValueError: one is damaged, or the loss scale is none.
+            UserError: one is damaged, or the loss scale is none.
         """
         with _foreign_library(self.checkpoint):
             reads = {name: store.read() for name, store in self.stores.items()}
@@ -79,7 +80,7 @@ class StoredArrays:
         scale = arrays.get("loss_scaler/scale")
         # An infinite one would never become finite again.
         if scale is not None and not 0 < float(scale) <= _FLOAT32_MAX:
-            raise ValueError(f"{shown(self.checkpoint)} holds {scale} as the loss scale. {RESUME_FROM_ANOTHER}")
+            raise UserError(f"{shown(self.checkpoint)} holds {scale} as the loss scale. {RESUME_FROM_ANOTHER}")
         return arrays
 
 
@@ -87,7 +88,7 @@ def open_arrays(checkpoint: Path) -> StoredArrays:
     """Find the arrays of a checkpoint.
 
     Raises:
-        ValueError: it is damaged, or stores its arrays as Orbax does not.
+        UserError: it is damaged, or stores its arrays as Orbax does not.
     """
     _check_files(checkpoint)
     path = checkpoint / _STATE / "_METADATA"
@@ -101,7 +102,7 @@ def open_arrays(checkpoint: Path) -> StoredArrays:
         specs = {name: store.spec().to_json() for name, store in stores.items()}
     listed = {".".join(key["key"] for key in entry["key_metadata"]) for entry in metadata["tree_metadata"].values()}
     if listed != set(names):
-        raise ValueError(f"{shown(path)} lists other arrays than are stored. {RESUME_FROM_ANOTHER}")
+        raise UserError(f"{shown(path)} lists other arrays than are stored. {RESUME_FROM_ANOTHER}")
     for name, store in stores.items():
         _check_stored_as_usual(checkpoint, name, store, specs[name])
     return StoredArrays(checkpoint, stores)
@@ -117,7 +118,7 @@ def _check_stored_as_usual(checkpoint: Path, name: str, store: tensorstore.Tenso
     chunk = [size or 0 for size in store.chunk_layout.read_chunk.shape or ()]
     compressor = (spec["metadata"].get("compressor") or {}).get("id")
     if math.prod(chunk) > max(1, math.prod(store.shape)) or compressor not in _COMPRESSORS:
-        raise ValueError(
+        raise UserError(
             f"{shown(checkpoint)} stores {shown(name)} in pieces of {chunk} with the compressor "
             f"{shown(compressor)}, as no version of this trainer does. {RESUME_FROM_ANOTHER}"
         )
@@ -133,4 +134,4 @@ def _foreign_library(checkpoint: Path) -> Iterator[None]:
         try:
             yield
         except ValueError as error:  # TensorStore appends the specification of every driver
-            raise ValueError(str(error).partition(" [tensorstore_spec")[0]) from error
+            raise UserError(str(error).partition(" [tensorstore_spec")[0]) from error

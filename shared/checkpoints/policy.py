@@ -15,6 +15,7 @@ from shared.config import TrainConfig
 from shared.config.learning_rate import Course, change_of_course, course_of
 from shared.config.options import FLAGS
 from shared.untrusted import is_inside, shown
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +84,9 @@ def checkpoints_in(directory: Path) -> list[Path]:
 
 
 def check_step(checkpoint: Path, step: int) -> None:
-    """Raises ValueError where a folder called `checkpoint-N` holds the state of another step."""
+    """Raises UserError where a folder called `checkpoint-N` holds the state of another step."""
     if _NAME.fullmatch(checkpoint.name) and checkpoint_step(checkpoint) != step:
-        raise ValueError(
+        raise UserError(
             f"{shown(checkpoint)} holds the state after step {step}, which its name denies. Give it back the name "
             f"{CHECKPOINT_PREFIX}{step}, or resume from another checkpoint."
         )
@@ -97,14 +98,14 @@ def checkpoint_to_resume(output_dir: Path, resume_from_checkpoint: str | None) -
     `latest` in a folder without checkpoints starts afresh, so that one command line can be repeated until it is done.
 
     Raises:
-        ValueError: the named checkpoint does not exist, a fresh run would mix with the checkpoints of another, or the
+        UserError: the named checkpoint does not exist, a fresh run would mix with the checkpoints of another, or the
             folder cannot be read.
     """
     existing = checkpoints_in(output_dir)
     names = shown(", ".join(path.name for path in existing)) or "none"
     if resume_from_checkpoint is None:
         if existing:
-            raise ValueError(
+            raise UserError(
                 f"--output_dir {shown(output_dir)} already holds checkpoints of a run ({names}). To continue it, add "
                 "--resume_from_checkpoint latest; to start a new one, choose another --output_dir or delete them."
             )
@@ -116,7 +117,7 @@ def checkpoint_to_resume(output_dir: Path, resume_from_checkpoint: str | None) -
         _check_no_links_out([path])
         if is_checkpoint(path):
             return path
-    raise ValueError(
+    raise UserError(
         f"--resume_from_checkpoint {shown(resume_from_checkpoint)}: there is no such checkpoint. Expected 'latest', "
         f"the name of a checkpoint in {shown(output_dir)} (there: {names}), or the path of a {CHECKPOINT_PREFIX}N "
         "folder."
@@ -147,12 +148,12 @@ def check_resumable(checkpoint: Path, saved: dict[str, Any], current: dict[str, 
     take another course is said in the log.
 
     Raises:
-        ValueError: naming everything that differs, with both values.
+        UserError: naming everything that differs, with both values.
     """
     differences = _differences(saved, current)
     if differences:
         more = len(differences) - _DIFFERENCES_SHOWN
-        raise ValueError(
+        raise UserError(
             f"{shown(checkpoint)} cannot be resumed by this command, because these differ:\n  "
             + "\n  ".join(differences[:_DIFFERENCES_SHOWN])
             + (f"\n  and {more} more" if more > 0 else "")
@@ -175,7 +176,7 @@ def set_aside_later(output_dir: Path, step: int) -> list[Path]:
     Otherwise `latest` would later find them and mix two courses. Returns the new paths.
 
     Raises:
-        ValueError: they cannot be renamed.
+        UserError: they cannot be renamed.
     """
     later = [path for path in checkpoints_in(output_dir) if checkpoint_step(path) > step]
     renamed = []
@@ -185,7 +186,7 @@ def set_aside_later(output_dir: Path, step: int) -> list[Path]:
             remove(target)
             renamed.append(path.rename(target))
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"{shown(path)} is of the course that this run leaves at step {step}, and cannot be renamed to "
                 f"{shown(target.name)} ({error.strerror}). Move it elsewhere."
             ) from error
@@ -213,7 +214,7 @@ def _entries(directory: Path) -> list[Path]:
     try:
         return list(directory.iterdir()) if directory.is_dir() else []
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{shown(directory)} cannot be read ({error.strerror}). Choose a folder that you may read."
         ) from error
 
@@ -221,7 +222,7 @@ def _entries(directory: Path) -> list[Path]:
 def _check_no_links_out(paths: Iterable[Path]) -> None:
     for path in paths:
         if _has_name_and_content(path) and not is_checkpoint(path):
-            raise ValueError(
+            raise UserError(
                 f"{shown(path)} is a link that leads out of its folder. To resume from what it leads to, give "
                 "--resume_from_checkpoint the path of that folder itself, or move it here."
             )

@@ -21,6 +21,7 @@ from shared.checkpoints.arrays import Layout, check_layouts
 from shared.checkpoints.policy import RESUME_FROM_ANOTHER, Record, check_step
 from shared.models.weight_files import DIFFUSERS
 from shared.untrusted import check_plain_files, check_plain_tree, foreign_library, read_json, shown
+from shared.user_errors import UserError
 
 CONTROLNET_FOLDER = "controlnet"
 DECODER_FILE = "unet_decoder.safetensors"
@@ -58,13 +59,13 @@ def read_training_state(checkpoint: Path) -> TrainingState:
     """`step`, `record` and `loss_scaler` (None where there was none).
 
     Raises:
-        ValueError: the file is damaged, or says another step than the folder's name.
+        UserError: the file is damaged, or says another step than the folder's name.
     """
     _check_files(checkpoint)
     path = checkpoint / STATE_FILE
     state: TrainingState = read_json(path, TrainingState, fix=RESUME_FROM_ANOTHER)
     if state["loss_scaler"] and state["loss_scaler"].keys() != SavedLossScaler.__annotations__.keys():
-        raise ValueError(f"{shown(path)} holds a part of a loss scaler. {RESUME_FROM_ANOTHER}")
+        raise UserError(f"{shown(path)} holds a part of a loss scaler. {RESUME_FROM_ANOTHER}")
     check_step(checkpoint, state["step"])
     return state
 
@@ -73,7 +74,7 @@ def check_arrays(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]]) -> Non
     """Compare what the files say they hold with what a run of these parameters needs, before anything of it is read.
 
     Raises:
-        ValueError: they are damaged, or hold arrays of other names, shapes or types.
+        UserError: they are damaged, or hold arrays of other names, shapes or types.
     """
     _check_files(checkpoint)
     saved = {f"params/{name}": layout for path in _param_files(checkpoint) for name, layout in _layouts(path).items()}
@@ -93,7 +94,7 @@ def is_saved_with_8_bits(checkpoint: Path) -> bool:
     """Whether the optimizer's state is that of `--use_8bit_adam`.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: the file is damaged.
     """
     kinds = {_kind_and_parameter(name)[0] for name in _layouts(checkpoint / OPTIMIZER_FILE)}
     return is_of_8_bits(kinds)
@@ -108,7 +109,7 @@ def shapes_of_params(checkpoint: Path) -> dict[str, tuple[int, ...]]:
     """As the files themselves say.
 
     Raises:
-        ValueError: the weights are damaged or not there.
+        UserError: the weights are damaged or not there.
     """
     _check_files(checkpoint)
     return {name: layout.shape for path in _param_files(checkpoint) for name, layout in _layouts(path).items()}
@@ -118,7 +119,7 @@ def read_params(checkpoint: Path) -> Iterator[tuple[str, np.ndarray]]:
     """(name, value) of every trained parameter.
 
     Raises:
-        ValueError: the weights are damaged or not there.
+        UserError: the weights are damaged or not there.
     """
     for path in _param_files(checkpoint):
         yield from _read_arrays(path)
@@ -128,7 +129,7 @@ def read_optimizer_state(checkpoint: Path) -> Iterator[tuple[str, str, np.ndarra
     """(kind, parameter, value) of every array of the optimizer's state; kind is `exp_avg` and the like.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: the file is damaged.
     """
     for name, value in _read_arrays(checkpoint / OPTIMIZER_FILE):
         yield *_kind_and_parameter(name), value
@@ -138,7 +139,7 @@ def read_average(checkpoint: Path) -> Iterator[tuple[str, np.ndarray]]:
     """(name, value) of the moving average of every parameter; nothing where the run keeps none.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: the file is damaged.
     """
     if os.path.lexists(checkpoint / AVERAGE_FILE):
         yield from _read_arrays(checkpoint / AVERAGE_FILE)
@@ -182,7 +183,7 @@ def _layouts(path: Path) -> dict[str, Layout]:
 def _read_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     for name, layout in _layouts(path).items():
         if layout.dtype not in _DTYPES.values():
-            raise ValueError(
+            raise UserError(
                 f"{shown(path)} holds {shown(name)} as {shown(layout.dtype)}: expected float32. {RESUME_FROM_ANOTHER}"
             )
     with foreign_library(f"{shown(path)} cannot be read", RESUME_FROM_ANOTHER), safe_open(path, "numpy") as file:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from shared.compare.command import PAGE_NAME, USAGE, TrainBoth, read_command
 from shared.outgoing.atomic_files import write_text_atomically
+from shared.outgoing.messages import explain
 from shared.untrusted import shown
-from shared.user_errors import explain
+from shared.user_errors import UserError
 
 INTERRUPTED = 130
 
@@ -53,18 +54,18 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"The folder {shown(folder)} cannot be made: {error.strerror}. Give another --output_dir."
         ) from error
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"The folder {shown(folder)} cannot be written to. Give another one with --output_dir.")
+        raise UserError(f"The folder {shown(folder)} cannot be written to. Give another one with --output_dir.")
 
 
 def _write(page: Path, html: str) -> None:
     try:
         write_text_atomically(page, html)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"The page {shown(page)} cannot be written: {error.strerror}. Give another --output_dir."
         ) from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from shared.config import parse_command_line
 from shared.config.demo import demo_arguments
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 PAGE_NAME = "comparison.html"
 
@@ -48,20 +49,20 @@ def read_command(words: Sequence[str]) -> TrainBoth | CompareFolders:
     """What the words after `python3 -m shared.compare` ask for. Flags are checked for both backends, files are not.
 
     Raises:
-        ValueError: neither of the two usages.
+        UserError: neither of the two usages.
         SystemExit: with 2 where a backend does not understand the training flags, after saying why on stderr.
     """
     if not words:
-        raise ValueError(f"Nothing to compare was given.\n{USAGE}")
+        raise UserError(f"Nothing to compare was given.\n{USAGE}")
     if any("\0" in word for word in words):
-        raise ValueError("A word of the command holds a NUL, which no folder's name does.")
+        raise UserError("A word of the command holds a NUL, which no folder's name does.")
     folders = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
     return _compare_folders(folders, words[len(folders) :]) if folders else _train_both(words)
 
 
 def _compare_folders(folders: Sequence[str], rest: Sequence[str]) -> CompareFolders:
     if len(folders) != 2:
-        raise ValueError(
+        raise UserError(
             f"{len(folders)} run folders are given ({', '.join(map(shown, folders))}); a comparison takes two."
         )
     run_a, run_b = map(Path, folders)
@@ -71,7 +72,7 @@ def _compare_folders(folders: Sequence[str], rest: Sequence[str]) -> CompareFold
     name, equals, value = rest[0].partition("=")
     values = [value, *rest[1:]] if equals else rest[1:]
     if name != _OUTPUT_DIR or len(values) != 1:
-        raise ValueError(
+        raise UserError(
             f"After two run folders comes nothing, or --output_dir with one folder; given were {len(rest)} words. "
             "Training flags belong to the usage without run folders."
         )
@@ -84,5 +85,5 @@ def _train_both(words: Sequence[str]) -> TrainBoth:
     config = parse_command_line(flags, "flax")
     parse_command_line(flags, "torch")
     if config.push_to_hub:
-        raise ValueError("--push_to_hub would upload both runs to one repository. Leave it out, and upload one later.")
+        raise UserError("--push_to_hub would upload both runs to one repository. Leave it out, and upload one later.")
     return TrainBoth(flags, Path(config.output_dir))

@@ -8,6 +8,7 @@ from typing import Any
 
 from shared.compare.run import Run
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 _LOCATIONS = (
     "pretrained_model_name_or_path",
@@ -59,7 +60,7 @@ class Difference:
 
 
 def check_comparable(a: Run, b: Run) -> None:
-    """Raises ValueError where a comparison would mean nothing, naming everything that differs."""
+    """Raises UserError where a comparison would mean nothing, naming everything that differs."""
     differences = [
         Difference(f"--{name}", getattr(a.config, name), getattr(b.config, name))
         for name in MUST_MATCH
@@ -71,7 +72,7 @@ def check_comparable(a: Run, b: Run) -> None:
         differences.append(Difference("optimizer steps", a.steps, b.steps))
     if differences:
         lines = "\n".join(f"  {row.name}: {shown(repr(row.a))} and {shown(repr(row.b))}" for row in differences)
-        raise ValueError(
+        raise UserError(
             f"{shown(a.folder)} and {shown(b.folder)} cannot be compared step by step, because these differ. "
             f"Train one of them again with the values of the other.\n{lines}"
         )

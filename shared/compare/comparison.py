@@ -42,7 +42,7 @@ def compare(folder_a: Path, folder_b: Path) -> Comparison:
     """Read and compare two run folders.
 
     Raises:
-        ValueError: a run is missing, unfinished or damaged, or a comparison would mean nothing.
+        UserError: a run is missing, unfinished or damaged, or a comparison would mean nothing.
     """
     a, b = open_run(folder_a), open_run(folder_b)
     check_comparable(a, b)

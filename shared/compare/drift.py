@@ -24,6 +24,7 @@ from shared.compare.run import check_inside
 from shared.models.trained_parts import UNET_FOLDER, UNET_PREFIX, is_decoder, prefixed
 from shared.models.weight_files import DIFFUSERS, candidates, is_index, shard_names
 from shared.untrusted import MIB, foreign_library, open_file, shown
+from shared.user_errors import UserError
 
 _NAMES_SHOWN = 3
 _LONGEST_NAME = 200  # characters, where a name is shown
@@ -132,7 +133,7 @@ def measure_drift(folder_a: Path, folder_b: Path) -> Drift:
     """The distance of the models in two folders of diffusers' layout, each with its trained decoder if it has one.
 
     Raises:
-        ValueError: there is no safetensors file, it is damaged, or the models have other parameters.
+        UserError: there is no safetensors file, it is damaged, or the models have other parameters.
     """
     return _drift(_Place(folder_a, folder_a), _Place(folder_b, folder_b))
 
@@ -161,11 +162,11 @@ def common_checkpoints(folder_a: Path, folder_b: Path) -> tuple[list[int], list[
     """Steps of the checkpoints in both run folders whose ControlNet can be read in both, and of those where not.
 
     Raises:
-        ValueError: more in common than any run has, or a folder cannot be read.
+        UserError: more in common than any run has, or a folder cannot be read.
     """
     common = sorted(_steps_of(folder_a) & _steps_of(folder_b))
     if len(common) > _MOST_CHECKPOINTS:
-        raise ValueError(
+        raise UserError(
             f"{shown(folder_a)} and {shown(folder_b)} have {len(common)} checkpoints in common, expected at most "
             f"{_MOST_CHECKPOINTS}. Move some of them elsewhere."
         )
@@ -202,19 +203,19 @@ class _Weights:
 
     def _check_sizes(self) -> None:
         if not self._found:
-            raise ValueError(f"The ControlNet in {shown(self.folder)} has no parameters. {_COPY_AGAIN}")
+            raise UserError(f"The ControlNet in {shown(self.folder)} has no parameters. {_COPY_AGAIN}")
         if len(self._found) > _MOST_TENSORS:
-            raise ValueError(f"The ControlNet in {shown(self.folder)} has {len(self._found)} parameters, too many.")
+            raise UserError(f"The ControlNet in {shown(self.folder)} has {len(self._found)} parameters, too many.")
         total = 0
         for name in self.names:
             shape, kind = self.shape(name), self._kind(name)
             numbers = math.prod(shape)
             total += numbers
             if kind not in _KINDS:
-                raise ValueError(f"{self._what(name)} is of the kind {shown(kind)}; a run's parameters are F32.")
+                raise UserError(f"{self._what(name)} is of the kind {shown(kind)}; a run's parameters are F32.")
             # a dimension of 0 does not make the others smaller
             if len(shape) > _MOST_DIMENSIONS or max(numbers, *shape, 0) > _MOST_NUMBERS or total > _MOST_NUMBERS_OF_ALL:
-                raise ValueError(f"{self._what(name)} is larger than any ControlNet's: its shape is {shown(shape)}.")
+                raise UserError(f"{self._what(name)} is larger than any ControlNet's: its shape is {shown(shape)}.")
 
     def _what(self, name: str) -> str:
         return f"The parameter {shown(name, _LONGEST_NAME)} of the ControlNet in {shown(self.folder)}"
@@ -256,7 +257,7 @@ def _files(place: _Place) -> list[Path]:
     folder = place.folder
     entry = next((folder / name for name in _weight_names() if os.path.lexists(folder / name)), None)
     if entry is None:
-        raise ValueError(
+        raise UserError(
             f"There is no ControlNet in {shown(folder)}: expected {DIFFUSERS.safetensors}.safetensors. Give the "
             "--output_dir of a finished run."
         )
@@ -270,14 +271,14 @@ def _files(place: _Place) -> list[Path]:
 
 
 def _check_header(path: Path, folder: Path) -> None:
-    """Raises ValueError where there is no such file, or its header would fill the memory."""
+    """Raises UserError where there is no such file, or its header would fill the memory."""
     try:
         with open_file(path) as file:
             beginning = file.read(8)
     except ValueError as error:
-        raise ValueError(f"The ControlNet in {shown(folder)} is not whole ({error}). {_COPY_AGAIN}") from error
+        raise UserError(f"The ControlNet in {shown(folder)} is not whole ({error}). {_COPY_AGAIN}") from error
     if len(beginning) == 8 and struct.unpack("<Q", beginning)[0] > _LARGEST_HEADER:
-        raise ValueError(
+        raise UserError(
             f"The ControlNet in {shown(folder)} is not whole ({shown(path)} has no safetensors header, or one of more "
             f"than {_LARGEST_HEADER // MIB} MiB). {_COPY_AGAIN}"
         )
@@ -295,7 +296,7 @@ def _steps_of(folder: Path) -> set[int]:
     try:
         steps = set(map(checkpoint_step, checkpoints_in(folder)))
     except OSError as error:
-        raise ValueError(f"{shown(folder)} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{shown(folder)} cannot be read: {error.strerror}.") from error
     return {step for step in steps if step <= MOST_STEPS}
 
 
@@ -310,13 +311,13 @@ def _check_same_parameters(a: _Weights, b: _Weights) -> None:
     only = [(weights.folder, set(weights.names) - set(other.names)) for weights, other in ((a, b), (b, a))]
     for folder, names in only:
         if names:
-            raise ValueError(
+            raise UserError(
                 f"The ControlNets are of different architectures: only the one in {shown(folder)} has {_some(names)}. "
                 "Compare runs of the same base model."
             )
     reshaped = [f"{name} {a.shape(name)} and {b.shape(name)}" for name in a.names if a.shape(name) != b.shape(name)]
     if reshaped:
-        raise ValueError(
+        raise UserError(
             f"The ControlNets in {shown(a.folder)} and {shown(b.folder)} are of different architectures: the shapes of "
             f"{_some(reshaped)} differ. Compare runs of the same base model."
         )

@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from shared.untrusted import MIB, read_json, shown
 from shared.untrusted.documents import convert
+from shared.user_errors import UserError
 
 UNTRAINED = "_untrained"
 """What a figure's name ends with where it is of the untrained model."""
@@ -55,13 +56,13 @@ def read_report(path: Path) -> Report:
     """Read report.json.
 
     Raises:
-        ValueError: it cannot be read, is no report, or one of another version of this project.
+        UserError: it cannot be read, is no report, or one of another version of this project.
     """
     fix = f"The files in {shown(path.parent)} are damaged: copy them again, or run the training again."
     values: dict[str, Any] = read_json(path, fix=fix, limit=_LARGEST)
     missing = sorted(set(_REQUIRED) - set(values))
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{shown(path)} lacks {', '.join(missing)}: another version of this project wrote it. "
             "Run the training again with this one."
         )
@@ -71,8 +72,8 @@ def read_report(path: Path) -> Report:
 def _figures(values: dict[str, Any], path: Path, fix: str) -> dict[str, Any]:
     pairs = [name for name in values if f"{name}{UNTRAINED}" in values]
     if len(pairs) > _MOST_FIGURES:
-        raise ValueError(f"{shown(path)} has {len(pairs)} figures on held-out samples, expected about ten. {fix}")
+        raise UserError(f"{shown(path)} has {len(pairs)} figures on held-out samples, expected about ten. {fix}")
     for name in pairs:
         if len(name) > _LONGEST_NAME:
-            raise ValueError(f"{shown(path)} has a figure with a name of {len(name)} characters. {fix}")
+            raise UserError(f"{shown(path)} has a figure with a name of {len(name)} characters. {fix}")
     return {one: values[one] for name in pairs for one in (name, f"{name}{UNTRAINED}")}

@@ -14,6 +14,7 @@ from shared.config.support import BACKEND_NAMES
 from shared.config.yaml_io import read_yaml
 from shared.tracking.metrics_file import LARGEST_METRICS, METRICS_FILE, read_metrics
 from shared.untrusted import MIB, check_plain_files, is_inside, open_file, shown
+from shared.user_errors import UserError
 
 _MOST_FIGURES = 12 * 10**6
 """In metrics.jsonl: more than a million logged steps have, and about a gigabyte in memory."""
@@ -65,18 +66,18 @@ def check_is_finished(folder: Path) -> None:
     """Whether this is the folder of a finished run, as far as its files' names tell.
 
     Raises:
-        ValueError: there is no such folder, it is not a run's, or the run is not finished.
+        UserError: there is no such folder, it is not a run's, or the run is not finished.
     """
     if not os.path.isdir(folder):
-        raise ValueError(f"{shown(folder)} is not a folder. Give the --output_dir of a finished run.")
+        raise UserError(f"{shown(folder)} is not a folder. Give the --output_dir of a finished run.")
     if not any(os.path.lexists(folder / name) for name in ("config.yaml", METRICS_FILE)):
-        raise ValueError(
+        raise UserError(
             f"{shown(folder)} is not a run's folder: it has neither config.yaml nor {METRICS_FILE}. Give the "
             "--output_dir of a finished run."
         )
     for name in ("report.json", "config.yaml", METRICS_FILE):
         if not os.path.lexists(folder / name):
-            raise ValueError(
+            raise UserError(
                 f"The run in {shown(folder)} is not finished: it has no {name}. Continue it with "
                 "--resume_from_checkpoint latest, then compare."
             )
@@ -84,9 +85,9 @@ def check_is_finished(folder: Path) -> None:
 
 
 def check_inside(path: Path, run: Path) -> None:
-    """Raises ValueError where a link leads out of the run's folder, whose page others may see."""
+    """Raises UserError where a link leads out of the run's folder, whose page others may see."""
     if not is_inside(path, [run]):
-        raise ValueError(
+        raise UserError(
             f"{shown(path)} is a link that leads out of the run's folder {shown(run)}, and is not followed. Put what "
             "it means in its place."
         )
@@ -96,14 +97,14 @@ def open_run(folder: Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        ValueError: as `check_is_finished`, the run went on after its report, or a file is damaged.
+        UserError: as `check_is_finished`, the run went on after its report, or a file is damaged.
     """
     check_is_finished(folder)
     report = read_report(folder / "report.json")
     entries = _read_entries(folder)
     last = max((int(entry["step"] or 0) for entry in entries), default=0)
     if last != report.steps:
-        raise ValueError(
+        raise UserError(
             f"The run in {shown(folder)} is not finished: its report is of step {report.steps}, but its metrics are of "
             f"step {last}. Continue it with --resume_from_checkpoint latest, then compare."
         )
@@ -117,7 +118,7 @@ def _read_config(path: Path) -> TrainConfig:
     for name, value in values.items():
         choices = FLAGS[name].choices
         if choices and value is not None and value not in choices:
-            raise ValueError(f"{shown(path)}: {name} is {shown(repr(value))}, expected one of {', '.join(choices)}.")
+            raise UserError(f"{shown(path)}: {name} is {shown(repr(value))}, expected one of {', '.join(choices)}.")
     return TrainConfig(**values)
 
 
@@ -126,15 +127,15 @@ def _read_entries(folder: Path) -> list[dict[str, float]]:
     try:
         return read_metrics(folder)
     except ValueError as error:
-        raise ValueError(f"The metrics in {shown(folder)} are damaged: {error}") from error
+        raise UserError(f"The metrics in {shown(folder)} are damaged: {error}") from error
 
 
 def _check_figures(metrics: Path) -> None:
-    """Raises ValueError for more figures than memory should be filled with; reads within bounded memory."""
+    """Raises UserError for more figures than memory should be filled with; reads within bounded memory."""
     figures = 0
     check_plain_files((metrics,), LARGEST_METRICS)
     with open_file(metrics) as file:
         while block := file.read(MIB):
             figures += block.count(b":")
             if figures > _MOST_FIGURES:
-                raise ValueError(f"{shown(metrics)} has more than {_MOST_FIGURES:,} figures, which no honest run has.")
+                raise UserError(f"{shown(metrics)} has more than {_MOST_FIGURES:,} figures, which no honest run has.")

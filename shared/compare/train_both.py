@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from shared.compare.command import TrainBoth
+from shared.user_errors import UserError
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _BACKENDS = ("flax", "torch")
@@ -16,7 +17,7 @@ def train_both(command: TrainBoth, scripts: Path = _PROJECT) -> tuple[Path, Path
     Their output passes through to the terminal.
 
     Raises:
-        ValueError: one of them failed.
+        UserError: one of them failed.
         KeyboardInterrupt: Ctrl-C; the trainer that was running has saved its checkpoint.
     """
     for number, backend in enumerate(_BACKENDS, start=1):
@@ -37,6 +38,6 @@ def _run(command: list[str], name: str) -> None:
     if exit_code == 130:
         raise KeyboardInterrupt
     if exit_code != 0:
-        raise ValueError(
+        raise UserError(
             f"{name} ended with exit code {exit_code}, so there is nothing to compare. What it wrote stands above."
         )

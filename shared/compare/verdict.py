@@ -8,6 +8,7 @@ from shared.compare.drift import Drift
 from shared.compare.run import Run
 from shared.compare.series import Series
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 LOSS_TOLERANCE = 1e-3
 """Relative, for the loss of every logged step."""
@@ -49,9 +50,9 @@ class Verdict:
 
 
 def check_steps_in_common(a: Run, b: Run, loss: Series) -> None:
-    """Raises ValueError where the runs have no logged step in common."""
+    """Raises UserError where the runs have no logged step in common."""
     if loss.steps_N.size == 0:
-        raise ValueError(
+        raise UserError(
             f"{shown(a.folder)} and {shown(b.folder)} have no logged step in common (--logging_steps "
             f"{a.config.logging_steps} and {b.config.logging_steps}). Train one of them again with the --logging_steps "
             "of the other."

@@ -13,6 +13,7 @@ from typing import Any
 
 from shared.config.flags import Flag
 from shared.outgoing.redaction import described, looks_secret
+from shared.user_errors import UserError
 
 _EXPECTED = {int: "a whole number", float: "a number", str: "a text"}
 _NO = "no_"
@@ -48,7 +49,7 @@ def read_arguments(words: Sequence[str], flags: dict[str, Flag]) -> list[Assignm
     """Split a command line into assignments, in its order.
 
     Raises:
-        ValueError: for a word before the first flag, or a flag that does not exist; abbreviations and hyphens for
+        UserError: for a word before the first flag, or a flag that does not exist; abbreviations and hyphens for
             underscores do not count as existing.
     """
     assignments: list[Assignment] = []
@@ -58,7 +59,7 @@ def read_arguments(words: Sequence[str], flags: dict[str, Flag]) -> list[Assignm
             _check_is_known(name, flags)
             assignments.append(Assignment(name, (text,) if equals else (), f"--{name}"))
         elif not assignments:
-            raise ValueError(
+            raise UserError(
                 f"{described(word)} stands before the first flag: flags begin with two dashes, as --output_dir."
             )
         else:
@@ -71,22 +72,22 @@ def value_of(assignment: Assignment, flag: Flag) -> Any:
     """The value that an assignment gives its flag, of the flag's type; whether it is a good one is not asked here.
 
     Raises:
-        ValueError: where the number of texts, a text, or a null does not suit the flag.
+        UserError: where the number of texts, a text, or a null does not suit the flag.
     """
     texts, origin = assignment.texts, assignment.origin
     if texts is None:
         if not flag.is_optional:
-            raise ValueError(f"{origin} cannot be null: give it a value of type {flag.type_name}, or leave it out.")
+            raise UserError(f"{origin} cannot be null: give it a value of type {flag.type_name}, or leave it out.")
         return None
     if flag.kind is bool:
         return _switch_value(texts, origin)
     if not texts:
-        raise ValueError(f"{origin} needs a value, {_EXPECTED[flag.kind]}, but nothing follows it.")
+        raise UserError(f"{origin} needs a value, {_EXPECTED[flag.kind]}, but nothing follows it.")
     if flag.is_list:
         return tuple(_item_value(text, flag, origin) for text in texts)
     if len(texts) > 1:
         # The words are not repeated: they may be a secret.
-        raise ValueError(
+        raise UserError(
             f"{origin} takes one value, but {len(texts)} words follow it: put a value with spaces in quotes, "
             "and two dashes before a flag."
         )
@@ -135,21 +136,21 @@ def _check_is_known(name: str, flags: dict[str, Flag]) -> None:
         told = told_name(name, known)
         closest = suggestion(told, known)
         hint = f"did you mean --{closest}?" if closest else "--help lists them all."
-        raise ValueError(f"unknown flag --{told}; {hint}")
+        raise UserError(f"unknown flag --{told}; {hint}")
 
 
 def _negation_resolved(assignment: Assignment, flags: dict[str, Flag]) -> Assignment:
     if assignment.name in flags:
         return assignment
     if assignment.texts:
-        raise ValueError(f"{assignment.origin} takes no value, but was given {described(' '.join(assignment.texts))}.")
+        raise UserError(f"{assignment.origin} takes no value, but was given {described(' '.join(assignment.texts))}.")
     return dataclasses.replace(assignment, name=assignment.name.removeprefix(_NO), texts=("false",))
 
 
 def _switch_value(texts: tuple[str, ...], origin: str) -> bool:
     text = " ".join(texts or ("true",))
     if text.lower() not in ("true", "false"):
-        raise ValueError(f"{origin} is either true or false, but was given {described(text)}.")
+        raise UserError(f"{origin} is either true or false, but was given {described(text)}.")
     return text.lower() == "true"
 
 
@@ -160,25 +161,23 @@ def _item_value(text: str, flag: Flag, origin: str) -> Any:
     # diffusers' published guide writes --profile_steps==5.
     number = text.removeprefix("=").strip(" ")
     if len(number) > _LONGEST_NUMBER or not _NUMBERS[flag.kind].fullmatch(number):
-        raise ValueError(f"{origin} must be {_EXPECTED[flag.kind]}, but it is {described(text)}.")
+        raise UserError(f"{origin} must be {_EXPECTED[flag.kind]}, but it is {described(text)}.")
     value = flag.kind(number)
     if flag.kind is int and abs(value) > _LARGEST_INT:
-        raise ValueError(f"{origin} must be a whole number below 2**63, but it is {described(text)}.")
+        raise UserError(f"{origin} must be a whole number below 2**63, but it is {described(text)}.")
     return value
 
 
 def _check_text(text: str, flag: Flag, origin: str) -> None:
-    """Raises ValueError, without quoting the text, for what no honest value holds."""
+    """Raises UserError, without quoting the text, for what no honest value holds."""
     for place, letter in enumerate(text, start=1):
         if letter.isprintable() or (flag.name in _PROMPTS and letter in _LAYOUT):
             continue
         if unicodedata.category(letter) == "Cs":
-            raise ValueError(
-                f"{origin} is not UTF-8: {_broken(letter)} stands at character {place}. Write it in UTF-8."
-            )
+            raise UserError(f"{origin} is not UTF-8: {_broken(letter)} stands at character {place}. Write it in UTF-8.")
         if unicodedata.category(letter) == "Cc" or _UNSEEN.match(letter):
             escaped = letter.encode("unicode_escape").decode("ascii")
-            raise ValueError(f"{origin} holds the control character {escaped} at character {place}: take it out.")
+            raise UserError(f"{origin} holds the control character {escaped} at character {place}: take it out.")
 
 
 def _broken(surrogate: str) -> str:

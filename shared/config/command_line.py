@@ -13,6 +13,7 @@ from shared.config.validation import validate
 from shared.config.yaml_io import read_yaml, to_yaml
 from shared.outgoing.messages import outgoing, with_indented_lines
 from shared.outgoing.redaction import keep_secret
+from shared.user_errors import UserError
 
 # They act on the command line itself, so they are flags but no part of the configuration.
 _COMMANDS = {
@@ -56,7 +57,7 @@ def read_configuration(argv: Sequence[str]) -> TrainConfig:
     """What these flags, and the --config file among them, say; `validate` is left to the caller.
 
     Raises:
-        ValueError: an unknown flag, a value of the wrong type, or --print_config.
+        UserError: an unknown flag, a value of the wrong type, or --print_config.
     """
     return read_beside_own_flags(argv, {})[0]
 
@@ -69,7 +70,7 @@ def read_beside_own_flags(argv: Sequence[str], own: dict[str, Flag]) -> tuple[Tr
     """
     config, others = _resolve(argv, own)
     if others.get("print_config"):
-        raise ValueError(
+        raise UserError(
             "--print_config is a flag of train_flax.py and train_torch.py, not of this program: leave it out."
         )
     return config, {name: value for name, value in others.items() if name in own}

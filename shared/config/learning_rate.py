@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypedDict, get_args
 from msgspec import Meta
 
 from shared.config import TrainConfig
+from shared.user_errors import UserError
 
 _Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 SCHEDULES: tuple[str, ...] = get_args(_Schedule)
@@ -58,7 +59,7 @@ class LearningRateSchedule:
         power: exponent of `polynomial`.
 
     Raises:
-        ValueError: unknown name, or a polynomial schedule from a rate no greater than its end, 1e-7.
+        UserError: unknown name, or a polynomial schedule from a rate no greater than its end, 1e-7.
     """
 
     name: str
@@ -70,9 +71,9 @@ class LearningRateSchedule:
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
-            raise ValueError(f"--lr_scheduler is {self.name!r}; expected one of {', '.join(SCHEDULES)}.")
+            raise UserError(f"--lr_scheduler is {self.name!r}; expected one of {', '.join(SCHEDULES)}.")
         if self.name == "polynomial" and not self.learning_rate > _POLYNOMIAL_END:
-            raise ValueError(
+            raise UserError(
                 f"--learning_rate is {self.learning_rate}; --lr_scheduler polynomial ends at {_POLYNOMIAL_END} and has "
                 "to start above that. Give a greater learning rate or another schedule."
             )

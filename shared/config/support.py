@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from shared.config.options import FLAGS, Backend, TrainConfig
+from shared.user_errors import UserError
 
 BACKEND_NAMES: dict[Backend, str] = {"flax": "Flax", "torch": "PyTorch"}
 
@@ -78,12 +79,12 @@ _EQUIVALENT: dict[Backend, tuple[Equivalent, ...]] = {
 
 
 def check_support(config: TrainConfig, backend: Backend) -> None:
-    """Raise ValueError for the first flag that `backend` does not implement yet, with what to do instead."""
+    """Raise UserError for the first flag that `backend` does not implement yet, with what to do instead."""
     for missing in NOT_SUPPORTED[backend]:
         if missing.is_asked_for_by(config):
             value = f" {missing.value}" if missing.value is not None else ""
             name = BACKEND_NAMES[backend]
-            raise ValueError(f"--{missing.flag}{value} is not supported yet by the {name} backend: {missing.advice}")
+            raise UserError(f"--{missing.flag}{value} is not supported yet by the {name} backend: {missing.advice}")
 
 
 def notices(config: TrainConfig, backend: Backend) -> list[str]:

@@ -8,6 +8,7 @@ from shared.config.options import FLAGS, Backend, TrainConfig
 from shared.config.support import check_support
 from shared.outgoing.redaction import described, is_shell_command, redacted
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 _DATA_SOURCES = ("dataset_name", "train_data_dir", "train_shards", "generated_circles")
 _PROCESSES = ("coordinator_address", "num_processes", "process_id")
@@ -83,7 +84,7 @@ def validate(config: TrainConfig, backend: Backend) -> None:
     --max_train_samples only where --max_train_steps is not given.
 
     Raises:
-        ValueError: for the first mistake found, with what was given, what was expected and how to fix it.
+        UserError: for the first mistake found, with what was given, what was expected and how to fix it.
     """
     _check_values(config)
     _check_output_dir(config)
@@ -104,23 +105,23 @@ def _check_values(config: TrainConfig) -> None:
         texts = value if flag.is_list and value is not None else (value,)
         # An empty prompt means something; any other empty text is a shell variable that was never set.
         if flag.kind is str and flag.name != "validation_prompt" and "" in texts:
-            raise ValueError(
+            raise UserError(
                 f"--{flag.name} was given an empty value. Give it one or leave the flag out; "
                 "if the value is a shell variable, check that it is set."
             )
         if flag.choices and value not in flag.choices and not (flag.is_optional and value is None):
-            raise ValueError(f"--{flag.name} must be one of {', '.join(flag.choices)}, but it is {described(value)}.")
+            raise UserError(f"--{flag.name} must be one of {', '.join(flag.choices)}, but it is {described(value)}.")
     for names, is_right, expected in _RANGES:
         for name in names:
             value = getattr(config, name)
             if value is not None and not is_right(value):
-                raise ValueError(f"--{name} must be {expected}, but it is {value}.")
+                raise UserError(f"--{name} must be {expected}, but it is {value}.")
     for name, largest in _AT_MOST.items():
         value = getattr(config, name)
         if value is not None and value > largest:
-            raise ValueError(f"--{name} must be at most {largest}, but it is {value}.")
+            raise UserError(f"--{name} must be at most {largest}, but it is {value}.")
     if config.train_batch_size * config.resolution**2 > _LARGEST_PIXELS:
-        raise ValueError(
+        raise UserError(
             f"--train_batch_size {config.train_batch_size} images of --resolution {config.resolution} fit into no "
             "memory: give less of one, and --gradient_accumulation_steps in its place."
         )
@@ -128,7 +129,7 @@ def _check_values(config: TrainConfig) -> None:
 
 def _check_output_dir(config: TrainConfig) -> None:
     if "://" in config.output_dir:
-        raise ValueError(
+        raise UserError(
             f"--output_dir is {shown(redacted(config.output_dir))!r}, an address; expected a folder of this "
             "machine. Mount the bucket and give the folder that it is mounted on."
         )
@@ -136,16 +137,16 @@ def _check_output_dir(config: TrainConfig) -> None:
 
 def _check_sources(config: TrainConfig) -> None:
     if config.pretrained_model_name_or_path is None:
-        raise ValueError(
+        raise UserError(
             "--pretrained_model_name_or_path is missing: name the base model, "
             "for example stable-diffusion-v1-5/stable-diffusion-v1-5 or a folder."
         )
     given = [f"--{name}" for name in _DATA_SOURCES if getattr(config, name) is not None]
     if not given:
         sources = ", ".join(f"--{name}" for name in _DATA_SOURCES)
-        raise ValueError(f"The training data are missing: give one of {sources}.")
+        raise UserError(f"The training data are missing: give one of {sources}.")
     if len(given) > 1:
-        raise ValueError(
+        raise UserError(
             f"{' and '.join(given)} each name training data, and a run trains on one source: keep one of them. "
             "(To load a local folder with the datasets library, --dataset_name takes its path.)"
         )
@@ -154,24 +155,24 @@ def _check_sources(config: TrainConfig) -> None:
 
 def _check_source_details(config: TrainConfig) -> None:
     if config.load_from_disk and config.train_data_dir is None:
-        raise ValueError("--load_from_disk needs --train_data_dir, the folder that save_to_disk wrote.")
+        raise UserError("--load_from_disk needs --train_data_dir, the folder that save_to_disk wrote.")
     if config.dataset_config_name is not None and config.dataset_name is None:
-        raise ValueError("--dataset_config_name needs --dataset_name, the dataset that it is a configuration of.")
+        raise UserError("--dataset_config_name needs --dataset_name, the dataset that it is a configuration of.")
     for name in _SHARDS_ONLY:
         if getattr(config, name) != FLAGS[name].default and config.train_shards is None:
-            raise ValueError(f"--{name} is about --train_shards, which is not given: give that too, or leave it out.")
+            raise UserError(f"--{name} is about --train_shards, which is not given: give that too, or leave it out.")
     for source in ("load_from_disk", "generated_circles"):
         if config.streaming and getattr(config, source):
-            raise ValueError(f"--streaming does not go with --{source}, which downloads nothing: leave one out.")
+            raise UserError(f"--streaming does not go with --{source}, which downloads nothing: leave one out.")
     if config.streaming and config.max_train_steps is None and config.max_train_samples is None:
-        raise ValueError(
+        raise UserError(
             "--streaming does not know how many samples there are, so --num_train_epochs cannot say when to stop: give "
             "--max_train_steps or --max_train_samples."
         )
     for url in config.train_shards or ():
         if is_shell_command(url) and not config.allow_shell_urls:
             scheme = url.strip().partition(":")[0]
-            raise ValueError(
+            raise UserError(
                 f"--train_shards '{scheme}:…' would run a shell command. If you wrote it yourself, add "
                 "--allow_shell_urls."
             )
@@ -179,12 +180,12 @@ def _check_source_details(config: TrainConfig) -> None:
 
 def _check_evaluation(config: TrainConfig) -> None:
     if config.evaluation_fidelity != "none" and config.num_evaluation_samples == 0:
-        raise ValueError(
+        raise UserError(
             f"--evaluation_fidelity {config.evaluation_fidelity} measures on held-out samples and there are none: "
             "say how many with --num_evaluation_samples."
         )
     if config.evaluation_fidelity == "circles" and config.generated_circles is None:
-        raise ValueError(
+        raise UserError(
             "--evaluation_fidelity circles needs --generated_circles, whose true circles are known. For other data, "
             "choose edges or none."
         )
@@ -193,10 +194,10 @@ def _check_evaluation(config: TrainConfig) -> None:
 def _check_validation_pairs(config: TrainConfig) -> None:
     for given, missing in (("prompt", "image"), ("image", "prompt")):
         if getattr(config, f"validation_{given}") is not None and getattr(config, f"validation_{missing}") is None:
-            raise ValueError(f"--validation_{given} needs --validation_{missing}: give both, or neither.")
+            raise UserError(f"--validation_{given} needs --validation_{missing}: give both, or neither.")
     prompts, images = len(config.validation_prompt or ()), len(config.validation_image or ())
     if prompts != images and 1 not in (prompts, images):
-        raise ValueError(
+        raise UserError(
             f"--validation_prompt has {prompts} values and --validation_image {images}: "
             "give as many of one as of the other, or a single one of either."
         )
@@ -205,12 +206,12 @@ def _check_validation_pairs(config: TrainConfig) -> None:
 def _check_checkpointing(config: TrainConfig) -> None:
     default = FLAGS["gradient_checkpointing_policy"].default
     if config.gradient_checkpointing_policy != default and not config.gradient_checkpointing:
-        raise ValueError("--gradient_checkpointing_policy needs --gradient_checkpointing: give that too, or neither.")
+        raise UserError("--gradient_checkpointing_policy needs --gradient_checkpointing: give that too, or neither.")
 
 
 def _check_profiling(config: TrainConfig) -> None:
     if config.profile_validation and config.validation_image is None and config.num_evaluation_samples == 0:
-        raise ValueError(
+        raise UserError(
             "--profile_validation finds no validation to profile: give --validation_image and --validation_prompt, or "
             "--num_evaluation_samples."
         )
@@ -218,7 +219,7 @@ def _check_profiling(config: TrainConfig) -> None:
 
 def _check_devices(config: TrainConfig) -> None:
     if config.fsdp_devices > 1 and config.parallelism != "mesh":
-        raise ValueError(
+        raise UserError(
             f"--fsdp_devices {config.fsdp_devices} needs --parallelism mesh: pmap keeps a whole copy on every device. "
             "Give that too, or leave it out."
         )
@@ -230,18 +231,18 @@ def _check_processes(config: TrainConfig) -> None:
     if len(missing) == len(_PROCESSES):
         return
     if address is None or count is None or number is None:
-        raise ValueError(
+        raise UserError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: --coordinator_address, "
             "--num_processes and --process_id go together. Give all three on every host, or none on a TPU pod."
         )
     if number >= count:
-        raise ValueError(
+        raise UserError(
             f"--process_id is {number}, but --num_processes {count} are numbered from 0 to {count - 1}: give each host "
             "one of these."
         )
     parts = _ADDRESS.fullmatch(address)
     if parts is None or not 0 < int(parts["port"]) < 65536:
-        raise ValueError(
+        raise UserError(
             f"--coordinator_address is {described(address)}; expected HOST:PORT, such as 10.0.0.2:8476: "
             "the address of the host of process 0, and a free port there."
         )
@@ -249,7 +250,7 @@ def _check_processes(config: TrainConfig) -> None:
 
 def _check_secrets(config: TrainConfig) -> None:
     if config.report_to == "wandb" and config.hub_token is not None:
-        raise ValueError(
+        raise UserError(
             "--hub_token cannot be given with --report_to wandb, which records command lines and would expose it. "
             "Leave it out and log in with `hf auth login` or the environment variable HF_TOKEN."
         )

@@ -11,6 +11,7 @@ from shared.config.flags import Flag
 from shared.config.options import SECRETS, TrainConfig
 from shared.outgoing.redaction import redacted
 from shared.untrusted import MIB, read_file, shown
+from shared.user_errors import UserError
 
 _NULL_TAG = "tag:yaml.org,2002:null"
 _TEXT_TAG = "tag:yaml.org,2002:str"
@@ -70,33 +71,33 @@ def read_yaml(path: str, flags: dict[str, Flag]) -> list[Assignment]:
     whatever YAML 1.1 makes of them.
 
     Raises:
-        ValueError: for a file that cannot be read, is not YAML, or is not one flat mapping of flags to values.
+        UserError: for a file that cannot be read, is not YAML, or is not one flat mapping of flags to values.
     """
     root = _composed(path)
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):
-        raise ValueError(f"{_told(path)} must hold one `flag: value` per line.")
+        raise UserError(f"{_told(path)} must hold one `flag: value` per line.")
     assignments: dict[str, Assignment] = {}
     for key, value in root.value:
         place = f"{_told(path)}, line {key.start_mark.line + 1}"
         name = _known_name(key, flags, place)
         origin = f"{place}: {name}"
         if name in assignments:
-            raise ValueError(f"{origin} is given twice: remove one of the two.")
+            raise UserError(f"{origin} is given twice: remove one of the two.")
         assignments[name] = Assignment(name, _texts_of(value, flags[name], origin), origin)
     return list(assignments.values())
 
 
 def _known_name(key: yaml.Node, flags: dict[str, Flag], place: str) -> str:
     if not isinstance(key, yaml.ScalarNode):
-        raise ValueError(f"{place}: a nested key is not a flag; the keys are the flags that --help lists.")
+        raise UserError(f"{place}: a nested key is not a flag; the keys are the flags that --help lists.")
     name: str = key.value
     if name not in flags:
         told = told_name(name, flags)
         closest = suggestion(told, flags)
         hint = f"did you mean {closest}?" if closest else "the keys are the flags that --help lists."
-        raise ValueError(f"{place}: {told} is not a flag; {hint}")
+        raise UserError(f"{place}: {told} is not a flag; {hint}")
     return name
 
 
@@ -106,7 +107,7 @@ def _composed(path: str) -> yaml.Node | None:
     try:
         return yaml.compose(text, Loader=_BoundedLoader)
     except yaml.reader.ReaderError as error:
-        raise ValueError(
+        raise UserError(
             f"--config '{_told(path)}' is not valid YAML: it holds the control character "
             f"{shown(chr(error.character))} at character {error.position + 1}. Take it out."
         ) from None
@@ -115,9 +116,9 @@ def _composed(path: str) -> yaml.Node | None:
         # or a tag to YAML, and named in the problem itself.
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         problem = shown(re.sub(r"'[\w!-]{2,}'", "", str(error.problem)).strip())
-        raise ValueError(f"--config '{_told(path)}' is not valid YAML{line}: {problem}.") from None
+        raise UserError(f"--config '{_told(path)}' is not valid YAML{line}: {problem}.") from None
     except (ValueError, OverflowError):  # of PyYAML's scanner, at versions of thousands of digits and at "\\UFFFFFFFF"
-        raise ValueError(
+        raise UserError(
             f"--config '{_told(path)}' is not valid YAML: a number or a character's code in it is too large."
         ) from None
 
@@ -126,11 +127,11 @@ def _text_of(path: str) -> str:
     try:
         return read_file(path, _LARGEST).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"--config '{_told(path)}' cannot be read: byte {error.start + 1} of it is not UTF-8. Give a YAML file."
         ) from None
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"--config '{_told(path)}'{str(error).removeprefix(shown(path))} Give the path of a YAML file."
         ) from error
 
@@ -146,5 +147,5 @@ def _texts_of(node: yaml.Node, flag: Flag, origin: str) -> tuple[str, ...] | Non
         return None if node.tag == _NULL_TAG else (text,)
     items = node.value if isinstance(node, yaml.SequenceNode) else []
     if not flag.is_list or not items or not all(isinstance(item, yaml.ScalarNode) for item in items):
-        raise ValueError(f"{origin} must be of type {flag.type_name}, but it is a nested or an empty collection.")
+        raise UserError(f"{origin} must be of type {flag.type_name}, but it is a nested or an empty collection.")
     return tuple(item.value for item in items)

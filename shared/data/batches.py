@@ -24,6 +24,7 @@ from shared.data.tokenization import CaptionTokenizer, Tokenize
 from shared.data.workers import Workers
 from shared.randomness import Purpose, generator
 from shared.run.log import BatchArithmetic
+from shared.user_errors import UserError
 
 Batch = dict[str, npt.NDArray[Any]]
 
@@ -47,9 +48,9 @@ class BatchSpec:
     def __post_init__(self) -> None:
         for name in ("global_batch_size", "accumulation_steps", "num_devices"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.global_batch_size % (self.accumulation_steps * self.num_devices):
-            raise ValueError(
+            raise UserError(
                 f"a global batch of {self.global_batch_size} cannot be divided into {self.accumulation_steps} "
                 f"accumulation steps on {self.num_devices} devices; make it a multiple of their product"
             )
@@ -105,10 +106,10 @@ class BatchLoader:
             process_count: how many hosts there are.
 
         Raises:
-            ValueError: for an empty source, or rows that the hosts cannot share evenly.
+            UserError: for an empty source, or rows that the hosts cannot share evenly.
         """
         if spec.rows % process_count or spec.num_devices % process_count:
-            raise ValueError(
+            raise UserError(
                 f"{spec.rows} rows on {spec.num_devices} devices cannot be shared by {process_count} hosts; "
                 "make both multiples of the number of hosts"
             )
@@ -128,7 +129,7 @@ class BatchLoader:
         """The batch of optimizer step `step`, counted from 0, computed in the calling thread.
 
         Raises:
-            ValueError: when more than `max_skipped_samples` samples are bad, or a whole epoch is.
+            UserError: when more than `max_skipped_samples` samples are bad, or a whole epoch is.
         """
         self._candidates.forget_before(step * self._spec.global_batch_size)
         unfinished = self._begin(step)
@@ -216,7 +217,7 @@ class BatchLoader:
                 return sample, pixels, preprocess(sample.conditioning_image, resolution, interpolation)
             except BadSampleError as error:
                 self._skipped.add(sample.name, error)
-        raise ValueError(
+        raise UserError(
             f"none of the training samples can be used ({self.skipped} were tried; the log names each with its "
             "reason). Repair the data, or check that the columns or keys hold what they should"
         )

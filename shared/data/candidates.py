@@ -16,6 +16,7 @@ import numpy.typing as npt
 from shared.data.sample import RawSample
 from shared.data.sources.base import RandomAccessSource, StreamSource
 from shared.randomness import Purpose, generator
+from shared.user_errors import UserError
 
 
 class Candidates(Protocol):
@@ -31,7 +32,7 @@ class ShuffledCandidates:
 
     def __init__(self, source: RandomAccessSource, seed: int) -> None:
         if not len(source):
-            raise ValueError(f"{source.manifest.get('location')} holds no samples; expected at least one")
+            raise UserError(f"{source.manifest.get('location')} holds no samples; expected at least one")
         self._source, self._seed = source, seed
         self._order = lru_cache(maxsize=2)(self._permutation)  # a batch touches two epochs at a boundary
 
@@ -113,5 +114,5 @@ class StreamCandidates:
                 empty = False
                 yield epoch, sample
             if empty:
-                raise ValueError(f"{self._source.manifest.get('location')} holds no samples; expected at least one")
+                raise UserError(f"{self._source.manifest.get('location')} holds no samples; expected at least one")
             epoch += 1

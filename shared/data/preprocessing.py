@@ -14,6 +14,7 @@ from shared.data.addresses import described, local_path, read_address, scheme_of
 from shared.data.sample import BadSampleError, EncodedImage
 from shared.untrusted import foreign_library, shown
 from shared.untrusted.pictures import check_pixels, open_picture
+from shared.user_errors import UserError
 
 INTERPOLATION_MODES = {
     "nearest": PIL.Image.Resampling.NEAREST,
@@ -35,7 +36,7 @@ def preprocess(image: EncodedImage, resolution: int, interpolation: str) -> npt.
 
     Raises:
         BadSampleError: for an image that cannot be read, or is too large to be honest.
-        ValueError: for an unknown interpolation mode.
+        UserError: for an unknown interpolation mode.
     """
     return np.asarray(resize_and_crop(decode(image), resolution, interpolation))
 
@@ -71,11 +72,11 @@ def resize_and_crop(image: PIL.Image.Image, resolution: int, interpolation: str)
 
     Raises:
         BadSampleError: when an extreme aspect ratio would make the resized image a decompression bomb.
-        ValueError: for an unknown interpolation mode.
+        UserError: for an unknown interpolation mode.
     """
     if interpolation not in INTERPOLATION_MODES:
         known = ", ".join(INTERPOLATION_MODES)
-        raise ValueError(f"--image_interpolation_mode is {interpolation!r}; use one of {known}")
+        raise UserError(f"--image_interpolation_mode is {interpolation!r}; use one of {known}")
     width, height = resized_size(image.width, image.height, resolution)
     _check_pixels(width, height)
     resized = image.resize((width, height), INTERPOLATION_MODES[interpolation])

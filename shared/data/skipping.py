@@ -6,6 +6,7 @@ import threading
 
 from shared.data.sample import BadSampleError
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +26,14 @@ class SkippedSamples:
         return len(self._reasons)
 
     def add(self, name: str, error: BadSampleError) -> None:
-        """Count a bad sample. ValueError, naming some, when there are now more than the limit."""
+        """Count a bad sample. UserError, naming some, when there are now more than the limit."""
         with self._lock:
             if name in self._reasons:
                 return
             self._reasons[name] = str(error)
             logger.warning("skipped %s: %s", shown(name), shown(error, _LONGEST_REASON))
             if len(self) > self._limit:
-                raise ValueError(self._summary())
+                raise UserError(self._summary())
 
     def _summary(self) -> str:
         some = "; ".join(

@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer
 from shared.data.sample import BadSampleError, check_text
 from shared.models.tokenizer_files import read_tokenizer
 from shared.untrusted import foreign_library, shown
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def load_tokenizer(
     """A CLIP tokenizer from a local folder or a Hub repository.
 
     Raises:
-        ValueError: when there is no complete tokenizer there, or it cannot be read or used.
+        UserError: when there is no complete tokenizer there, or it cannot be read or used.
     """
     return read_tokenizer(path, subfolder, revision, cache_dir)
 
@@ -65,7 +66,7 @@ class CaptionTokenizer:
         self._captions, self._cut = 0, 0
 
     def __call__(self, captions: Sequence[str]) -> npt.NDArray[np.int32]:
-        """Says once in the log that a caption was too long. ValueError for what is no text."""
+        """Says once in the log that a caption was too long. UserError for what is no text."""
         encoded = self._encode(captions)
         self._captions += sum(map(bool, captions))
         for caption, encoding in zip(captions, encoded.encodings or (), strict=False):
@@ -97,7 +98,7 @@ class CaptionTokenizer:
             try:
                 check_text(caption)
             except BadSampleError as error:
-                raise ValueError(f"the caption {shown(caption)!r} cannot be used: {error}") from None
+                raise UserError(f"the caption {shown(caption)!r} cannot be used: {error}") from None
         with foreign_library("a caption cannot be tokenised", "Check the tokenizer's files."):
             return self._tokenizer(
                 list(map(self._possible, captions)), max_length=self._length, padding="max_length", truncation=True

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from shared.user_errors import UserError
+
 _Task = tuple[Future[None], Callable[[], None]]
 
 
@@ -27,7 +29,7 @@ class Workers:
     def submit(self, function: Callable[[], None]) -> Future[None]:
         """Run `function` in a thread. What it raises, the future's `result()` raises."""
         if self._closed.is_set():
-            raise ValueError("this loader was closed; make a new one to read more batches")
+            raise UserError("this loader was closed; make a new one to read more batches")
         future: Future[None] = Future()
         self._tasks.put((future, function))
         return future

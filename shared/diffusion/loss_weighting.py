@@ -3,6 +3,7 @@
 import numpy as np
 
 from shared.diffusion.schedule import NoiseSchedule
+from shared.user_errors import UserError
 
 
 def min_snr_weights(schedule: NoiseSchedule, gamma: float) -> np.ndarray:
@@ -13,10 +14,10 @@ def min_snr_weights(schedule: NoiseSchedule, gamma: float) -> np.ndarray:
     schedules) divides nothing by zero: there the weights are 0, 1 and 0, the formulas' limits.
 
     Raises:
-        ValueError: gamma is not a positive number.
+        UserError: gamma is not a positive number.
     """
     if not gamma > 0:
-        raise ValueError(f"snr_gamma is {gamma}; expected a positive number, 5.0 in the paper.")
+        raise UserError(f"snr_gamma is {gamma}; expected a positive number, 5.0 in the paper.")
     signal = schedule.alphas_cumprod.astype(np.float64)
     noise = 1 - signal
     if schedule.prediction_type == "epsilon":

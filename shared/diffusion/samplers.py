@@ -17,6 +17,7 @@ import numpy as np
 from shared.diffusion.schedule import Array, NoiseSchedule, PredictionType, predicted_noise, predicted_x0
 from shared.randomness import Purpose, generator
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 
 class StepCoefficients(NamedTuple):
@@ -96,10 +97,10 @@ def sampler_plan(name: str, schedule: NoiseSchedule, num_inference_steps: int) -
     """The plan of the sampler called `name`: "ddim" or "unipc".
 
     Raises:
-        ValueError: unknown name, or as the sampler's own function raises.
+        UserError: unknown name, or as the sampler's own function raises.
     """
     if name not in SAMPLERS:
-        raise ValueError(f"The sampler is {name!r}; expected one of {', '.join(SAMPLERS)}.")
+        raise UserError(f"The sampler is {name!r}; expected one of {', '.join(SAMPLERS)}.")
     return SAMPLERS[name](schedule, num_inference_steps)
 
 
@@ -110,7 +111,7 @@ def ddim_plan(schedule: NoiseSchedule, num_inference_steps: int) -> SamplerPlan:
     set_alpha_to_one, clip_sample and clip_sample_range.
 
     Raises:
-        ValueError: an option or a number of steps that has no such plan.
+        UserError: an option or a number of steps that has no such plan.
     """
     config = schedule.config
     _refuse_unless_neutral("DDIM", config, {"thresholding": (False,)})
@@ -142,7 +143,7 @@ def unipc_plan(schedule: NoiseSchedule, num_inference_steps: int) -> SamplerPlan
     steps_offset 0 and final_sigmas_type "zero"; of its solver's options only the defaults are supported.
 
     Raises:
-        ValueError: an option or a number of steps that has no such plan.
+        UserError: an option or a number of steps that has no such plan.
     """
     _refuse_unless_neutral("UniPC", schedule.config, _UNIPC_SUPPORTED)
     timesteps = _unipc_timesteps(schedule, num_inference_steps)
@@ -210,7 +211,7 @@ def _checked_coefficients(
 
 def _refuse_undefined(timesteps: np.ndarray, undefined: np.ndarray) -> None:
     if undefined.any():
-        raise ValueError(
+        raise UserError(
             f"Sampling is undefined at timestep {timesteps[undefined][0]}: the network's output cannot be turned into "
             "a clean sample there, because the schedule has no signal or no noise left at that timestep "
             "(rescale_betas_zero_snr goes with v_prediction). Use timestep_spacing 'leading', or a v_prediction model."
@@ -220,7 +221,7 @@ def _refuse_undefined(timesteps: np.ndarray, undefined: np.ndarray) -> None:
 def _refuse_unless_neutral(sampler: str, config: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
     for option, values in supported.items():
         if option in config and config[option] not in values:
-            raise ValueError(
+            raise UserError(
                 f"The scheduler's {option} is {shown(repr(config[option]))}, which {sampler} does not support here; "
                 f"expected {' or '.join(map(repr, values))}. Change it in scheduler_config.json, or choose another "
                 "sampler."
@@ -255,7 +256,7 @@ def _unipc_timesteps(schedule: NoiseSchedule, count: int) -> np.ndarray:
 
 def _trailing_timesteps(spacing: str, total: int, count: int) -> np.ndarray:
     if spacing != "trailing":
-        raise ValueError(
+        raise UserError(
             f"The scheduler's timestep_spacing is {shown(repr(spacing))}; expected leading, linspace or trailing. "
             "Correct its scheduler_config.json."
         )
@@ -266,14 +267,14 @@ def _checked_step_count(schedule: NoiseSchedule, count: int) -> int:
     """The number of training timesteps, of which sampling takes `count`."""
     total = schedule.num_train_timesteps
     if not 1 <= count <= total:
-        raise ValueError(f"The number of inference steps is {count}; expected 1 to {total}, the training timesteps.")
+        raise UserError(f"The number of inference steps is {count}; expected 1 to {total}, the training timesteps.")
     return total
 
 
 def _checked_timesteps(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
     total = schedule.num_train_timesteps
     if timesteps[0] >= total or timesteps[-1] < 0 or (np.diff(timesteps) >= 0).any():
-        raise ValueError(
+        raise UserError(
             f"{len(timesteps)} inference steps come to timesteps {timesteps[0]} … {timesteps[-1]}; expected distinct "
             f"ones between 0 and {total - 1}. Take fewer steps, or correct steps_offset in scheduler_config.json."
         )
@@ -292,7 +293,7 @@ def _unipc_sigmas(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
     _refuse_undefined(timesteps, ~np.isfinite(chosen) | (chosen <= 0) | stands_still)
     final = schedule.config.get("final_sigmas_type", "zero")
     if final not in ("zero", "sigma_min"):
-        raise ValueError(
+        raise UserError(
             f"The scheduler's final_sigmas_type is {shown(repr(final))}; expected zero or sigma_min. "
             "Correct its scheduler_config.json."
         )

@@ -22,6 +22,7 @@ from huggingface_hub import errors as hub_errors
 from shared.models.hub_files import shown_name
 from shared.untrusted import MIB, read_json, shown
 from shared.untrusted.documents import convert
+from shared.user_errors import UserError
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
@@ -80,19 +81,19 @@ class NoiseSchedule:
         Absent keys take the defaults of diffusers' DDPMScheduler.
 
         Raises:
-            ValueError: unknown beta schedule or prediction type, or values that make no schedule.
+            UserError: unknown beta schedule or prediction type, or values that make no schedule.
         """
         _check_types(config)
         prediction_type = config.get("prediction_type", "epsilon")
         if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
+            raise UserError(
                 f"The scheduler's prediction_type is {shown(repr(prediction_type))}; expected one of "
                 f"{', '.join(PREDICTION_TYPES)}. Choose a base model trained on one of these, or correct "
                 f"its {SCHEDULER_FILE}."
             )
         betas = _betas(config)
         if not ((betas >= 0) & (betas < 1)).all():
-            raise ValueError(
+            raise UserError(
                 f"The scheduler's betas lie between {betas.min()} and {betas.max()}; expected values in [0, 1). "
                 f"Correct beta_start, beta_end or trained_betas in its {SCHEDULER_FILE}."
             )
@@ -100,7 +101,7 @@ class NoiseSchedule:
             betas = rescale_betas_to_zero_terminal_snr(betas)
         alphas_cumprod = _cumulative_alphas(betas)
         if not np.isfinite(alphas_cumprod).all():
-            raise ValueError(
+            raise UserError(
                 "The scheduler's rescale_betas_zero_snr cannot be applied: its betas add no noise at all; expected "
                 f"betas above 0. Correct beta_start, beta_end or trained_betas in its {SCHEDULER_FILE}."
             )
@@ -119,7 +120,7 @@ class NoiseSchedule:
         """The schedule of a base model: a local folder in diffusers' layout, or a Hub repository's id.
 
         Raises:
-            ValueError: there is no such folder, repository or file, or it cannot be reached or read.
+            UserError: there is no such folder, repository or file, or it cannot be reached or read.
         """
         path = _scheduler_file(str(path_or_repo), subfolder, revision, cache_dir, token)
         fix = f"Expected diffusers' {SCHEDULER_FILE}; download or copy it again."
@@ -198,11 +199,11 @@ def _betas(config: Config) -> np.ndarray:
     """float32 [T], before any rescaling."""
     count = config.get("num_train_timesteps", 1000)
     if count < 1:
-        raise ValueError(f"The scheduler's num_train_timesteps is {count!r}; expected a positive whole number.")
+        raise UserError(f"The scheduler's num_train_timesteps is {count!r}; expected a positive whole number.")
     trained = config.get("trained_betas")
     if trained is not None:
         if len(trained) != count:
-            raise ValueError(
+            raise UserError(
                 f"The scheduler has {len(trained)} trained_betas and num_train_timesteps {count}; expected as many of "
                 f"one as of the other. Correct its {SCHEDULER_FILE}."
             )
@@ -216,7 +217,7 @@ def _betas(config: Config) -> np.ndarray:
         return np.square(_linspace(start**0.5, end**0.5, count))
     if name == "squaredcos_cap_v2":
         return _cosine_betas(count)
-    raise ValueError(
+    raise UserError(
         f"The scheduler's beta_schedule is {shown(repr(name))}; expected one of {', '.join(BETA_SCHEDULES)}, or "
         "trained_betas. Choose a base model that uses one of these."
     )
@@ -254,7 +255,7 @@ def _scheduler_file(
         path = Path(path_or_repo, subfolder, SCHEDULER_FILE)
         if os.path.lexists(path):
             return path
-        raise ValueError(
+        raise UserError(
             f"{shown(path)} does not exist; expected the base model's scheduler there, as diffusers' save_pretrained "
             "writes it. Give the folder that holds unet/, vae/ and scheduler/."
         )
@@ -268,9 +269,9 @@ def _scheduler_file(
             token=token,
         )
     # LocalEntryNotFoundError is what an unreachable Hub ends in when the file is not in the cache either.
-    # ValueError: a NUL in the name.
+    # UserError: a NUL in the name.
     except (hub_errors.HfHubHTTPError, hub_errors.EntryNotFoundError, OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"No noise schedule at '{shown_name(path_or_repo)}': it is not a local folder, and "
             f"{subfolder}/{SCHEDULER_FILE} could not be had from a Hub repository of that name "
             f"({type(error).__name__}). Check the spelling, the revision, the network and, for a gated model, your "

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from shared.data.sources.circles import Circle, draw
 from shared.evaluation.colour_difference import ciede2000, srgb_to_lab
+from shared.user_errors import UserError
 
 LEAST_CONTRAST = 40.0
 """RGB distance of disc and background below which there is no disc: a third of the least distance in the task."""
@@ -66,7 +67,7 @@ def segment(image_HWC: npt.NDArray[np.uint8]) -> Segmentation:
     colours are that of the whole picture.
 
     Raises:
-        ValueError: the image is not uint8 [H, W, 3].
+        UserError: the image is not uint8 [H, W, 3].
     """
     _check(image_HWC)
     pixels_HWC = image_HWC.astype(np.float64)
@@ -97,11 +98,11 @@ def measure(image_HWC: npt.NDArray[np.uint8], truth: Circle) -> CircleFidelity:
     """Compare a generated picture with the circle that its condition outlines and its caption describes.
 
     Raises:
-        ValueError: the image is not uint8 [size, size, 3].
+        UserError: the image is not uint8 [size, size, 3].
     """
     found = segment(image_HWC)
     if found.disc_HW.shape != (truth.size, truth.size):
-        raise ValueError(
+        raise UserError(
             f"The picture has shape {image_HWC.shape}; expected {(truth.size, truth.size, 3)}, its condition's size. "
             "Generate it at that size."
         )
@@ -121,10 +122,10 @@ def summarise(measured: Sequence[CircleFidelity]) -> dict[str, float]:
     """Means over pictures: `circle_iou`, `color_error` (of disc and background together), `color_accuracy` (a share).
 
     Raises:
-        ValueError: no pictures.
+        UserError: no pictures.
     """
     if not measured:
-        raise ValueError("No pictures were measured; give at least one generated picture with its circle.")
+        raise UserError("No pictures were measured; give at least one generated picture with its circle.")
     return {
         "circle_iou": float(np.mean([picture.iou for picture in measured])),
         "color_error": float(
@@ -168,4 +169,4 @@ def _median(pixels_NC: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _check(image_HWC: npt.NDArray[np.uint8]) -> None:
     if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3:
-        raise ValueError(f"The picture is {image_HWC.dtype} {image_HWC.shape}; expected uint8 [H, W, 3].")
+        raise UserError(f"The picture is {image_HWC.dtype} {image_HWC.shape}; expected uint8 [H, W, 3].")

@@ -27,7 +27,7 @@ def save_sheet(path: Path, rows: Sequence[SheetRow], column_titles: Sequence[str
     """Write the rows as a PNG file under column titles; folders are made as needed.
 
     Raises:
-        ValueError: no rows, a picture that is not uint8 [H, W, 3], or more titles than columns.
+        UserError: no rows, a picture that is not uint8 [H, W, 3], or more titles than columns.
     """
     grid = [GridRow(row.caption, [("", enlarge(picture, LEAST_SIDE)) for picture in row.pictures]) for row in rows]
     save_grid(path, grid, column_titles)

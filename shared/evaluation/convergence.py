@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 
+from shared.user_errors import UserError
+
 LEAST_GAIN = 0.2
 """By how much a model that converged beats the untrained one: of an IoU or F1, which range from 0 to 1."""
 
@@ -30,7 +32,7 @@ def convergence_step(series: Sequence[tuple[int, float]], least_gain: float = LE
         The step, or None where the model has not converged, or not for two evaluations yet.
 
     Raises:
-        ValueError: steps that do not increase, a fidelity that is not finite, or a least gain that is not positive.
+        UserError: steps that do not increase, a fidelity that is not finite, or a least gain that is not positive.
     """
     _check(series, least_gain)
     if len(series) < _FEWEST:
@@ -52,9 +54,9 @@ def _without_outliers(values: Sequence[float]) -> list[float]:
 def _check(series: Sequence[tuple[int, float]], least_gain: float) -> None:
     for (step, _), (following, _) in pairwise(series):
         if following <= step:
-            raise ValueError(f"Step {following} follows step {step}; give the evaluations in the order of their steps.")
+            raise UserError(f"Step {following} follows step {step}; give the evaluations in the order of their steps.")
     for step, fidelity in series:
         if not math.isfinite(fidelity):
-            raise ValueError(f"The fidelity at step {step} is {fidelity}; expected a finite number.")
+            raise UserError(f"The fidelity at step {step} is {fidelity}; expected a finite number.")
     if not least_gain > 0:
-        raise ValueError(f"least_gain is {least_gain}; expected a positive number.")
+        raise UserError(f"least_gain is {least_gain}; expected a positive number.")

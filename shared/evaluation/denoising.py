@@ -23,6 +23,7 @@ from shared.data.skipping import SkippedSamples
 from shared.data.sources.base import RandomAccessSource
 from shared.data.tokenization import Tokenize
 from shared.randomness import Purpose, generator
+from shared.user_errors import UserError
 
 PerSampleLosses = Callable[[Batch], npt.NDArray[Any]]
 """What a backend supplies: a batch → the loss of each row [B], its mean over H, W, C as in the training loss."""
@@ -48,7 +49,7 @@ def read_samples(held_out: RandomAccessSource, config: TrainConfig) -> list[Vali
         config: read for resolution, image_interpolation_mode and max_skipped_samples.
 
     Raises:
-        ValueError: no sample is usable, or more are bad than `max_skipped_samples` allows.
+        UserError: no sample is usable, or more are bad than `max_skipped_samples` allows.
     """
     skipped = SkippedSamples(config.max_skipped_samples)
     samples: list[ValidationSample] = []
@@ -59,9 +60,7 @@ def read_samples(held_out: RandomAccessSource, config: TrainConfig) -> list[Vali
         except BadSampleError as error:
             skipped.add(candidate.name, error)
     if not samples:
-        raise ValueError(
-            f"None of the {len(held_out)} held-out samples can be read. Repair the data, or hold out more."
-        )
+        raise UserError(f"None of the {len(held_out)} held-out samples can be read. Repair the data, or hold out more.")
     return samples
 
 
@@ -95,16 +94,14 @@ class DenoisingEvaluation:
             bins: equal parts of the timesteps, reported apart.
 
         Raises:
-            ValueError: no samples, a batch size below 1, or bins that are not between 1 and the number of timesteps.
+            UserError: no samples, a batch size below 1, or bins that are not between 1 and the number of timesteps.
         """
         if not samples:
-            raise ValueError("The validation set is empty; give at least one sample.")
+            raise UserError("The validation set is empty; give at least one sample.")
         if batch_size < 1:
-            raise ValueError(f"The validation batch size is {batch_size}; expected at least 1.")
+            raise UserError(f"The validation batch size is {batch_size}; expected at least 1.")
         if not 1 <= bins <= num_train_timesteps:
-            raise ValueError(
-                f"{bins} timestep bins were asked for; expected 1 to {num_train_timesteps}, the timesteps."
-            )
+            raise UserError(f"{bins} timestep bins were asked for; expected 1 to {num_train_timesteps}, the timesteps.")
         self._samples, self._seed, self._batch_size, self._latent_shape = samples, seed, batch_size, latent_shape
         self._input_ids = tokenize([sample.caption for sample in samples])
         self._edges = [bin_ * num_train_timesteps // bins for bin_ in range(bins + 1)]
@@ -120,7 +117,7 @@ class DenoisingEvaluation:
         """`validation_loss`, and by bin `validation_loss_t000-249`, …: means over the rows.
 
         Raises:
-            ValueError: the losses are not one number per row.
+            UserError: the losses are not one number per row.
         """
         losses = np.concatenate([self._checked(per_sample_losses(batch)) for batch in self.batches()])[: self._rows]
         losses_SN = losses.astype(np.float64).reshape(-1, len(self._edges) - 1)
@@ -151,7 +148,7 @@ class DenoisingEvaluation:
     def _checked(self, losses: npt.NDArray[Any]) -> npt.NDArray[Any]:
         losses = np.asarray(losses)
         if losses.shape != (self._batch_size,):
-            raise ValueError(f"The validation losses of a batch are {losses.shape}; expected ({self._batch_size},).")
+            raise UserError(f"The validation losses of a batch are {losses.shape}; expected ({self._batch_size},).")
         return losses
 
     def _names(self) -> list[str]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from shared.user_errors import UserError
+
 LOW_THRESHOLD, HIGH_THRESHOLD = 100, 200
 """Of the Sobel gradient's L1 norm on 8-bit pixels."""
 
@@ -49,13 +51,13 @@ def canny(image_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """The edges (bool [H,W]) of an RGB picture, by OpenCV's Canny detector (Canny 1986) without blurring first.
 
     Raises:
-        ValueError: the picture is not uint8 [H, W, 3], or OpenCV is not installed.
+        UserError: the picture is not uint8 [H, W, 3], or OpenCV is not installed.
     """
     _check(image_HWC)
     try:
         import cv2
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "Canny edges are measured with OpenCV, which is not installed. Run: pip install opencv-python-headless"
         ) from error
     return cv2.Canny(np.ascontiguousarray(image_HWC), LOW_THRESHOLD, HIGH_THRESHOLD) > 0
@@ -67,17 +69,17 @@ def measure(
     """Compare the edges of the pictures that one condition gave with that condition: white (above 127) on black.
 
     Raises:
-        ValueError: no pictures, or not all uint8 [H, W, 3] of the condition's size; OpenCV is not installed.
+        UserError: no pictures, or not all uint8 [H, W, 3] of the condition's size; OpenCV is not installed.
     """
     _check(conditioning_image_HWC)
     if not images_HWC:
-        raise ValueError("No pictures to compare with the condition; give at least one generated picture.")
+        raise UserError("No pictures to compare with the condition; give at least one generated picture.")
     asked_HW = conditioning_image_HWC.max(axis=-1) > 127
     counts = np.zeros(3, np.int64)
     for image_HWC in images_HWC:
         produced_HW = canny(image_HWC)
         if produced_HW.shape != asked_HW.shape:
-            raise ValueError(
+            raise UserError(
                 f"A picture has shape {image_HWC.shape}; expected its condition's, {conditioning_image_HWC.shape}. "
                 "Generate it at that size."
             )
@@ -89,10 +91,10 @@ def summarise(measured: Sequence[EdgeAgreement]) -> dict[str, float]:
     """Means over conditions: `edge_precision`, `edge_recall`, `edge_f1`.
 
     Raises:
-        ValueError: nothing was measured.
+        UserError: nothing was measured.
     """
     if not measured:
-        raise ValueError("No conditions were measured; give at least one.")
+        raise UserError("No conditions were measured; give at least one.")
     return {
         "edge_precision": float(np.mean([agreement.precision for agreement in measured])),
         "edge_recall": float(np.mean([agreement.recall for agreement in measured])),
@@ -102,4 +104,4 @@ def summarise(measured: Sequence[EdgeAgreement]) -> dict[str, float]:
 
 def _check(image_HWC: npt.NDArray[np.uint8]) -> None:
     if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3:
-        raise ValueError(f"The picture is {image_HWC.dtype} {image_HWC.shape}; expected uint8 [H, W, 3].")
+        raise UserError(f"The picture is {image_HWC.dtype} {image_HWC.shape}; expected uint8 [H, W, 3].")

@@ -12,6 +12,7 @@ from shared.data.sources.base import SubsetSource
 from shared.data.sources.circles import draw
 from shared.evaluation import circles, edges
 from shared.evaluation.denoising import ValidationSample
+from shared.user_errors import UserError
 
 Picture = npt.NDArray[np.uint8]
 
@@ -30,9 +31,9 @@ class Fidelity:
 
 
 def check_fidelity(config: TrainConfig) -> None:
-    """Raises ValueError where the measure that the configuration asks for needs a package that is not installed."""
+    """Raises UserError where the measure that the configuration asks for needs a package that is not installed."""
     if config.evaluation_fidelity == "edges" and importlib.util.find_spec("cv2") is None:
-        raise ValueError(
+        raise UserError(
             "--evaluation_fidelity edges needs OpenCV, which is not installed. Run: pip install opencv-python-headless"
         )
 

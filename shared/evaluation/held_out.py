@@ -37,7 +37,7 @@ class HeldOutEvaluation:
         """Reads the samples.
 
         Raises:
-            ValueError: too many of them are unreadable.
+            UserError: too many of them are unreadable.
         """
         self._samples = read_samples(held_out, config)
         self._denoising = DenoisingEvaluation(

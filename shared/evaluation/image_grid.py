@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shared.outgoing.atomic_files import write_atomically
 from shared.untrusted.text import harmless
+from shared.user_errors import UserError
 
 _MARGIN = 16
 _GAP = 8
@@ -46,20 +47,18 @@ def draw_grid(rows: Sequence[GridRow], column_titles: Sequence[str] = ()) -> Ima
     """One picture of all rows. Images keep their size, cells are as large as the largest; text wraps to fit.
 
     Raises:
-        ValueError: no images, an image that is not uint8 [H, W, 3], or more titles than columns.
+        UserError: no images, an image that is not uint8 [H, W, 3], or more titles than columns.
     """
     images = [image for row in rows for _, image in row.images]
     for image in images:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"An image of the grid is {image.dtype} {image.shape}; expected uint8 [H, W, 3].")
+            raise UserError(f"An image of the grid is {image.dtype} {image.shape}; expected uint8 [H, W, 3].")
     if not images:
-        raise ValueError("A grid needs at least one image; got none.")
+        raise UserError("A grid needs at least one image; got none.")
     cell_width = max(max(image.shape[1] for image in images), _NARROWEST_TEXT)
     columns = max(len(row.images) for row in rows)
     if len(column_titles) > columns:
-        raise ValueError(
-            f"A grid of {columns} columns cannot have {len(column_titles)} titles; give at most {columns}."
-        )
+        raise UserError(f"A grid of {columns} columns cannot have {len(column_titles)} titles; give at most {columns}.")
     width = columns * cell_width + (columns - 1) * _GAP
 
     titles = [_draw_titles(column_titles, cell_width, width)] if column_titles else []

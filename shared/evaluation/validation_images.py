@@ -13,6 +13,7 @@ from shared.data.tokenization import Tokenize, used_text
 from shared.evaluation.image_grid import GridRow, save_grid
 from shared.tracking import Tracker
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class ValidationImages:
         """Reads the condition images.
 
         Raises:
-            ValueError: one does not exist or cannot be read.
+            UserError: one does not exist or cannot be read.
         """
         images, prompts = config.validation_image or (), config.validation_prompt or ()
         count = max(len(images), len(prompts))
@@ -75,8 +76,8 @@ class ValidationImages:
 
 def _read_condition(path: Path, config: TrainConfig) -> np.ndarray:
     if not os.path.exists(path):
-        raise ValueError(f"--validation_image: there is no file {shown(path)}. Give paths of existing images.")
+        raise UserError(f"--validation_image: there is no file {shown(path)}. Give paths of existing images.")
     try:
         return preprocess(path, config.resolution, config.image_interpolation_mode)
     except BadSampleError as error:
-        raise ValueError(f"--validation_image {shown(path)} cannot be used: {error}. Give a readable image.") from error
+        raise UserError(f"--validation_image {shown(path)} cannot be used: {error}. Give a readable image.") from error

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.models.hub_files import shown_name
+from shared.user_errors import UserError
 
 
 def check_trainable(base: str, unet: Any) -> None:
     """Refuse a base model, told from its UNet's configuration, that neither backend trains on.
 
     Raises:
-        ValueError: it is a Stable Diffusion XL.
+        UserError: it is a Stable Diffusion XL.
     """
     if unet.addition_embed_type is not None:
-        raise ValueError(
+        raise UserError(
             f"--pretrained_model_name_or_path {shown_name(base)} is a Stable Diffusion XL model; training on those is "
             "not supported yet. Use a Stable Diffusion 1.x or 2.x model."
         )
@@ -31,7 +32,7 @@ def check_models_fit(
         text_encoder_2: that of Stable Diffusion XL, which is refused without it, as by training.
 
     Raises:
-        ValueError: the first thing that does not fit.
+        UserError: the first thing that does not fit.
     """
     if text_encoder_2 is None:
         check_trainable(base, unet)
@@ -60,7 +61,7 @@ def check_models_fit(
     }
     for what, (one, other) in pairs.items():
         if _plain(one) != _plain(other):
-            raise ValueError(
+            raise UserError(
                 f"These models do not belong together: the {what} are {one} and {other}. Give a ControlNet and a VAE "
                 f"that were made for {shown_name(base)}."
             )

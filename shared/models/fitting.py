@@ -8,6 +8,7 @@ import numpy as np
 
 from shared.models.weight_files import WeightNames, stored_tensors
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 Shape = tuple[int, ...]
 
@@ -51,7 +52,7 @@ def fitting_weights(
         published_name: the name in `expected` for one in a file; None for a tensor to be ignored.
 
     Raises:
-        ValueError: as `stored_tensors`; or, at the end, parameters are missing, unexpected, of another shape, or no
+        UserError: as `stored_tensors`; or, at the end, parameters are missing, unexpected, of another shape, or no
             floating-point numbers, all of which the message names.
     """
     found = _Differences(missing=set(expected))
@@ -73,7 +74,7 @@ def fitting_weights(
         else:
             yield name, tensor.read().reshape(wanted)
     if differences := str(found):
-        raise ValueError(
+        raise UserError(
             f"The weights in {shown(folder)} are not those of the {model} that their config.json describes: "
             f"{differences}. Check that the folder holds this kind of model and that its config.json and its "
             "weights belong together."

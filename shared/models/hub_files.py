@@ -27,6 +27,7 @@ from shared.models.weight_files import (
 from shared.outgoing.redaction import redacted
 from shared.untrusted import shown
 from shared.untrusted.border import reason
+from shared.user_errors import UserError
 
 
 def locate_folder(
@@ -42,7 +43,7 @@ def locate_folder(
     """A folder with `config.json` and weights: the local one, or a download of just these files from the Hub.
 
     Raises:
-        ValueError: it is neither a folder nor a repository that can be reached, or has no such subfolder, revision,
+        UserError: it is neither a folder nor a repository that can be reached, or has no such subfolder, revision,
             configuration or weights.
     """
     if os.path.isdir(path_or_repo):
@@ -61,7 +62,7 @@ def locate_config(
     """The `config.json` of a local folder, which need not hold weights, or a download of it from the Hub.
 
     Raises:
-        ValueError: as `locate_folder` does.
+        UserError: as `locate_folder` does.
     """
     if os.path.isdir(path_or_repo):
         return _local_folder(Path(path_or_repo), subfolder) / "config.json"
@@ -78,11 +79,11 @@ def _local_folder(root: Path, subfolder: str | None) -> Path:
     folder = root / subfolder if subfolder else root
     if not os.path.isdir(folder):
         there = ", ".join(name for name in names_in(root) if os.path.isdir(root / name)) or "none"
-        raise ValueError(f"{shown(root)} has no subfolder {subfolder!r}. Subfolders there: {shown(there)}.")
+        raise UserError(f"{shown(root)} has no subfolder {subfolder!r}. Subfolders there: {shown(there)}.")
     if not os.path.lexists(folder / "config.json"):
         with_config = [name for name in names_in(folder) if os.path.isfile(folder / name / "config.json")]
         hint = f"Pass subfolder=, one of {shown(', '.join(with_config))}" if with_config else "Check the path"
-        raise ValueError(
+        raise UserError(
             f"{shown(folder)} has no config.json: expected a model's folder as diffusers' save_pretrained writes it. "
             f"{hint}."
         )
@@ -108,16 +109,16 @@ def _download(
         if entry is None:
             files = HfApi(token=token).list_repo_files(repo, revision=commit)
             present = [file.rpartition("/")[2] for file in files if file.rpartition("/")[0] == (subfolder or "")]
-            raise ValueError(missing_weights_message(names, variant, where, present))
+            raise UserError(missing_weights_message(names, variant, where, present))
         for shard in shard_names(config.parent / entry) if is_index(entry) else []:
             get(shard)
     except LocalEntryNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"The Hugging Face Hub cannot be reached and not all weights of {where} are in the local cache"
             f"{f' (variant {variant!r})' if variant else ''}. Go online once to download them, or pass a local folder."
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"The weights of {where} could not be downloaded ({reason(error)}). Check the network and the room in the "
             "folder of the cache, and try again."
         ) from error
@@ -156,36 +157,36 @@ def _download_config(
             )
         )
     except HFValidationError as error:
-        raise ValueError(
+        raise UserError(
             f"'{name}' is neither a folder on this machine nor a repository's name on the Hugging Face Hub: expected "
             "an existing folder, or owner/name. Check the path."
         ) from error
     except GatedRepoError as error:
-        raise ValueError(
+        raise UserError(
             f"{name} is a gated repository: accept its terms on the Hugging Face Hub and log in (hf auth login), or "
             "pass token=."
         ) from error
     except RepositoryNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"'{name}' is no folder on this machine, and the Hugging Face Hub has no such repository that this login "
             "may read. Check the path or the name; log in (hf auth login) if it is private."
         ) from error
     except RevisionNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"{name} has no revision {shown(repr(revision))}: expected a branch, tag or commit of it."
         ) from error
     except LocalEntryNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"'{name}' is no folder on this machine, and the Hugging Face Hub cannot be reached to download {where} "
             "(it is not in the local cache either). Pass an existing folder, or go online once to download it."
         ) from error
     except EntryNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"{where} on the Hugging Face Hub has no config.json: expected a model's folder in diffusers' layout. "
             "Check subfolder=, which a whole pipeline needs ('unet', 'vae', 'text_encoder')."
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: a NUL in a name
-        raise ValueError(
+        raise UserError(
             f"{where} could not be had from the Hugging Face Hub ({reason(error)}). Check the name, the network and "
             "the folder of the cache; or pass an existing folder."
         ) from error

@@ -46,7 +46,7 @@ def initial_values(
         One float32 array per key of `shapes`.
 
     Raises:
-        ValueError: the seed is out of range.
+        UserError: the seed is out of range.
     """
     match kind:
         case ModuleKind.AFFINE:

@@ -21,6 +21,7 @@ from shared.models.configs import CLIPTextConfig
 from shared.models.hub_files import shown_name
 from shared.untrusted import MIB, foreign_library, parse_json, read_file, shown
 from shared.untrusted.border import reason
+from shared.user_errors import UserError
 
 _SETTINGS = "tokenizer_config.json"
 _FILES = {  # and the most bytes of each: CLIP's largest, tokenizer.json, has 2 MB
@@ -68,14 +69,14 @@ def read_tokenizer(
     """A CLIP tokenizer from a local folder or a Hub repository, seen to work.
 
     Raises:
-        ValueError: when there is no complete tokenizer there, or it cannot be read or used.
+        UserError: when there is no complete tokenizer there, or it cannot be read or used.
     """
     where = shown_name(f"{path}/{subfolder}" if subfolder else path)
     fix = f"expected tokenizer_config.json with vocab.json and merges.txt (or tokenizer.json) in {where}"
     if os.path.isdir(path):
         files = _local_files(Path(path, subfolder or ""))
         if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():
-            raise ValueError(
+            raise UserError(
                 f"{where} holds no tokenizer; {fix}. Point --tokenizer_name or the base model at such a folder"
             )
     else:
@@ -92,21 +93,21 @@ def read_tokenizer(
 
 
 def check_tokenizer_fits(tokenizer: CLIPTokenizer, name: str, text_encoder: CLIPTextConfig) -> None:
-    """Raises ValueError where a tokenizer makes more of a caption than the text encoder has embeddings for.
+    """Raises UserError where a tokenizer makes more of a caption than the text encoder has embeddings for.
 
     Args:
         name: what the user calls the tokenizer.
     """
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= text_encoder.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"The tokenizer of {shown_name(name)} has token ids up to {largest}, and the base model's text encoder "
             f"knows those below {text_encoder.vocab_size} (vocab_size in its config.json). Use the tokenizer that "
             "the text encoder was trained with."
         )
     longest = text_encoder.max_position_embeddings
     if tokenizer.model_max_length > longest:
-        raise ValueError(
+        raise UserError(
             f"The tokenizer of {shown_name(name)} has model_max_length {tokenizer.model_max_length}, and the base "
             f"model's text encoder takes at most {longest} tokens (max_position_embeddings in its config.json). "
             "Correct tokenizer_config.json."
@@ -127,7 +128,7 @@ def _hub_files(
         except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
             is_optional = name != _SETTINGS and isinstance(error, EntryNotFoundError)
             if not is_optional:
-                raise ValueError(
+                raise UserError(
                     f"no tokenizer could be loaded from {where}: {_hub_reason(error)}; {fix}. Check the name, the "
                     "network and your login; or give a local folder"
                 ) from error
@@ -147,9 +148,9 @@ def _checked_settings(content: bytes, where: str, fix: str) -> bytes:
     settings: dict[str, Any] = parse_json(content, where=f"{where}/{_SETTINGS}", fix=f"{fix}.")
     length = settings.get("model_max_length")
     if length is None or (isinstance(length, int | float) and length > _LONGEST):
-        raise ValueError(f"the tokenizer in {where} does not say its model_max_length; {fix}")
+        raise UserError(f"the tokenizer in {where} does not say its model_max_length; {fix}")
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer in {where} has model_max_length {shown(repr(length))}; expected a whole number from 1 to "
             f"{_LONGEST}, which is 77 for CLIP. Correct its {_SETTINGS}"
         )
@@ -170,7 +171,7 @@ def _try_out(tokenizer: CLIPTokenizer, where: str, fix: str) -> None:
         rows = tokenizer(list(_TRIAL), max_length=length, padding="max_length", truncation=True)["input_ids"]
         sound = all(len(row) == length and all(0 <= token < 2**31 for token in row) for row in rows)
     if not sound:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer in {where} makes something else of a caption than {length} tokens, its model_max_length; "
             f"{fix}"
         )
@@ -185,4 +186,4 @@ def _tokenizer_library(what: str, fix: str) -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"{what} ({reason(error)}). {fix[:1].upper()}{fix[1:]}.") from error
+        raise UserError(f"{what} ({reason(error)}). {fix[:1].upper()}{fix[1:]}.") from error

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from shared.outgoing.atomic_files import write_atomically, write_text_atomically
 from shared.untrusted import MIB, check_plain_files, foreign_library, open_file, read_json, shown
+from shared.user_errors import UserError
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 _LARGEST = 64 * 1024 * MIB  # the largest in use is SDXL's UNet in float32, 10 GiB
@@ -82,19 +83,19 @@ def shard_names(index: Path) -> list[str]:
     """File names of the shards that an index lists, each once.
 
     Raises:
-        ValueError: it cannot be read, is no index, or names something else than files of its own folder.
+        UserError: it cannot be read, is no index, or names something else than files of its own folder.
     """
     fix = "Copy or download the folder again."
     listed: _Index = read_json(index, _Index, fix=fix)
     shards = sorted(set(listed["weight_map"].values()))
     for shard in shards:
         if not _PLAIN_NAME.fullmatch(shard):
-            raise ValueError(
+            raise UserError(
                 f"{shown(index)} lists the shard {shown(repr(shard))}: expected the name of a .safetensors or .bin "
                 f"file in the same folder. {fix}"
             )
     if not shards:
-        raise ValueError(f"{shown(index)} lists no shards: expected one at least. {fix}")
+        raise UserError(f"{shown(index)} lists no shards: expected one at least. {fix}")
     return shards
 
 
@@ -133,7 +134,7 @@ def read_weights(folder: Path, names: WeightNames, variant: str | None) -> Itera
     dtypes are the file's (bfloat16 as `ml_dtypes.bfloat16`, from `.bin` as float32). Only one tensor is in memory.
 
     Raises:
-        ValueError: as `stored_tensors`.
+        UserError: as `stored_tensors`.
     """
     for name, tensor in stored_tensors(folder, names, variant):
         yield name, tensor.read()
@@ -143,17 +144,17 @@ def stored_tensors(folder: Path, names: WeightNames, variant: str | None) -> Ite
     """`read_weights` for those who first look at a tensor's shape: it may be larger than any memory.
 
     Raises:
-        ValueError: there are no weights of this variant, a file is missing, damaged, no regular file or larger than any
+        UserError: there are no weights of this variant, a file is missing, damaged, no regular file or larger than any
             honest one, or `.bin` is all there is and torch is not installed.
     """
     present = set(names_in(folder))
     entry = next((name for name in candidates(names, variant) if name in present), None)
     if entry is None:
-        raise ValueError(missing_weights_message(names, variant, str(folder), present))
+        raise UserError(missing_weights_message(names, variant, str(folder), present))
     shards = shard_names(folder / entry) if is_index(entry) else [entry]
     for shard in shards:
         if shard not in present:
-            raise ValueError(
+            raise UserError(
                 f"{shown(folder / entry)} lists the shard {shown(shard)}, which is not there. Copy or download "
                 "the folder again."
             )
@@ -162,11 +163,11 @@ def stored_tensors(folder: Path, names: WeightNames, variant: str | None) -> Ite
 
 
 def names_in(folder: Path) -> list[str]:
-    """What lies in a folder. ValueError where that cannot be told."""
+    """What lies in a folder. UserError where that cannot be told."""
     try:
         return sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
-        raise ValueError(f"{shown(folder)} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{shown(folder)} cannot be read: {error.strerror}.") from error
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
@@ -188,7 +189,7 @@ def _from_safetensors(path: Path, file: Any, name: str) -> np.ndarray:
 
 def _pickled_tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     if importlib.util.find_spec("torch") is None:
-        raise ValueError(
+        raise UserError(
             f"{shown(path)} is a PyTorch pickle and reading it needs torch, which is not installed. Install torch "
             "(the CPU build is enough), or convert the model to safetensors where torch is: load it with diffusers "
             "or transformers and call save_pretrained(folder, safe_serialization=True)."
@@ -197,12 +198,12 @@ def _pickled_tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
 
     tensors = _unpickled(path)
     if not isinstance(tensors, dict):
-        raise ValueError(
+        raise UserError(
             f"{shown(path)} holds a {type(tensors).__name__}: expected a dictionary of tensors. {_USE_SAFETENSORS}"
         )
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(
+            raise UserError(
                 f"{shown(path)} holds a {type(tensor).__name__} named {shown(repr(name))}: expected tensors, and texts "
                 f"for their names. {_USE_SAFETENSORS}"
             )
@@ -224,7 +225,7 @@ def _unpickled(path: Path) -> Any:
     except ValueError as error:
         if not isinstance(error.__cause__, pickle.UnpicklingError):
             raise
-        raise ValueError(
+        raise UserError(
             f"{shown(path)} holds something else than tensors, and reading that could run code that its author chose. "
             f"{_USE_SAFETENSORS}"
         ) from error
@@ -234,7 +235,7 @@ def _check_not_compressed(path: Path) -> None:
     """torch never compresses, and what is compressed may unfold to more than any memory holds."""
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("its parts are compressed")
+            raise UserError("its parts are compressed")
 
 
 def _as_array(path: Path, tensor: Any) -> np.ndarray:
@@ -326,5 +327,5 @@ def _bytes(size: int | str | None) -> int | None:
         return size
     match = re.fullmatch(r"(\d+)\s*([KMG]B)", size.strip().upper())
     if match is None:
-        raise ValueError(f"max_shard_size is {size!r}: expected bytes as an integer, or a text like '500MB' or '5GB'.")
+        raise UserError(f"max_shard_size is {size!r}: expected bytes as an integer, or a text like '500MB' or '5GB'.")
     return int(match[1]) * _UNITS[match[2]]

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from shared.outgoing.redaction import masked
 from shared.untrusted.text import harmless
+from shared.user_errors import UserError
 
 
 def outgoing(text: str) -> str:
@@ -39,3 +40,15 @@ def print_traceback(error: BaseException) -> None:
 def print_uncaught(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:
     """For `sys.excepthook`."""
     print_traceback(error)
+
+
+def explain(error: Exception) -> int:
+    """Print on stderr what ended the program, and return the exit code of the process.
+
+    2 for a user's mistake, which its message explains; 1 for a defect, whose traceback is shown.
+    """
+    if isinstance(error, UserError):
+        print(with_indented_lines(outgoing(f"error: {error}")), file=sys.stderr)
+        return 2
+    print_traceback(error)
+    return 1

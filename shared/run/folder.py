@@ -13,6 +13,7 @@ from shared.config.public import public_config
 from shared.outgoing.atomic_files import write_text_atomically
 from shared.run.lock import run_lock
 from shared.untrusted import read_json, shown
+from shared.user_errors import UserError
 
 REPORT_FILE = "report.json"
 NOT_WRITTEN = "not_written"
@@ -35,7 +36,7 @@ def held_run_folder(config: TrainConfig) -> Iterator[None]:
     """Make `--output_dir` and keep other runs out of it.
 
     Raises:
-        ValueError: as `make_run_folder`, or another run is in it.
+        UserError: as `make_run_folder`, or another run is in it.
     """
     with run_lock(make_run_folder(config)):
         yield
@@ -45,19 +46,19 @@ def make_run_folder(config: TrainConfig) -> Path:
     """`--output_dir`, made where missing.
 
     Raises:
-        ValueError: it cannot be made or written to, or is the folder of something that the run reads.
+        UserError: it cannot be made or written to, or is the folder of something that the run reads.
     """
     folder = Path(config.output_dir)
     _check_apart_from_inputs(config, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ValueError(
+        raise UserError(
             f"--output_dir {shown(folder)} cannot be made: {getattr(error, 'strerror', None) or shown(error)}. Choose "
             "a folder that you may write to."
         ) from error
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"--output_dir {shown(folder)} cannot be written to. Choose a folder that you may write to.")
+        raise UserError(f"--output_dir {shown(folder)} cannot be written to. Choose a folder that you may write to.")
     return folder
 
 
@@ -65,13 +66,13 @@ def write_config(folder: Path, config: TrainConfig) -> None:
     """Write `config.yaml`, for the user's eyes only where addresses in it hold credentials.
 
     Raises:
-        ValueError: it cannot be written.
+        UserError: it cannot be written.
     """
     path = folder / "config.yaml"
     try:
         write_text_atomically(path, to_yaml(config), private=public_config(config) != config)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{shown(path)} cannot be written ({error.strerror}). If the disk is full, free some space; or choose "
             "another --output_dir."
         ) from error
@@ -81,7 +82,7 @@ def is_finished(folder: Path, last_step: int, resumed_at: int) -> bool:
     """Whether the folder holds the result of the run that stands at its last step: its report says so.
 
     Raises:
-        ValueError: there is a report that is none.
+        UserError: there is a report that is none.
     """
     report = folder / REPORT_FILE
     if resumed_at < last_step or not report.is_file():
@@ -109,14 +110,14 @@ def _check_apart_from_inputs(config: TrainConfig, folder: Path) -> None:
             continue
         parts = _PARTS_OF_A_MODEL if name == "pretrained_model_name_or_path" else ()
         if any(_same_folder(folder, place) for place in (Path(value), *(Path(value) / part for part in parts))):
-            raise ValueError(
+            raise UserError(
                 f"--output_dir {shown(folder)} is the folder that --{name} reads, whose files the run's own would "
                 "mix with or overwrite. Choose another --output_dir."
             )
     for shard in config.train_shards or ():
         place = shard.removeprefix("file://").removeprefix("file:")
         if "://" not in place and "pipe:" not in place and _same_folder(folder, Path(place).parent):
-            raise ValueError(
+            raise UserError(
                 f"--output_dir {shown(folder)} is the folder of --train_shards, whose files the run's own would mix "
                 "with. Choose another --output_dir."
             )

@@ -13,6 +13,7 @@ from huggingface_hub.utils import filter_repo_objects
 from shared.config import TrainConfig
 from shared.models.trained_parts import UNET_FOLDER
 from shared.untrusted import is_inside, shown
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def prepare_repository(config: TrainConfig, output_dir: Path) -> str | None:
     Called before any work starts, so that a missing login costs a second and not a training run.
 
     Raises:
-        ValueError: no login, a token without the right to write, or the Hub cannot be reached.
+        UserError: no login, a token without the right to write, or the Hub cannot be reached.
     """
     if not config.push_to_hub:
         return None
@@ -44,7 +45,7 @@ def prepare_repository(config: TrainConfig, output_dir: Path) -> str | None:
         repository = api.create_repo(name, exist_ok=True).repo_id
         api.auth_check(repository, write=True)  # create_repo is content with someone else's public repository
     except (HTTPError, OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"--push_to_hub: the repository {shown(repr(name))} cannot be written to on the Hub ({_one_line(error)}). "
             "Log in with `hf auth login` or give --hub_token, either with the right to write, check --hub_model_id, or "
             "leave --push_to_hub away."
@@ -58,7 +59,7 @@ def push(config: TrainConfig, output_dir: Path, repository: str) -> str:
     What is a link to a file elsewhere is left out: whoever put it there may have meant a file that is private.
 
     Raises:
-        ValueError: the upload failed; says how to do it by hand.
+        UserError: the upload failed; says how to do it by hand.
     """
     try:
         commit = HfApi(token=_token(config)).upload_folder(
@@ -70,7 +71,7 @@ def push(config: TrainConfig, output_dir: Path, repository: str) -> str:
         )
     except (HTTPError, OSError, ValueError) as error:
         include = " ".join(f"--include '{pattern}'" for pattern in _PUBLISHED)
-        raise ValueError(
+        raise UserError(
             f"The training is finished and its ControlNet stands in {shown(output_dir)}, but it could not be uploaded "
             f"({_one_line(error)}). Upload it with `hf upload {repository} {shown(shlex.quote(str(output_dir)))} "
             f"{include}`."
@@ -90,13 +91,13 @@ def _lying_elsewhere(output_dir: Path) -> list[str]:
 def _token(config: TrainConfig) -> str:
     token = get_token() if config.hub_token is None else config.hub_token
     if token is None:
-        raise ValueError(
+        raise UserError(
             "--push_to_hub needs a login on the Hub and there is none. Log in with `hf auth login`, give --hub_token "
             "with the right to write, or leave --push_to_hub away."
         )
     # HTTP libraries refuse such a token with a message that quotes it.
     if re.fullmatch(r"[!-~]+", token) is None:
-        raise ValueError(
+        raise UserError(
             "--push_to_hub: the Hub token is empty or holds blanks or characters outside ASCII. Copy it again from "
             "https://huggingface.co/settings/tokens."
         )

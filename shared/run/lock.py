@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     On file systems without locks it only warns.
 
     Raises:
-        ValueError: another run holds it, or its file cannot be made.
+        UserError: another run holds it, or its file cannot be made.
     """
     path = folder / LOCK_FILE
     descriptor = _taken(path)
@@ -59,7 +60,7 @@ def _taken(path: Path) -> int:
         if _is_at(path, descriptor):
             return descriptor
         os.close(descriptor)  # its run has ended and removed it since it was opened
-    raise ValueError(
+    raise UserError(
         f"{shown(path)} is removed again and again while it is locked. Start the run when no other starts there."
     )
 
@@ -69,7 +70,7 @@ def _opened(path: Path) -> int:
         # No link of that name is followed, and no pipe waited for.
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{shown(path)}, which marks a folder as used by a run, cannot be opened ({error.strerror}). If no run "
             "uses that folder, delete it and start again; or choose another --output_dir."
         ) from error
@@ -77,7 +78,7 @@ def _opened(path: Path) -> int:
 
 def _check_regular(path: Path, descriptor: int) -> None:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise ValueError(f"{shown(path)} is to be the file of a lock, but it is something else. Delete it.")
+        raise UserError(f"{shown(path)} is to be the file of a lock, but it is something else. Delete it.")
 
 
 def _lock(path: Path, descriptor: int) -> None:
@@ -85,7 +86,7 @@ def _lock(path: Path, descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _HELD_BY_ANOTHER:
-            raise ValueError(
+            raise UserError(
                 f"--output_dir {shown(path.parent)} is in use by another run ({_holder(descriptor)}), and two would "
                 "mix their figures and checkpoints. Wait until that one has ended or stop it, or choose another "
                 "--output_dir."

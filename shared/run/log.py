@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from shared.outgoing.redaction import masked, redacted
 from shared.tracking import Tracker
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,12 @@ def total_steps(
     """The optimizer steps of a run; batches run on across epochs, so only the very last one reaches past the end.
 
     Raises:
-        ValueError: neither the steps nor the size of the data are known.
+        UserError: neither the steps nor the size of the data are known.
     """
     if max_train_steps is not None:
         return max_train_steps
     if num_samples is None:
-        raise ValueError(
+        raise UserError(
             "The number of samples in a stream is not known beforehand, so --num_train_epochs cannot say when to stop. "
             "Give --max_train_steps or --max_train_samples."
         )
@@ -89,7 +90,7 @@ def _redacted_word(word: str) -> str:
     return flag + equals + masked(redacted(value))
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(UserError):
     """A loss or gradient became infinite or not a number."""
 
 

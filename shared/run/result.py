@@ -22,6 +22,7 @@ from shared.run.log import RunLog, command_line, package_versions
 from shared.run.model_card import write_model_card
 from shared.run.setup import Preparation
 from shared.untrusted.border import reason
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class BackendFacts:
     peak_device_memory_gib: float | None
 
 
-# ValueError: the base model, of which parts are saved too, cannot be read any more.
+# UserError: the base model, of which parts are saved too, cannot be read any more.
 _CANNOT_WRITE = (OSError, SafetensorError, ValueError)
 
 SaveWeights = Callable[[Path], None]
@@ -68,7 +69,7 @@ def complete_run(
         weights: the models that the run trained, by name, in the order of their worth.
 
     Raises:
-        ValueError: something could not be written, or not uploaded; says what is where.
+        UserError: something could not be written, or not uploaded; says what is where.
     """
     output_dir = prepared.output_dir
     result = _Result(output_dir)
@@ -127,13 +128,13 @@ class _Result:
         return {NOT_WRITTEN: names} if names else {}
 
     def check(self) -> None:
-        """Raises ValueError with what is where, unless all is where it belongs."""
+        """Raises UserError with what is where, unless all is where it belongs."""
         if not self._reason:
             return
         places = [f"{name} is in {place}" for name, place in self._places.items()]
         missing = [f"{', '.join(self._missing)} missing"] if self._missing else []
         complete = checkpoints_in(self._output_dir)
-        raise ValueError(
+        raise UserError(
             f"The training is finished, but not everything could be written to {self._output_dir} ({self._reason}): "
             f"{'; '.join([*places, *missing])}. The last complete checkpoint there is "
             f"{complete[-1].name if complete else 'none'}. If the disk is full, free some space; the same command with "

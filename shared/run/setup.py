@@ -26,6 +26,7 @@ from shared.run.log import BatchArithmetic, banner, total_steps
 from shared.run.model_card import data_description
 from shared.tracking import Tracker, check_trackers, open_trackers
 from shared.untrusted.border import reason
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
     Only the main process prepares the repository to upload to.
 
     Raises:
-        ValueError: a mistake in the configuration, the base model's small files or the data.
+        UserError: a mistake in the configuration, the base model's small files or the data.
     """
     for notice in notices(config, backend):
         logger.info(notice)
@@ -101,7 +102,7 @@ def plan_steps(prepared: Preparation, devices: int) -> Steps:
     """What the data, the flags and the number of devices come to.
 
     Raises:
-        ValueError: the number of steps is unknown, or the checkpoint to resume lies beyond the last one.
+        UserError: the number of steps is unknown, or the checkpoint to resume lies beyond the last one.
     """
     config, resume_from = prepared.config, prepared.resume_from
     arithmetic = BatchArithmetic(config.train_batch_size, devices, config.gradient_accumulation_steps)
@@ -109,7 +110,7 @@ def plan_steps(prepared: Preparation, devices: int) -> Steps:
     last = total_steps(config.max_train_steps, config.num_train_epochs, epoch_size, arithmetic.global_batch_size)
     first = 0 if resume_from is None else checkpoint_step(resume_from)
     if first > last:
-        raise ValueError(
+        raise UserError(
             f"{resume_from} is at step {first}, but the run is to end at step {last}. Raise "
             "--max_train_steps (or --num_train_epochs), or resume from an earlier checkpoint."
         )
@@ -155,10 +156,10 @@ def announce(title: str, prepared: Preparation, steps: Steps, *, devices: str, p
 
 
 def check_resolution(config: TrainConfig, vae_scale_factor: int) -> None:
-    """Raises ValueError where the base model's VAE cannot take images of this size."""
+    """Raises UserError where the base model's VAE cannot take images of this size."""
     if config.resolution % vae_scale_factor:
         below = config.resolution // vae_scale_factor * vae_scale_factor
-        raise ValueError(
+        raise UserError(
             f"--resolution is {config.resolution}, but the base model's VAE works on multiples of {vae_scale_factor} "
             f"pixels. Use {below + vae_scale_factor}{f' or {below}' if below else ''}."
         )
@@ -186,13 +187,13 @@ def open_run_tracker(prepared: Preparation, first_step: int) -> Tracker:
     What an earlier run logged in the same folder is not a fresh run's, and goes too.
 
     Raises:
-        ValueError: a tracker cannot be opened, or what an earlier run logged is damaged or cannot be replaced.
+        UserError: a tracker cannot be opened, or what an earlier run logged is damaged or cannot be replaced.
     """
     tracker = open_trackers(prepared.config, prepared.output_dir)
     try:
         tracker.truncate_after(first_step if first_step > 0 else -1)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"The figures that an earlier run left in {prepared.output_dir} cannot be replaced ({reason(error)}). If "
             "the disk is full, free some space; or choose another --output_dir."
         ) from error

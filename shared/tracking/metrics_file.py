@@ -12,6 +12,7 @@ import numpy as np
 
 from shared.outgoing.atomic_files import append_whole, write_atomically
 from shared.untrusted import MIB, open_file, parse_json, shown
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,11 @@ class MetricsFile:
 
         Raises:
             OSError: the file cannot be written.
-            ValueError: what is there is no regular file, or a link to one, whose lines would become the run's own.
+            UserError: what is there is no regular file, or a link to one, whose lines would become the run's own.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink():
-            raise ValueError(f"{shown(path)} is a link: expected the run's own file. Delete it, or put the file there.")
+            raise UserError(f"{shown(path)} is a link: expected the run's own file. Delete it, or put the file there.")
         self._path = path
         self._waiting: deque[bytes] = deque()
         self._lost = 0
@@ -65,7 +66,7 @@ class MetricsFile:
         """Nothing: images are kept as files of their own."""
 
     def truncate_after(self, step: int) -> None:
-        """Raises OSError where the file cannot be written, ValueError where it is damaged."""
+        """Raises OSError where the file cannot be written, UserError where it is damaged."""
         lines = enumerate(_complete_lines(self._path), 1) if step >= 0 else ()
         kept = [line for number, line in lines if self._step(line, number) <= step]
         self._release()
@@ -138,13 +139,13 @@ def read_metrics(run_directory: Path) -> list[dict[str, float]]:
     """Every complete entry of a run's metrics.jsonl, in order; none where there is no such file.
 
     Raises:
-        ValueError: it cannot be read, is larger than any run's, or a line of it is damaged.
+        UserError: it cannot be read, is larger than any run's, or a line of it is damaged.
     """
     path = run_directory / METRICS_FILE
     entries: list[dict[str, float]] = []
     for number, line in enumerate(_complete_lines(path), 1):
         if number > _MOST_ENTRIES:
-            raise ValueError(f"{shown(path)} has more than {_MOST_ENTRIES} lines, which no honest run has.")
+            raise UserError(f"{shown(path)} has more than {_MOST_ENTRIES} lines, which no honest run has.")
         entries.append(_entry(line, f"{path}, line {number}"))
     return entries
 
@@ -155,7 +156,7 @@ def _entry(line: bytes, where: str) -> dict[str, float]:
     entry: dict[str, float] = parse_json(line, dict[str, float | None], where=where, fix=fix)
     step = entry.get("step")
     if step is None or not 0 <= step <= _LARGEST_STEP or step != int(step):
-        raise ValueError(f"{shown(where)} has no step that is a whole number, 0 or more. {fix}")
+        raise UserError(f"{shown(where)} has no step that is a whole number, 0 or more. {fix}")
     entry["step"] = int(step)
     return entry
 
@@ -169,7 +170,7 @@ def _complete_lines(path: Path) -> Iterator[bytes]:
         while line := file.readline(_LONGEST_LINE + 1):
             size += len(line)
             if len(line) > _LONGEST_LINE or size > LARGEST_METRICS:
-                raise ValueError(f"{shown(path)} has lines or a size that no honest run's metrics have.")
+                raise UserError(f"{shown(path)} has lines or a size that no honest run's metrics have.")
             if line.endswith(b"\n"):
                 yield line
 

@@ -18,14 +18,15 @@ import numpy as np
 from shared.config import TrainConfig, to_yaml
 from shared.config.public import public_config
 from shared.outgoing.atomic_files import append_whole
+from shared.user_errors import UserError
 
 _FILE_VERSION = "brain.Event:2"
 
 
 def check_tensorboard() -> None:
-    """Raises ValueError where the package that writes the events is missing."""
+    """Raises UserError where the package that writes the events is missing."""
     if importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError(
+        raise UserError(
             "--report_to tensorboard needs the tensorboardX package, which is not installed. "
             "Run `pip install tensorboardX`, or give --report_to none."
         )

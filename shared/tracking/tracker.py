@@ -12,6 +12,7 @@ from shared.tracking.tensorboard import TensorBoardTracker, check_tensorboard
 from shared.tracking.weights_and_biases import WandbRun, check_wandb
 from shared.untrusted import foreign_library, shown
 from shared.untrusted.border import reason
+from shared.user_errors import UserError
 
 _NAMES = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
 
@@ -53,7 +54,7 @@ def check_trackers(config: TrainConfig) -> None:
     """Whether the tracker that `report_to` names can be used, before any work starts.
 
     Raises:
-        ValueError: its package is missing, there is no login, or the project's name is none.
+        UserError: its package is missing, there is no login, or the project's name is none.
     """
     _check_project_name(config.tracker_project_name)
     if config.report_to == "tensorboard":
@@ -61,20 +62,20 @@ def check_trackers(config: TrainConfig) -> None:
     elif config.report_to == "wandb":
         check_wandb()
     elif config.report_to != "none":
-        raise ValueError(f"--report_to is {config.report_to!r}; expected tensorboard, wandb or none.")
+        raise UserError(f"--report_to is {config.report_to!r}; expected tensorboard, wandb or none.")
 
 
 def open_trackers(config: TrainConfig, run_directory: Path) -> Tracker:
     """The trackers of a run: `run_directory`/metrics.jsonl, continued where it exists, and what `report_to` names.
 
     Raises:
-        ValueError: as `check_trackers`, or one of them cannot be opened.
+        UserError: as `check_trackers`, or one of them cannot be opened.
     """
     check_trackers(config)
     try:
         destinations: list[Destination] = [MetricsFile(run_directory / METRICS_FILE)]
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"The figures of the run cannot be written to {shown(run_directory / METRICS_FILE)} ({reason(error)}). If "
             "the disk is full, free some space; or choose another --output_dir."
         ) from error
@@ -98,7 +99,7 @@ def _check_project_name(name: str) -> None:
     """It is the name of a folder of events; one with ../ in it would lie anywhere."""
     has_control = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
     if name in (".", "..") or has_control or {"/", "\\"} & set(name) or len(name.encode()) > 255:
-        raise ValueError(
+        raise UserError(
             f"--tracker_project_name is '{shown(name)}'; expected the plain name of one folder, without slashes and of "
             "at most 255 bytes. --logging_dir says where that folder is made."
         )

@@ -14,6 +14,7 @@ import numpy as np
 from shared.config import TrainConfig
 from shared.config.options import SECRETS
 from shared.config.public import public_config
+from shared.user_errors import UserError
 
 _MODES_WITHOUT_LOGIN = ("offline", "disabled", "dryrun")
 _DEFAULT_URL = "https://api.wandb.ai"
@@ -23,10 +24,10 @@ def check_wandb() -> None:
     """Whether the package is installed and a login at hand, without contacting anyone.
 
     Raises:
-        ValueError: one of the two is missing.
+        UserError: one of the two is missing.
     """
     if importlib.util.find_spec("wandb") is None:
-        raise ValueError(
+        raise UserError(
             "--report_to wandb needs the wandb package, which is not installed. "
             "Run `pip install wandb`, or give --report_to tensorboard."
         )
@@ -34,7 +35,7 @@ def check_wandb() -> None:
         return
     host = urlsplit(os.environ.get("WANDB_BASE_URL", _DEFAULT_URL)).hostname or ""
     if not any(_has_entry(path, host) for path in _netrc_files()):
-        raise ValueError(
+        raise UserError(
             f"--report_to wandb found no login: no WANDB_API_KEY, and no entry for {host} in the netrc file. Run "
             "`wandb login`, or set WANDB_MODE=offline to record without one, or give --report_to tensorboard."
         )
@@ -99,7 +100,7 @@ def _has_entry(path: Path, host: str) -> bool:
     try:
         return netrc.netrc(path).authenticators(host) is not None
     except netrc.NetrcParseError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read ({error.msg}, line {error.lineno}), so a wandb login cannot be looked up. "
             "Correct that file, or set WANDB_API_KEY."
         ) from error

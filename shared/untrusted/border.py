@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from shared.untrusted.text import shown
+from shared.user_errors import UserError
 
 
 @contextmanager
@@ -18,17 +19,19 @@ def foreign_library(what: str, fix: str) -> Iterator[None]:
         fix: what the user can do about it.
 
     Raises:
-        ValueError: in place of what the library raised. Running out of memory is left as it is.
+        UserError: in place of what the library raised. Running out of memory is left as it is.
     """
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:
-        raise ValueError(f"{what} ({reason(error)}). {fix}") from error
+        raise UserError(f"{what} ({reason(error)}). {fix}") from error
 
 
 def reason(error: BaseException) -> str:
-    """A foreign exception in a few words on one line."""
+    """An exception in a few words on one line; a mistake of the user's needs no name."""
     lines = str(error).strip().splitlines()
+    if isinstance(error, UserError):
+        return shown(lines[0])
     return f"{type(error).__name__}: {shown(lines[0])}" if lines else type(error).__name__

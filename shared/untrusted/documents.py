@@ -8,6 +8,7 @@ import msgspec
 
 from shared.untrusted.files import MIB, read_file
 from shared.untrusted.text import shown
+from shared.user_errors import UserError
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ def read_json(
         fix: what the user can do about a fault, a sentence at the end of the message.
 
     Raises:
-        ValueError: the file cannot be read, is too large, is not JSON, or is not of that type; the message names it.
+        UserError: the file cannot be read, is too large, is not JSON, or is not of that type; the message names it.
     """
     content = read_file(path, limit)
     if infinities:
@@ -39,11 +40,11 @@ def parse_json(content: bytes, of: type[T] | Any = dict[str, Any], *, where: str
     try:
         return msgspec.json.decode(_as_utf8(content), type=of)
     except msgspec.ValidationError as error:
-        raise ValueError(f"{shown(where)} holds something else than expected: {shown(error)}. {fix}") from error
+        raise UserError(f"{shown(where)} holds something else than expected: {shown(error)}. {fix}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{shown(where)} is not JSON ({shown(error)}). {fix}") from error
+        raise UserError(f"{shown(where)} is not JSON ({shown(error)}). {fix}") from error
     except RecursionError as error:
-        raise ValueError(f"{shown(where)} is nested more deeply than any honest file. {fix}") from error
+        raise UserError(f"{shown(where)} is nested more deeply than any honest file. {fix}") from error
 
 
 def convert(values: Any, of: type[T] | Any, *, where: str, fix: str) -> T:
@@ -51,18 +52,18 @@ def convert(values: Any, of: type[T] | Any, *, where: str, fix: str) -> T:
     try:
         return msgspec.convert(values, of)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a surrogate pair is no text to it
-        raise ValueError(f"{shown(where)} holds something else than expected: {shown(error)}. {fix}") from error
+        raise UserError(f"{shown(where)} holds something else than expected: {shown(error)}. {fix}") from error
     except RecursionError as error:
-        raise ValueError(f"{shown(where)} is nested more deeply than any honest file. {fix}") from error
+        raise UserError(f"{shown(where)} is nested more deeply than any honest file. {fix}") from error
 
 
 def _parsed_by_python(content: bytes, where: str, fix: str) -> Any:
     try:
         return json.loads(content)
     except ValueError as error:  # no JSON, no UTF-8, or an integer of more digits than Python reads
-        raise ValueError(f"{shown(where)} is not JSON ({shown(error)}). {fix}") from error
+        raise UserError(f"{shown(where)} is not JSON ({shown(error)}). {fix}") from error
     except RecursionError as error:
-        raise ValueError(f"{shown(where)} is nested more deeply than any honest file. {fix}") from error
+        raise UserError(f"{shown(where)} is nested more deeply than any honest file. {fix}") from error
 
 
 def _as_utf8(content: bytes) -> bytes:

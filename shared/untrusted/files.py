@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shared.untrusted.text import shown
+from shared.user_errors import UserError
 
 MIB = 2**20
 
@@ -26,13 +27,13 @@ def open_file(path: str | Path) -> BinaryIO:
     """Open a regular file for reading, unbuffered where the caller reads it whole.
 
     Raises:
-        ValueError: it is missing, may not be read, or is no regular file; the message names it.
+        UserError: it is missing, may not be read, or is no regular file; the message names it.
     """
     try:
         # Opening a pipe would wait for somebody to write to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ValueError(f"{shown(path)} cannot be read: {_reason(error)}.") from error
+        raise UserError(f"{shown(path)} cannot be read: {_reason(error)}.") from error
     try:
         _check_regular(path, os.fstat(descriptor))
     except ValueError:
@@ -46,14 +47,14 @@ def read_file(path: str | Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
     Raises:
-        ValueError: as `open_file`, or it is larger.
+        UserError: as `open_file`, or it is larger.
     """
     with open_file(path) as file:
         _check_size(path, os.fstat(file.fileno()).st_size, limit)
         try:
             content = file.read(limit + 1)
         except OSError as error:
-            raise ValueError(f"{shown(path)} cannot be read: {_reason(error)}.") from error
+            raise UserError(f"{shown(path)} cannot be read: {_reason(error)}.") from error
     _check_size(path, len(content), limit)  # it may have grown, or be of a kind that does not tell its size
     return content
 
@@ -62,7 +63,7 @@ def check_plain_files(paths: Iterable[Path], limit: int | None = None) -> None:
     """Whether a library may open these files; those that are missing are left to it.
 
     Raises:
-        ValueError: one is no regular file, or has more than `limit` bytes.
+        UserError: one is no regular file, or has more than `limit` bytes.
     """
     for path in paths:
         try:
@@ -78,17 +79,17 @@ def check_plain_tree(folder: Path, most: int) -> None:
     """Whether a library may open everything below a folder.
 
     Raises:
-        ValueError: something there is no regular file, or a link that leads out of the folder; or there are more than
+        UserError: something there is no regular file, or a link that leads out of the folder; or there are more than
             `most` entries.
     """
     entries = 0
     for parent, folders, files in os.walk(folder):
         entries += len(folders) + len(files)
         if entries > most:
-            raise ValueError(f"{shown(folder)} has more than {most:,} files, which no honest folder of its kind has.")
+            raise UserError(f"{shown(folder)} has more than {most:,} files, which no honest folder of its kind has.")
         for path in (Path(parent, name) for name in (*folders, *files)):
             if path.is_symlink() and not is_inside(path, [folder]):
-                raise ValueError(f"{shown(path)} is a link that leads out of its folder: expected a file.")
+                raise UserError(f"{shown(path)} is a link that leads out of its folder: expected a file.")
         check_plain_files(Path(parent, name) for name in files)
 
 
@@ -104,12 +105,12 @@ def is_inside(path: str | Path, folders: Iterable[str | Path]) -> bool:
 def _check_regular(path: str | Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
-        raise ValueError(f"{shown(path)} is {kind}: expected a file.")
+        raise UserError(f"{shown(path)} is {kind}: expected a file.")
 
 
 def _check_size(path: str | Path, size: int, limit: int) -> None:
     if size > limit:
-        raise ValueError(f"{shown(path)} has more than {limit / MIB:,.0f} MiB, which no honest file of its kind has.")
+        raise UserError(f"{shown(path)} has more than {limit / MIB:,.0f} MiB, which no honest file of its kind has.")
 
 
 def _reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ import PIL.Image
 
 from shared.untrusted.files import MIB, read_file
 from shared.untrusted.text import shown
+from shared.user_errors import UserError
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000")
 """Pillow's names. MPO is what many cameras write into a .jpg. All are decoded by libraries that only decode."""
@@ -37,24 +38,24 @@ def open_picture(source: bytes | Path) -> PIL.Image.Image:
     """Open a picture without decoding it; the caller looks at its size before it does.
 
     Raises:
-        ValueError: the file cannot be read, is too large, or is of a format that is not in `FORMATS`, which the message
+        UserError: the file cannot be read, is too large, or is of a format that is not in `FORMATS`, which the message
             names where it is known.
         Exception: what Pillow's readers raise on damaged files.
     """
     content = source if isinstance(source, bytes) else read_file(source, LARGEST_FILE)
     if len(content) > LARGEST_FILE:
-        raise ValueError(f"it has {len(content):,} bytes, more than any honest picture")
+        raise UserError(f"it has {len(content):,} bytes, more than any honest picture")
     try:
         return PIL.Image.open(io.BytesIO(content), formats=_available())
     except PIL.UnidentifiedImageError:
-        raise ValueError(f"{_format_of(content[:64])}; expected one of {', '.join(_available())}") from None
+        raise UserError(f"{_format_of(content[:64])}; expected one of {', '.join(_available())}") from None
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raises ValueError for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, where Pillow begins to warn of a bomb."""
+    """Raises UserError for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, where Pillow begins to warn of a bomb."""
     limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
-        raise ValueError(f"it has {width}x{height} pixels, more than the {limit} allowed (a decompression bomb?)")
+        raise UserError(f"it has {width}x{height} pixels, more than the {limit} allowed (a decompression bomb?)")
 
 
 def _available() -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from shared.user_errors import explain
+from shared.outgoing.messages import explain
 from tests.hostile.case import Case, open_case
 from tests.hostile.outcome import Sign
 

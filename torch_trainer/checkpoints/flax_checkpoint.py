@@ -25,7 +25,7 @@ def read_flax_record(checkpoint: Path) -> dict[str, Any]:
     """What the checkpoint says about the run it belongs to.
 
     Raises:
-        ValueError: it is damaged.
+        UserError: it is damaged.
     """
     return {**read_record(checkpoint)}
 
@@ -51,7 +51,7 @@ def read_flax_checkpoint(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]]
     the rest of the checkpoint has to fit its own parameters.
 
     Raises:
-        ValueError: it is damaged, or holds arrays of other names, shapes or types.
+        UserError: it is damaged, or holds arrays of other names, shapes or types.
     """
     stored = open_arrays(checkpoint)
     layouts = {name: layout._replace(shape=_torch_shape(layout.shape)) for name, layout in stored.layouts.items()}

@@ -37,6 +37,7 @@ from shared.models.weight_files import DIFFUSERS, write_weights
 from shared.outgoing.atomic_files import write_atomically, write_text_atomically
 from shared.run.result import SaveWeights
 from shared.untrusted import shown
+from shared.user_errors import UserError
 from torch_trainer.base_models import load_unet
 from torch_trainer.checkpoints.flax_checkpoint import is_flax_checkpoint, read_flax_checkpoint, read_flax_record
 from torch_trainer.distributed.trainable_state import StateTensors, Tensors, TrainableState
@@ -71,7 +72,7 @@ class Checkpoints:
         """Write `checkpoint-{step}`, then delete what `keep` leaves no room for.
 
         Raises:
-            ValueError: it could not be written.
+            UserError: it could not be written.
         """
         if step == self._saved_step:
             return
@@ -90,7 +91,7 @@ class Checkpoints:
         """Bring the prepared ControlNet, optimizer and loss scaler to where a checkpoint of either backend stands.
 
         Raises:
-            ValueError: the checkpoint is damaged or of another kind of run.
+            UserError: the checkpoint is damaged or of another kind of run.
         """
         shapes = self._state.shapes()
         if is_flax_checkpoint(checkpoint):
@@ -138,7 +139,7 @@ class Checkpoints:
             yield
         except (OSError, SafetensorError) as error:
             complete = ", ".join(path.name for path in checkpoints_in(self._directory)) or "none"
-            raise ValueError(
+            raise UserError(
                 f"A checkpoint could not be written to {shown(self._directory)} ({shown(error)}). Complete checkpoints "
                 f"there: {shown(complete)}. If the disk is full, free some space or keep fewer with "
                 "--checkpoints_total_limit; then continue with --resume_from_checkpoint latest."
@@ -148,7 +149,7 @@ class Checkpoints:
 def result_to_save(config: TrainConfig, controlnet: Any, params: Tensors) -> Mapping[str, SaveWeights]:
     """How to write the ControlNet and, where its decoder was trained, the UNet into a folder, in diffusers' layout.
 
-    Writing the UNet raises ValueError where the base model cannot be read any more.
+    Writing the UNet raises UserError where the base model cannot be read any more.
     """
     controlnet_params, decoder = separated(params)
 
@@ -180,7 +181,7 @@ def checkpoint_record_of(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint of either backend says about the run it belongs to.
 
     Raises:
-        ValueError: it is damaged, or another program wrote it.
+        UserError: it is damaged, or another program wrote it.
     """
     if is_flax_checkpoint(checkpoint):
         return read_flax_record(checkpoint)

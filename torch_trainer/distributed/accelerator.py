@@ -12,6 +12,7 @@ from accelerate.utils import (
 )
 
 from shared.config import TrainConfig
+from shared.user_errors import UserError
 
 _ONLY_WITH_WHOLE_WEIGHTS = ("use_ema", "only_mid_control", "sd_unlocked")
 COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -21,7 +22,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Join the other processes and take a device, as `accelerate launch` and its configuration say.
 
     Raises:
-        ValueError: accelerate's configuration and the command line contradict each other, or the device cannot do what
+        UserError: accelerate's configuration and the command line contradict each other, or the device cannot do what
             they ask for.
     """
     _check_weights_are_whole(config)
@@ -29,7 +30,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     on_cpu, is_deepspeed = not torch.accelerator.is_available(), _launched_with("DEEPSPEED")
     if on_cpu and (config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
         # Here, for accelerate refuses it in its own words.
-        raise ValueError(
+        raise UserError(
             "Mixed precision fp16 needs an accelerator, and this run is on the CPU. Use --mixed_precision bf16, or no."
         )
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
@@ -49,7 +50,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             kwargs_handlers=handlers,
         )
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"accelerate cannot start with its configuration and this environment: {error}. See `accelerate env`, and "
             "start several processes with `accelerate launch` or torchrun, which set what they need to find each other."
         ) from error
@@ -60,23 +61,23 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 def _check(accelerator: Accelerator, config: TrainConfig) -> None:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
-        raise ValueError(
+        raise UserError(
             f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: each would train by "
             "itself. Check the accelerate configuration (`accelerate env` shows it) and the devices it asks for."
         )
     for kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
         if _launched_with(kind.value) and accelerator.distributed_type != kind:
-            raise ValueError(
+            raise UserError(
                 f"accelerate's configuration asks for {kind.value}, which cannot run on {accelerator.device}. Choose "
                 "another configuration, for instance torch_trainer/accelerate_configs/multi_cpu.yaml."
             )
     if accelerator.mixed_precision not in COMPUTE_DTYPES:
-        raise ValueError(
+        raise UserError(
             f"accelerate's configuration asks for mixed precision {accelerator.mixed_precision}; expected one of "
             f"{', '.join(COMPUTE_DTYPES)}. Give --mixed_precision, which takes precedence."
         )
     if accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
-        raise ValueError(
+        raise UserError(
             f"accelerate's configuration accumulates {accelerator.gradient_accumulation_steps} batches and "
             f"--gradient_accumulation_steps is {config.gradient_accumulation_steps}. Give both the same number."
         )
@@ -86,7 +87,7 @@ def _check_weights_are_whole(config: TrainConfig) -> None:
     for kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
         for flag in _ONLY_WITH_WHOLE_WEIGHTS:
             if _launched_with(kind.value) and getattr(config, flag):
-                raise ValueError(
+                raise UserError(
                     f"--{flag} does not go with {kind.value}, which divides what is trained among the processes. Leave "
                     "it out, or let each process have the whole, as torch_trainer/accelerate_configs/multi_gpu.yaml "
                     "does."

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from shared.user_errors import UserError
 from torch_trainer.distributed.trainable_state import StateTensors, Tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -48,7 +49,7 @@ class DeepSpeedState:
         from deepspeed.utils import safe_set_full_optimizer_state
 
         if not all(set(_MOMENTS) <= kinds.keys() for kinds in tensors.optimizer.values()):
-            raise ValueError(
+            raise UserError(
                 "The checkpoint was saved with --use_8bit_adam, and the optimizer's state cannot be converted to "
                 "DeepSpeed's. Resume without DeepSpeed and with that flag."
             )

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from shared.user_errors import UserError
 from torch_trainer.distributed.trainable_state import StateTensors, Tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -32,7 +33,7 @@ class FSDPState:
     @torch.no_grad()
     def load(self, tensors: StateTensors, step: int) -> None:
         if not all(set(_MOMENTS) <= kinds.keys() for kinds in tensors.optimizer.values()):
-            raise ValueError(
+            raise UserError(
                 "The checkpoint was saved with --use_8bit_adam, whose state cannot be divided among processes. Resume "
                 "without FSDP and with that flag."
             )

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from shared.config import TrainConfig
+from shared.user_errors import UserError
 from torch_trainer.base_models import BaseModels
 from torch_trainer.distributed.deepspeed_state import DeepSpeedState
 from torch_trainer.distributed.fsdp_state import FSDPState
@@ -30,7 +31,7 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
     """Prepare `models` in place.
 
     Raises:
-        ValueError: an attention or optimizer that is asked for is not there or cannot run.
+        UserError: an attention or optimizer that is asked for is not there or cannot run.
     """
     kind = accelerator.distributed_type
     for model in (models.vae, models.unet, models.text_encoder):
@@ -70,12 +71,12 @@ def _prepare_deepspeed(
     settings = plugin.deepspeed_config
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if stage not in (1, 2):
-        raise ValueError(
+        raise UserError(
             f"accelerate's configuration asks for DeepSpeed ZeRO stage {stage}; expected 1 or 2. For parameters that "
             "are divided too, use FSDP (torch_trainer/accelerate_configs/fsdp.yaml)."
         )
     if config.use_8bit_adam:
-        raise ValueError(
+        raise UserError(
             "--use_8bit_adam does not go with DeepSpeed, which has an optimizer of its own: leave one of the two out."
         )
     # What DeepSpeed would read off a DataLoader, and what it does by itself in place of Accelerator.clip_grad_norm_.

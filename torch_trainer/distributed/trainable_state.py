@@ -9,6 +9,7 @@ from shared.checkpoints.policy import RESUME_FROM_ANOTHER
 from shared.checkpoints.portable import is_of_8_bits
 from shared.models.trained_parts import prefixed
 from shared.untrusted import shown
+from shared.user_errors import UserError
 from torch_trainer.training.weight_average import WeightAverage
 
 Tensors = dict[str, torch.Tensor]
@@ -45,7 +46,7 @@ class TrainableState(Protocol):
         """Continue from these, after `step` steps.
 
         Raises:
-            ValueError: the state is that of another kind of optimizer, or lacks the average that this run keeps.
+            UserError: the state is that of another kind of optimizer, or lacks the average that this run keeps.
         """
         ...
 
@@ -95,12 +96,12 @@ class ReplicatedState:
     def load(self, tensors: StateTensors, step: int) -> None:
         is_adamw = self._is_adamw
         if is_adamw == any(map(is_of_8_bits, tensors.optimizer.values())):
-            raise ValueError(
+            raise UserError(
                 f"The checkpoint was saved {'with' if is_adamw else 'without'} --use_8bit_adam, and the optimizer's "
                 f"state cannot be converted. {'Add' if is_adamw else 'Leave out'} that flag to resume."
             )
         if self._average is not None and tensors.average.keys() != self._parameters.keys():
-            raise ValueError(
+            raise UserError(
                 f"The checkpoint holds the moving average of {len(tensors.average)} parameters, and this run averages "
                 f"{len(self._parameters)}. Resume from another checkpoint."
             )
@@ -132,7 +133,7 @@ def _check_8_bit_state(
         kinds = optimizer.get(name, {})
         layouts = {kind: (value.dtype, tuple(value.shape)) for kind, value in kinds.items()}
         if not any(layouts == _8_bit_layouts(param, number) for number in (torch.float32, torch.uint8)):
-            raise ValueError(
+            raise UserError(
                 f"The checkpoint does not hold the state of 8-bit AdamW for {shown(name)}: it is damaged, or another "
                 f"program wrote it. {RESUME_FROM_ANOTHER}"
             )

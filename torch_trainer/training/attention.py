@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from shared.config import TrainConfig
+from shared.user_errors import UserError
 
 _ADVICE = "Leave the flag out: PyTorch's own memory-efficient attention is used without it."
 
@@ -15,7 +16,7 @@ def choose_attention(config: TrainConfig, models: list[Any], device: torch.devic
     """Switch the models to what `--enable_xformers_memory_efficient_attention` or `--enable_npu_flash_attention` name.
 
     Raises:
-        ValueError: the package is not installed, or cannot run on the device.
+        UserError: the package is not installed, or cannot run on the device.
     """
     if config.enable_xformers_memory_efficient_attention:
         _check_xformers(device)
@@ -30,7 +31,7 @@ def choose_attention(config: TrainConfig, models: list[Any], device: torch.devic
 def _check_xformers(device: torch.device) -> None:
     """Take xFormers through a forward and a backward pass, for it is often built for another PyTorch or device."""
     if importlib.util.find_spec("xformers") is None:
-        raise ValueError(
+        raise UserError(
             "--enable_xformers_memory_efficient_attention needs the xformers package, which is not installed. Run "
             f"`pip install xformers` (it needs an NVIDIA or AMD GPU). {_ADVICE}"
         )
@@ -42,7 +43,7 @@ def _check_xformers(device: torch.device) -> None:
     # AttributeError and OSError: of the PyTorch or the shared library that it was built for.
     except (ImportError, AttributeError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0].strip()
-        raise ValueError(
+        raise UserError(
             "--enable_xformers_memory_efficient_attention: xFormers "
             f"{importlib.metadata.version('xformers')} cannot run on {device} with PyTorch {torch.__version__} "
             f"({reason}). {_ADVICE}"
@@ -51,9 +52,9 @@ def _check_xformers(device: torch.device) -> None:
 
 def _check_npu(device: torch.device) -> None:
     if importlib.util.find_spec("torch_npu") is None:
-        raise ValueError(
+        raise UserError(
             "--enable_npu_flash_attention needs the torch_npu package and an Ascend NPU, and the package is not "
             f"installed. {_ADVICE}"
         )
     if device.type != "npu":
-        raise ValueError(f"--enable_npu_flash_attention needs an Ascend NPU, and this run is on {device}. {_ADVICE}")
+        raise UserError(f"--enable_npu_flash_attention needs an Ascend NPU, and this run is on {device}. {_ADVICE}")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from shared.config import TrainConfig
+from shared.user_errors import UserError
 
 
 def make_optimizer(config: TrainConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -16,12 +17,12 @@ def make_optimizer(config: TrainConfig, parameters: Iterable[torch.nn.Parameter]
     same settings when it prepares it.
 
     Raises:
-        ValueError: `--use_8bit_adam` without the bitsandbytes package.
+        UserError: `--use_8bit_adam` without the bitsandbytes package.
     """
     optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW
     if config.use_8bit_adam:
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise ValueError(
+            raise UserError(
                 "--use_8bit_adam needs the bitsandbytes package, which is not installed. Run "
                 "`pip install bitsandbytes`."
             )

@@ -15,6 +15,7 @@ from shared.data.sources.base import (
 )
 from shared.data.sources.named_files import NamedFiles, allowed_folders
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 __all__ = ["Manifest", "RandomAccessSource", "Source", "StreamSource", "SubsetSource", "open_source", "open_sources"]
 
@@ -32,13 +33,13 @@ def open_sources(config: TrainConfig) -> tuple[Source, SubsetSource | None]:
         the --num_evaluation_samples held-out samples, None where none are asked for.
 
     Raises:
-        ValueError: when no source is named or several are, when it cannot be found or read, when a column is missing,
+        UserError: when no source is named or several are, when it cannot be found or read, when a column is missing,
             or when samples cannot be held out of it.
     """
     source = _open(config)
     if not isinstance(source, RandomAccessSource):
         if config.num_evaluation_samples:
-            raise ValueError(
+            raise UserError(
                 "--num_evaluation_samples holds samples out of data that can be read in any order; a stream cannot. "
                 "Give local data, or leave it out"
             )
@@ -81,7 +82,7 @@ def _check_exactly_one(config: TrainConfig) -> None:
     }
     named = [flag for flag, present in given.items() if present]
     if len(named) != 1:
-        raise ValueError(
+        raise UserError(
             f"the training data is given by {' and '.join(named) or 'no flag'}; give one of {', '.join(given)}"
         )
 
@@ -95,7 +96,7 @@ def _open_folder(config: TrainConfig, folder: Path) -> Source | None:
     is_prompt_json = os.path.isfile(folder / "prompt.json")
     if config.streaming:
         if is_prompt_json:
-            raise ValueError(
+            raise UserError(
                 f"--streaming reads folders through datasets, which does not know the prompt.json of "
                 f"{shown(folder)!r}; leave --streaming out: this layout is not copied or loaded as a whole in any case"
             )
@@ -114,10 +115,10 @@ def _open_folder(config: TrainConfig, folder: Path) -> Source | None:
 
 def _check_folder(folder: Path) -> None:
     if not os.path.isdir(folder):
-        raise ValueError(f"--train_data_dir is {shown(folder)!r}, which is not a folder; give one that exists")
+        raise UserError(f"--train_data_dir is {shown(folder)!r}, which is not a folder; give one that exists")
     try:
         empty = not any(folder.iterdir())
     except OSError as error:
-        raise ValueError(f"--train_data_dir is {shown(folder)!r}, which cannot be read: {error.strerror}") from error
+        raise UserError(f"--train_data_dir is {shown(folder)!r}, which cannot be read: {error.strerror}") from error
     if empty:
-        raise ValueError(f"--train_data_dir is {shown(folder)!r}, which is empty; give a folder with training data")
+        raise UserError(f"--train_data_dir is {shown(folder)!r}, which is empty; give a folder with training data")

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from shared.data.sample import RawSample
 from shared.randomness import Purpose, generator
+from shared.user_errors import UserError
 
 Manifest = dict[str, Any]
 """JSON-able identity of a source: kind, location, samples (None if unknown), fingerprint (None if unknown), columns."""
@@ -54,7 +55,7 @@ class SubsetSource:
 def train_subset(source: RandomAccessSource, count: int, seed: int) -> SubsetSource:
     """A seeded random choice of `count` samples, the same in every epoch (diffusers: `shuffle(seed).select`)."""
     if count < 1:
-        raise ValueError(f"--max_train_samples is {count}; expected at least 1, or leave it out to use everything")
+        raise UserError(f"--max_train_samples is {count}; expected at least 1, or leave it out to use everything")
     indices = generator(seed, Purpose.SUBSET, 0).permutation(len(source))[:count]
     manifest = {"max_train_samples": count, "subset_seed": seed, "samples": len(indices)}
     return SubsetSource(source, indices, manifest)
@@ -64,10 +65,10 @@ def hold_out(source: RandomAccessSource, count: int, seed: int) -> tuple[SubsetS
     """A source without `count` randomly chosen samples, and those samples.
 
     Raises:
-        ValueError: nothing would be left to train on.
+        UserError: nothing would be left to train on.
     """
     if count >= len(source):
-        raise ValueError(
+        raise UserError(
             f"--num_evaluation_samples is {count}, but there are {len(source)} samples in all; hold out fewer"
         )
     order = generator(seed, Purpose.HELD_OUT, 0).permutation(len(source))

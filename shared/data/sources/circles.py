@@ -19,6 +19,7 @@ from shared.data.sample import RawSample
 from shared.data.sources.base import Manifest
 from shared.data.sources.colour_names import READABLE_NAMES, RGB, rgb
 from shared.randomness import Purpose, generator
+from shared.user_errors import UserError
 
 SMALLEST_RADIUS, LARGEST_RADIUS = 0.1, 0.35  # of the picture's size
 LEAST_COLOUR_DISTANCE = 120.0  # Euclidean in 8-bit RGB, of 441 between black and white
@@ -65,10 +66,10 @@ def draw(index: int, size: int, seed: int) -> DrawnCircle:
     it survives the condition encoder's eightfold downsampling.
 
     Raises:
-        ValueError: for a size below 8 pixels.
+        UserError: for a size below 8 pixels.
     """
     if size < _LEAST_SIZE:
-        raise ValueError(f"circles of {size} pixels were asked for; expected at least {_LEAST_SIZE}")
+        raise UserError(f"circles of {size} pixels were asked for; expected at least {_LEAST_SIZE}")
     truth = _truth(index, size, seed)
     distance_HW = _distance_from(truth.centre_xy, size)
     filled_HW = np.clip(truth.radius - distance_HW + 0.5, 0.0, 1.0)
@@ -85,7 +86,7 @@ class CirclesSource:
 
     def __init__(self, count: int, size: int, seed: int) -> None:
         if count < 1:
-            raise ValueError(f"--generated_circles is {count}; expected at least 1")
+            raise UserError(f"--generated_circles is {count}; expected at least 1")
         self._count, self._size, self._seed = count, size, seed
         self.manifest: Manifest = {
             "kind": "circles",

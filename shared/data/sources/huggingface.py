@@ -22,6 +22,7 @@ from shared.data.sources.shuffling import buffered_shuffle
 from shared.outgoing.redaction import redacted
 from shared.randomness import Purpose, generator
 from shared.untrusted import check_plain_files, foreign_library, read_json, shown
+from shared.user_errors import UserError
 
 Columns = tuple[str, str, str]  # image, conditioning image, caption
 _FINGERPRINT_ROWS = 10_000
@@ -50,7 +51,7 @@ def open_huggingface(config: TrainConfig) -> RandomAccessSource | StreamSource:
     """The dataset that --dataset_name or --train_data_dir names, streaming with --streaming.
 
     Raises:
-        ValueError: when it cannot be found or loaded, has files that lead out of it, has no train split, or lacks one
+        UserError: when it cannot be found or loaded, has files that lead out of it, has no train split, or lacks one
             of the three columns.
     """
     location = str(config.dataset_name or config.train_data_dir)
@@ -68,7 +69,7 @@ def open_huggingface(config: TrainConfig) -> RandomAccessSource | StreamSource:
         _check_tables(dataset, config)
         rows, fingerprint = len(dataset), _fingerprint(dataset, columns)
     if not rows:
-        raise ValueError(f"the train split of {where} is empty; expected at least one sample")
+        raise UserError(f"the train split of {where} is empty; expected at least one sample")
     return HuggingFaceSource(dataset, columns, location, files, config.dataset_config_name, fingerprint)
 
 
@@ -146,7 +147,7 @@ class HuggingFaceStream:
         return itertools.chain.from_iterable(shards)
 
     def _readable(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The rows; ValueError where the library cannot read on."""
+        """The rows; UserError where the library cannot read on."""
         iterator = iter(rows)
         while True:
             with foreign_library(f"the dataset {shown(self._location)} cannot be read any further", _REPAIR):
@@ -177,7 +178,7 @@ def _load(config: TrainConfig, location: str, files: NamedFiles) -> Any:
     if os.path.isdir(folder):
         _check_folder(folder, files)
         if os.path.exists(folder / _STATE) and not config.load_from_disk:
-            raise ValueError(f"{failure}: it was written by save_to_disk. {fix}")
+            raise UserError(f"{failure}: it was written by save_to_disk. {fix}")
     try:
         with foreign_library(f"{failure}: the datasets library failed", fix):
             if config.load_from_disk:
@@ -193,7 +194,7 @@ def _load(config: TrainConfig, location: str, files: NamedFiles) -> Any:
         if redacted(location) == location:
             raise
         # The reason may quote what is secret in the address.
-        raise ValueError(f"{failure} ({type(error.__cause__).__name__}). {fix}") from None
+        raise UserError(f"{failure} ({type(error.__cause__).__name__}). {fix}") from None
 
 
 def _named_files(config: TrainConfig, location: str) -> NamedFiles:
@@ -212,7 +213,7 @@ def _named_files(config: TrainConfig, location: str) -> NamedFiles:
 
 
 def _check_folder(folder: Path, files: NamedFiles) -> None:
-    """Raises ValueError for what the library would wait for, or follow out of the folder; pictures wait their turn."""
+    """Raises UserError for what the library would wait for, or follow out of the folder; pictures wait their turn."""
     for entry in _entries(folder):
         if entry.is_file(follow_symlinks=False) or _is_picture(entry.name):
             continue
@@ -224,7 +225,7 @@ def _check_folder(folder: Path, files: NamedFiles) -> None:
 
 
 def _check_saved(folder: Path, files: NamedFiles) -> None:
-    """Raises ValueError where a dataset written by save_to_disk has tables or splits outside of it."""
+    """Raises UserError where a dataset written by save_to_disk has tables or splits outside of it."""
     again = "Write the dataset again with save_to_disk."
     for path in (folder / _STATE, *folder.glob(f"*/{_STATE}")):
         if os.path.isfile(path):
@@ -235,9 +236,7 @@ def _check_saved(folder: Path, files: NamedFiles) -> None:
         splits: _Splits = read_json(folder / _SPLITS, _Splits, fix=again)
         for name in splits["splits"]:
             if name in ("", ".", "..") or "/" in name:
-                raise ValueError(
-                    f"{shown(folder / _SPLITS)} names the split {shown(name)!r}: no folder's name. {again}"
-                )
+                raise UserError(f"{shown(folder / _SPLITS)} names the split {shown(name)!r}: no folder's name. {again}")
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -247,13 +246,13 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
         try:
             entries = list(os.scandir(waiting.pop()))
         except OSError as error:
-            raise ValueError(f"{shown(error.filename)} cannot be read: {error.strerror}.") from error
+            raise UserError(f"{shown(error.filename)} cannot be read: {error.strerror}.") from error
         waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
         yield from (entry for entry in entries if not entry.is_dir(follow_symlinks=False))
 
 
 def _check_data_files(builder: datasets.DatasetBuilder, files: NamedFiles) -> None:
-    """Raises ValueError where a dataset's own description (its README.md) names files outside of it."""
+    """Raises UserError where a dataset's own description (its README.md) names files outside of it."""
     for paths in (builder.config.data_files or {}).values():
         for path in paths:
             parts = zip_parts(str(path))
@@ -279,7 +278,7 @@ def _train_split(loaded: Any, where: str) -> Any:
         return loaded
     if "train" not in loaded:
         splits = ", ".join(shown(split, _LONGEST_LISTED) for split in list(loaded)[:_MOST_LISTED])
-        raise ValueError(f"{where} has the splits {splits}; expected one called train: rename one so")
+        raise UserError(f"{where} has the splits {splits}; expected one called train: rename one so")
     return loaded["train"]
 
 
@@ -288,7 +287,7 @@ def _check_columns(present: list[str], columns: Columns, where: str) -> None:
     listed = ", ".join(shown(column, _LONGEST_LISTED) for column in present[:_MOST_LISTED])
     for flag, column in zip(flags, columns, strict=True):
         if column not in present:
-            raise ValueError(
+            raise UserError(
                 f"{flag} is {column!r}, but {where} has the columns {listed or '(none)'}; set {flag} to one of those"
             )
 

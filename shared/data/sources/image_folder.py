@@ -6,6 +6,7 @@ from pathlib import Path
 from shared.data.sources.json_lines import JsonLinesSource, Keys, read_rows
 from shared.data.sources.named_files import NamedFiles
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 
 def find_metadata(folder: Path) -> Path | None:
@@ -18,11 +19,11 @@ def find_keys(metadata: Path, image_column: str, conditioning_image_column: str,
     """The keys of the first line that hold the three columns, or None when one is not there.
 
     Image columns are found with and without Hugging Face's `_file_name` suffix; the image also as plain `file_name`.
-    ValueError for a list that cannot be read or is empty.
+    UserError for a list that cannot be read or is empty.
     """
     first = next(read_rows(metadata), None)
     if first is None:
-        raise ValueError(f"{shown(metadata)} lists no samples; expected one JSON object per line")
+        raise UserError(f"{shown(metadata)} lists no samples; expected one JSON object per line")
     present = first[1]
     image = _first(present, f"{image_column}_file_name", image_column, "file_name")
     conditioning_image = _first(present, f"{conditioning_image_column}_file_name", conditioning_image_column)
@@ -33,7 +34,7 @@ def find_keys(metadata: Path, image_column: str, conditioning_image_column: str,
 
 
 def open_image_folder(metadata: Path, keys: Keys, files: NamedFiles) -> JsonLinesSource:
-    """The pairs that `metadata` lists under `keys`. ValueError for a malformed list."""
+    """The pairs that `metadata` lists under `keys`. UserError for a malformed list."""
     return JsonLinesSource("image_folder", metadata, keys, files)
 
 

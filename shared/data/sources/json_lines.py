@@ -14,6 +14,7 @@ from shared.data.sample import BadSampleError, RawSample, captions_of
 from shared.data.sources.base import Manifest
 from shared.data.sources.named_files import NamedFiles
 from shared.untrusted import MIB, open_file, shown
+from shared.user_errors import UserError
 
 LARGEST_LIST = 1024 * MIB
 """Five million rows of 200 bytes, in a folder of as many files."""
@@ -49,7 +50,7 @@ class JsonLinesSource:
             files: what the lines may name.
 
         Raises:
-            ValueError: for a list that cannot be read, leads out of the data's folder or has no lines, and for a line
+            UserError: for a list that cannot be read, leads out of the data's folder or has no lines, and for a line
                 that is not a JSON object.
         """
         files.check_own(path)
@@ -60,7 +61,7 @@ class JsonLinesSource:
             (number, tuple(text_of(row.get(key)) for key in wanted)) for number, row in read_rows(path, digest)
         ]
         if not self._rows:
-            raise ValueError(f"{shown(path)} lists no samples; expected one JSON object per line")
+            raise UserError(f"{shown(path)} lists no samples; expected one JSON object per line")
         self.manifest: Manifest = {
             "kind": kind,
             "location": str(path),
@@ -92,7 +93,7 @@ def read_rows(path: Path, digest: Any = None) -> Iterator[tuple[int, dict[str, A
         digest: a hash that is to see what is read.
 
     Raises:
-        ValueError: the file cannot be read or is too large, or a line is not an object.
+        UserError: the file cannot be read or is too large, or a line is not an object.
     """
     number = 0
     for chunk in _chunks(path, digest):
@@ -123,10 +124,10 @@ def _chunks(path: Path, digest: Any) -> Iterator[bytes]:
     """What ends with a line feed, and the rest."""
     with open_file(path) as file:
         if os.fstat(file.fileno()).st_size > LARGEST_LIST:
-            raise ValueError(f"{shown(path)} has more than {LARGEST_LIST / MIB:,.0f} MiB; split the data up")
+            raise UserError(f"{shown(path)} has more than {LARGEST_LIST / MIB:,.0f} MiB; split the data up")
         while chunk := file.readline(_LONGEST_LINE):
             if len(chunk) == _LONGEST_LINE:
-                raise ValueError(f"{shown(path)} has a line of more than {_LONGEST_LINE / MIB:.0f} MiB")
+                raise UserError(f"{shown(path)} has a line of more than {_LONGEST_LINE / MIB:.0f} MiB")
             if digest is not None:
                 digest.update(chunk)
             yield chunk
@@ -146,12 +147,12 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     except RecursionError:
         raise _not_json(path, number, "it is nested more deeply than any honest line") from None
     if not isinstance(row, dict):
-        raise ValueError(f"{shown(path)} line {number} is {line[:40]!r}; expected a JSON object")
+        raise UserError(f"{shown(path)} line {number} is {line[:40]!r}; expected a JSON object")
     return row
 
 
-def _not_json(path: Path, number: int, reason: str) -> ValueError:
-    return ValueError(f"{shown(path)} line {number} is not JSON ({reason}); expected one JSON object per line")
+def _not_json(path: Path, number: int, reason: str) -> UserError:
+    return UserError(f"{shown(path)} line {number} is not JSON ({reason}); expected one JSON object per line")
 
 
 def _leniently(content: bytes) -> Any:

@@ -13,6 +13,7 @@ from shared.config import TrainConfig
 from shared.data.addresses import check_address, described, local_path, scheme_of, zip_parts
 from shared.data.sample import BadSampleError
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 _FLAG = "--allowed_data_dirs"
 
@@ -61,11 +62,11 @@ class NamedFiles:
         return name
 
     def check_own(self, path: Path) -> None:
-        """Raises ValueError for a file of the data set itself, such as its list of rows, that leads out of it."""
+        """Raises UserError for a file of the data set itself, such as its list of rows, that leads out of it."""
         try:
             self._check_inside(path)
         except BadSampleError as error:
-            raise ValueError(f"{shown(path)} cannot be used: {error}") from None
+            raise UserError(f"{shown(path)} cannot be used: {error}") from None
 
     def _file(self, name: str, base: Path | None) -> Path:
         base = base or self._folder
@@ -96,11 +97,11 @@ class NamedFiles:
 
 
 def allowed_folders(config: TrainConfig) -> list[Path]:
-    """The folders of --allowed_data_dirs. ValueError for one that does not exist."""
+    """The folders of --allowed_data_dirs. UserError for one that does not exist."""
     folders = [Path(name) for name in config.allowed_data_dirs or ()]
     for folder in folders:
         if not os.path.isdir(folder):
-            raise ValueError(f"{_FLAG} has {shown(folder)!r}, which is no folder; give folders that exist")
+            raise UserError(f"{_FLAG} has {shown(folder)!r}, which is no folder; give folders that exist")
     return folders
 
 

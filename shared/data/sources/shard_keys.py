@@ -15,6 +15,7 @@ from shared.data.sample import RawSample, captions_of
 from shared.data.sources.json_lines import text_of
 from shared.untrusted import MIB, shown
 from shared.untrusted.pictures import LARGEST_FILE
+from shared.user_errors import UserError
 
 IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm")
 _IMAGE_NAMES = ("image", "target")
@@ -60,13 +61,13 @@ class ShardKeys:
         return f"its member .{shown(extension)} has {size:,} bytes, more than any honest one"
 
     def check(self, extensions: Iterable[str], where: str) -> None:
-        """ValueError naming the extensions of the first sample when one of the three parts is not among them."""
+        """UserError naming the extensions of the first sample when one of the three parts is not among them."""
         seen = sorted(extensions)
         listed = ", ".join(shown(extension, _LONGEST_LISTED) for extension in seen[:_MOST_LISTED])
         flags = ("--shards_image_key", "--shards_conditioning_key", "--shards_caption_key")
         missing = [flag for flag, found in zip(flags, self.find(seen), strict=True) if found is None]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"the first sample of {where} has the keys {listed}, among which no image, conditioning image "
                 f"and caption could be told; set {', '.join(missing)} to the right ones"
             )
@@ -99,9 +100,9 @@ def raw_sample(
     return RawSample(image, conditioning_image, captions, name, defect)
 
 
-def twice(shard: object, name: str) -> ValueError:
+def twice(shard: object, name: str) -> UserError:
     """The error of a shard that holds a member twice."""
-    return ValueError(f"{shown(shard)} holds {shown(name)!r} twice; write each member of a sample once")
+    return UserError(f"{shown(shard)} holds {shown(name)!r} twice; write each member of a sample once")
 
 
 def _given(key: str | None) -> tuple[str, ...]:

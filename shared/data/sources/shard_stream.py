@@ -16,6 +16,7 @@ from shared.outgoing.redaction import redacted
 from shared.randomness import Purpose, generator
 from shared.untrusted import foreign_library, open_file, shown
 from shared.untrusted.pictures import LARGEST_FILE
+from shared.user_errors import UserError
 
 _DRAIN_BYTES = 2**20
 
@@ -28,14 +29,14 @@ class ShardStream:
     """
 
     def __init__(self, locations: list[str], keys: ShardKeys, config: TrainConfig) -> None:
-        """Reads the first sample. ValueError when there is none, or its keys cannot be told."""
+        """Reads the first sample. UserError when there is none, or its keys cannot be told."""
         self._locations, self._keys = locations, keys
         self._seed, self._buffer_size = config.seed, config.shuffle_buffer_size
         self._max_samples = config.max_train_samples
         first = next(self._read(locations), None)
         where = shown(redacted(locations[0]))
         if first is None:
-            raise ValueError(f"{where} and its like hold no samples; expected members such as 0001.image.png")
+            raise UserError(f"{where} and its like hold no samples; expected members such as 0001.image.png")
         keys.check(first.members, where)
         self.manifest: Manifest = {
             "kind": "shard_stream",
@@ -63,7 +64,7 @@ class ShardStream:
             except (OSError, DamagedTarError) as error:
                 # An OSError and its cause may quote the whole command, with a token in it.
                 reason = str(error) if isinstance(error, DamagedTarError) else type(error).__name__
-                raise ValueError(
+                raise UserError(
                     f"--train_shards: reading {shown(redacted(location))} failed ({reason}). Check that it "
                     "exists, is a tar, and may be read from here."
                 ) from None

@@ -17,6 +17,7 @@ from shared.data.sources.shard_stream import ShardStream, is_local
 from shared.data.sources.tar_reading import DamagedTarError, FileContent, read_at, regular_files
 from shared.outgoing.redaction import is_shell_command, redacted
 from shared.untrusted import open_file, shown
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +56,12 @@ def open_shards(config: TrainConfig) -> RandomAccessSource | StreamSource:
     """The samples of --train_shards: random access when all are uncompressed local tars, a stream otherwise.
 
     Raises:
-        ValueError: for shards that do not exist, URLs that run shell commands without --allow_shell_urls, files that
+        UserError: for shards that do not exist, URLs that run shell commands without --allow_shell_urls, files that
             are not tars, or keys that cannot be told.
     """
     locations = list(expand(config.train_shards or []))
     if not locations:
-        raise ValueError("--train_shards names no shards; give paths or URLs, e.g. data/train-{000000..000099}.tar")
+        raise UserError("--train_shards names no shards; give paths or URLs, e.g. data/train-{000000..000099}.tar")
     _check_shell(locations, config.allow_shell_urls)
     _check_schemes(locations)
     keys = shard_keys(config.shards_image_key, config.shards_conditioning_key, config.shards_caption_key)
@@ -76,7 +77,7 @@ class ShardSource:
         self._keys = keys
         self._samples = [sample for shard in shards for sample in index_shard(shard, keys)]
         if not self._samples:
-            raise ValueError(
+            raise UserError(
                 f"{shown(shards[0])} and its like hold no samples; expected WebDataset members such as 0001.image.png"
             )
         self.manifest: Manifest = {
@@ -107,7 +108,7 @@ class ShardSource:
 def expand(patterns: Iterable[str]) -> Iterator[str]:
     """Shard paths and URLs from patterns with braces (`{000..099}`, `{a,b}`) and, for local paths, globs.
 
-    `pipe:` commands are left as they are. ValueError for a local pattern that matches nothing, and for open braces.
+    `pipe:` commands are left as they are. UserError for a local pattern that matches nothing, and for open braces.
     """
     for pattern in patterns:
         for location in [pattern] if pattern.startswith("pipe:") else _expand_braces(pattern):
@@ -117,7 +118,7 @@ def expand(patterns: Iterable[str]) -> Iterator[str]:
             path = location.removeprefix("file://").removeprefix("file:")
             matches = [path] if os.path.isfile(path) else _glob(path)
             if not matches:
-                raise ValueError(
+                raise UserError(
                     f"--train_shards: no file {shown(path)!r} (from {shown(redacted(pattern))!r}); give existing .tar "
                     "files"
                 )
@@ -128,14 +129,14 @@ def _expand_braces(pattern: str) -> list[str]:
     import braceexpand
 
     if _combinations(pattern) > _MOST_COMBINATIONS:
-        raise ValueError(
+        raise UserError(
             f"--train_shards: the braces of {shown(redacted(pattern))!r} name more than {_MOST_COMBINATIONS:,} shards; "
             "check their ranges"
         )
     try:
         return list(braceexpand.braceexpand(pattern))
     except (ValueError, RecursionError):  # unbalanced or thousands of braces; the message quotes the pattern
-        raise ValueError(
+        raise UserError(
             f"--train_shards: the braces of {shown(redacted(pattern))!r} do not match; close each"
         ) from None
 
@@ -165,7 +166,7 @@ def _glob(path: str) -> list[str]:
 def index_shard(shard: Path, keys: ShardKeys) -> Iterator[IndexedSample]:
     """The samples of one tar, grouped as webdataset groups them: consecutive members of one key.
 
-    ValueError for a file that is no uncompressed tar, and for a first sample in which the keys cannot be told.
+    UserError for a file that is no uncompressed tar, and for a first sample in which the keys cannot be told.
     """
     for number, (key, members) in enumerate(_groups(shard)):
         if number == 0:
@@ -189,7 +190,7 @@ def _groups(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
         if extension in members:
             raise twice(shard, name)
         if len(members) >= MOST_MEMBERS:
-            raise ValueError(f"{shown(shard)} holds a sample of more than {MOST_MEMBERS:,} members; leave it out")
+            raise UserError(f"{shown(shard)} holds a sample of more than {MOST_MEMBERS:,} members; leave it out")
         members[extension] = Member(extension, offset, size)
     if current is not None:
         yield current, members
@@ -203,7 +204,7 @@ def _headers(shard: Path) -> Iterator[tuple[str, int, int]]:
             for name, size in regular_files(content):
                 yield name, content.position, size
         except DamagedTarError as error:
-            raise ValueError(
+            raise UserError(
                 f"{shown(shard)} cannot be read as an uncompressed tar: {error}; write it again or leave it out"
             ) from error
 
@@ -214,9 +215,9 @@ def _read(shard: Path, descriptor: int, member: Member | None) -> bytes | None:
     try:
         content = read_at(descriptor, member.offset, member.size)
     except OSError as error:
-        raise ValueError(f"{shown(shard)} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{shown(shard)} cannot be read: {error.strerror}.") from error
     if len(content) < member.size:
-        raise ValueError(f"{shown(shard)} has become shorter since it was opened. Leave it as it is while training.")
+        raise UserError(f"{shown(shard)} has become shorter since it was opened. Leave it as it is while training.")
     return content
 
 
@@ -234,7 +235,7 @@ def _fingerprint(samples: list[IndexedSample]) -> str:
 def _check_shell(locations: list[str], allowed: bool) -> None:
     commands = [location for location in locations if is_shell_command(location)]
     if commands and not allowed:
-        raise ValueError(
+        raise UserError(
             f"--train_shards has {shown(redacted(commands[0]))!r}, which runs a shell command; add "
             "--allow_shell_urls if you trust it, or name the files or URLs themselves"
         )
@@ -245,7 +246,7 @@ def _check_schemes(locations: list[str]) -> None:
     for location in locations:
         scheme = location.partition(":")[0]
         if not is_local(location) and scheme not in known:
-            raise ValueError(
+            raise UserError(
                 f"--train_shards has {shown(redacted(location))!r}, and {shown(scheme)}: cannot be read; expected "
                 f"paths or one of {', '.join(known)}: (a command such as 'pipe:aws s3 cp ADDRESS -' reads "
                 "anything else)"

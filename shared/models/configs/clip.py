@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 from shared.models.configs.fields import Channels, Count, Fraction, Layers, Name, Positive, typed_fields
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 
@@ -36,13 +37,13 @@ class CLIPTextConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(
+            raise UserError(
                 f"The text encoder's config.json has hidden_act={shown(repr(self.hidden_act))}, which is not "
                 f"supported: expected {' or '.join(ACTIVATIONS)}. Use a CLIP text encoder of Stable Diffusion 1.x, 2.x "
                 "or XL."
             )
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
+            raise UserError(
                 f"hidden_size is {self.hidden_size} and num_attention_heads {self.num_attention_heads}: expected heads "
                 "that divide the size. Correct the text encoder's config.json."
             )
@@ -52,16 +53,16 @@ class CLIPTextConfig:
         """Read a `config.json` of transformers 4 or 5; its many generation and training settings are passed over.
 
         Raises:
-            ValueError: it describes another kind of model, or something that is not implemented.
+            UserError: it describes another kind of model, or something that is not implemented.
         """
         model_type = values.get("model_type", "clip_text_model")
         if model_type != "clip_text_model":
-            raise ValueError(
+            raise UserError(
                 f"config.json has model_type={shown(repr(model_type))}: expected 'clip_text_model', CLIP's text "
                 "encoder alone. Pass the text_encoder folder of a Stable Diffusion 1.x, 2.x or XL pipeline."
             )
         if not isinstance(values.get("eos_token_id", 0), int):
-            raise ValueError(
+            raise UserError(
                 f"The text encoder's config.json has eos_token_id={shown(repr(values['eos_token_id']))}: expected one "
                 "integer."
             )

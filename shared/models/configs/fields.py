@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 _MOST_CHANNELS = 2**16  # SDXL's widest layer has 10240
 _MOST_RESOLUTIONS = 16  # SDXL has 4, and each halves the image's sides
@@ -35,7 +36,7 @@ def typed_fields(config_class: type, values: Mapping[str, Any], where: str) -> d
     """The values of a `config.json` that a dataclass has fields for, as the types that it declares; lists are tuples.
 
     Raises:
-        ValueError: one is not of its type or beyond its bounds; the message begins with `where` and names the field.
+        UserError: one is not of its type or beyond its bounds; the message begins with `where` and names the field.
     """
     hints = get_type_hints(config_class, include_extras=True)
     names = [field.name for field in dataclasses.fields(config_class) if field.name in values]
@@ -53,9 +54,9 @@ def told(value: Any) -> str:
 
 
 def check_units(where: str, units: int) -> None:
-    """Raises ValueError for a model of more residual blocks and transformer layers than any has."""
+    """Raises UserError for a model of more residual blocks and transformer layers than any has."""
     if units > MOST_UNITS:
-        raise ValueError(
+        raise UserError(
             f"{where}: layers_per_block and its like come to {units} residual blocks and transformer layers; expected "
             f"at most {MOST_UNITS}, several times as many as Stable Diffusion XL has."
         )
@@ -65,4 +66,4 @@ def _typed(where: str, name: str, value: Any, declared: Any) -> Any:
     try:
         return msgspec.convert(value, declared)
     except msgspec.ValidationError as error:
-        raise ValueError(f"{where}: {name}={shown(repr(value))} is not supported: {shown(error)}.") from error
+        raise UserError(f"{where}: {name}={shown(repr(value))} is not supported: {shown(error)}.") from error

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from shared.untrusted import MIB, read_json, shown
+from shared.user_errors import UserError
 
 _LARGEST = MIB  # published ones have some thousand bytes
 
@@ -17,7 +18,7 @@ class Architecture(Protocol):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read the fields of a `config.json`. ValueError for a field whose value is not supported."""
+        """Read the fields of a `config.json`. UserError for a field whose value is not supported."""
         ...
 
     def to_dict(self) -> dict[str, Any]:
@@ -37,17 +38,17 @@ def read_config(path: Path, config_class: type[AnyArchitecture]) -> AnyArchitect
     """The configuration in a model's `config.json`.
 
     Raises:
-        ValueError: it cannot be read, is that of another kind of model, or asks for something that is not supported.
+        UserError: it cannot be read, is that of another kind of model, or asks for something that is not supported.
     """
     values: dict[str, Any] = read_json(path, fix="Download or copy the folder again.", limit=_LARGEST)
     expected = config_class.diffusers_class
     given = values.get("_class_name", expected)
     # Files of diffusers' former Flax classes differ in the name's prefix alone.
     if expected is not None and (not isinstance(given, str) or given.removeprefix("Flax") != expected):
-        raise ValueError(
+        raise UserError(
             f"{shown(path)} is that of {shown(given)}: expected {expected}. Check the path and the subfolder."
         )
     try:
         return config_class.from_dict(values)
     except ValueError as error:
-        raise ValueError(f"{shown(path)} describes a model that cannot be used. {error}") from error
+        raise UserError(f"{shown(path)} describes a model that cannot be used. {error}") from error

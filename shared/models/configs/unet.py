@@ -28,6 +28,7 @@ from shared.models.configs.fields import (
     typed_fields,
 )
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 PerBlock = int | tuple[int, ...]
 
@@ -119,7 +120,7 @@ class EncoderConfig:
         Args:
             values: the parsed file. Keys with a leading underscore are metadata and ignored.
         Raises:
-            ValueError: a field asks for something that is not implemented here, or contradicts another.
+            UserError: a field asks for something that is not implemented here, or contradicts another.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         for name, value in values.items():
@@ -177,7 +178,7 @@ class EncoderConfig:
             self._refuse(name, value, " or ".join(map(repr, supported)))
 
     def _refuse(self, name: str, value: object, expected: str) -> None:
-        raise ValueError(
+        raise UserError(
             f"{self.diffusers_class} config: {name}={shown(repr(value))} is not supported; expected {expected}."
         )
 
@@ -247,7 +248,7 @@ class ControlNetConfig(EncoderConfig):
         """The configuration of a ControlNet that can start from this UNet's encoder.
 
         Raises:
-            ValueError: the UNet's resolutions differ in a way that a ControlNet's config cannot express.
+            UserError: the UNet's resolutions differ in a way that a ControlNet's config cannot express.
         """
         shared = {field.name: getattr(unet, field.name) for field in dataclasses.fields(EncoderConfig)}
         for name in ("layers_per_block", "cross_attention_dim"):
@@ -269,7 +270,7 @@ def _require_neutral(class_name: str | None, name: str, value: object) -> None:
     given, unknown = shown(repr(value)), ""
     if name not in NEUTRAL_VALUES:
         given, unknown = told(value), " (this project does not know the field)"
-    raise ValueError(
+    raise UserError(
         f"{class_name} config: {shown(name)}={given} is not supported{unknown}; the only supported "
         f"value is {expected}. Choose a checkpoint of the Stable Diffusion 1.x, 2.x or SDXL architecture."
     )

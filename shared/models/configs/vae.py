@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from shared.models.configs.fields import Channels, Factor, Layers, Size, Widths, check_units, told, typed_fields
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 # diffusers before 0.15 and the LDM conversion scripts call the mid block's attention like this.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -48,7 +49,7 @@ class AutoencoderKLConfig:
     def __post_init__(self) -> None:
         uneven = [channels for channels in self.block_out_channels if channels % self.norm_num_groups]
         if uneven:
-            raise ValueError(
+            raise UserError(
                 f"block_out_channels is {list(self.block_out_channels)} and norm_num_groups {self.norm_num_groups}: "
                 f"expected channels that the groups divide, which {uneven} are not. Correct the VAE's config.json."
             )
@@ -64,7 +65,7 @@ class AutoencoderKLConfig:
         """Read a `config.json`; keys that begin with an underscore are diffusers' own notes and are passed over.
 
         Raises:
-            ValueError: a field asks for something that is not implemented, or is not known.
+            UserError: a field asks for something that is not implemented, or is not known.
         """
         given = {key: value for key, value in values.items() if not key.startswith("_")}
         config = cls(**typed_fields(cls, given, "The VAE's config.json"))
@@ -78,7 +79,7 @@ class AutoencoderKLConfig:
             if key not in fields and _hashable(value) not in allowed.get(key, (None,)):
                 expected = " or ".join(repr(choice) for choice in allowed.get(key, (None,)))
                 given_value = shown(repr(value)) if key in allowed else told(value)
-                raise ValueError(
+                raise UserError(
                     f"The VAE's config.json has {shown(key)}={given_value}, which is not supported: expected "
                     f"{expected}. Use an AutoencoderKL of Stable Diffusion 1.x, 2.x or XL."
                 )

@@ -261,7 +261,7 @@ def test_find_batch_size_searches_for_every_policy(
         memory, costs = Memory(0, 0, 0, 0, 0, int(needed * GIB)), Costs({}, {}, 1e8, 0, 0, 0)
         return Report(parse_target("v4-8"), config, from_cache, size, 4 * size, memory, costs, 1e12, 1e9, 1e12, 1)
 
-    monkeypatch.setattr("flax_trainer.compile_report.batch_size.compile_report_apart", compiled)
+    monkeypatch.setattr("flax_trainer.compile_report.batch_size.compile_report_in_subprocess", compiled)
     json_file = tmp_path / "found.json"
     assert main(["--target", "v4-8", *TINY, "--cached_latents", "--find_batch_size", "--json", str(json_file)]) == 0
     *tried, none, everything, all_but_products = capsys.readouterr().out.splitlines()

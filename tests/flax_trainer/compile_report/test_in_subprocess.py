@@ -11,7 +11,7 @@ import pytest
 
 from flax_trainer.base_models import ModelConfigs
 from flax_trainer.compile_report.costs import Costs
-from flax_trainer.compile_report.in_subprocess import CompilerCrashedError, compile_report_apart
+from flax_trainer.compile_report.in_subprocess import CompilerCrashedError, compile_report_in_subprocess
 from flax_trainer.compile_report.report import DoesNotFitError, Memory, Report
 from flax_trainer.compile_report.targets import Target, parse_target
 from flax_trainer.random_model import ARCHITECTURES
@@ -40,7 +40,7 @@ def report_of(compiler: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> 
     parts = ARCHITECTURES["tiny"]
     configs = ModelConfigs.of(parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2)
     schedule = NoiseSchedule.from_config(parts.scheduler)
-    return compile_report_apart(TrainConfig(train_batch_size=3), configs, schedule, TARGET, from_cache=True)
+    return compile_report_in_subprocess(TrainConfig(train_batch_size=3), configs, schedule, TARGET, from_cache=True)
 
 
 def test_the_report_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from shared.checkpoints.policy import (
     set_aside_later,
 )
 from shared.config import TrainConfig
-from shared.user_errors import is_written_for_users
+from shared.user_errors import UserError
 
 CONFIG = TrainConfig(pretrained_model_name_or_path="some/model", train_data_dir="photos", seed=1)
 MANIFEST = {
@@ -289,7 +289,7 @@ def test_no_name_ends_in_a_traceback(tmp_path: Path, given: str) -> None:
     (tmp_path / "checkpoint-5").write_text("a file")
     with pytest.raises(ValueError, match="there is no such checkpoint") as refused:
         checkpoint_to_resume(tmp_path, given)
-    assert is_written_for_users(refused.value)
+    assert isinstance(refused.value, UserError)
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 1500
 

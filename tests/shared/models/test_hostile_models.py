@@ -23,7 +23,7 @@ from shared.diffusion.schedule import NoiseSchedule
 from shared.models.configs import AutoencoderKLConfig, CLIPTextConfig, ControlNetConfig, UNet2DConditionConfig
 from shared.models.tokenizer_files import check_tokenizer_fits
 from shared.models.weight_files import DIFFUSERS, stored_tensors
-from shared.user_errors import is_written_for_users
+from shared.user_errors import UserError
 from tests.shared.models import hostile_models as hostile
 from torch_trainer.base_models import load_base_models as load_torch_models
 from torch_trainer.base_models import load_model, load_unet
@@ -67,7 +67,7 @@ def outcome(read: Callable[[], object]) -> str:
     try:
         read()
     except ValueError as error:
-        if not is_written_for_users(error):
+        if not isinstance(error, UserError):
             raise
         message = str(error)
         assert message.isprintable(), message
