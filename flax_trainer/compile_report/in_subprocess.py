@@ -2,8 +2,10 @@
 
 import multiprocessing
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from flax_trainer.base_models import ModelConfigs
 from flax_trainer.compile_report.report import Report, compile_report
@@ -33,13 +35,24 @@ def compile_report_in_subprocess(
             convolution runs out of stack.
         UserError: as `compile_report` does.
     """
-    context, ctrl_c_is_ours = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=ctrl_c_is_ours) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(compile_report, config, configs, schedule, target, from_cache=from_cache).result()
+            with _ctrl_c_waits():  # a process that is only half started could not be found and ended
+                report = pool.submit(compile_report, config, configs, schedule, target, from_cache=from_cache)
+            return report.result()
         except BrokenProcessPool as error:
             raise CompilerCrashedError from error
         except KeyboardInterrupt:
             for process in multiprocessing.active_children():
                 process.kill()  # while it compiles it does not listen
             raise
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C is heard at the end of the block; processes and threads that start in it never hear it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
