@@ -43,7 +43,7 @@ from flax_trainer.profiling.utilisation import Utilisation
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.policy import check_resumable, checkpoint_step
 from shared.config import TrainConfig
-from shared.data.batches import BatchLoader, BatchSpec
+from shared.data.batches import BatchLoader
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.evaluation.validation import Validation, most_images_at_once
 from shared.models.trained_parts import UNET_FOLDER, separated
@@ -111,7 +111,7 @@ def _train(config: TrainConfig, is_main: bool, started: float, ending: ExitStack
             prepared.source,
             config,
             prepared.tokenize,
-            BatchSpec.of(steps.arithmetic),
+            steps.batch,
             latent_shape=models.latent_shape(config.resolution),
             num_train_timesteps=models.schedule.num_train_timesteps,
             process_index=jax.process_index(),
@@ -169,7 +169,7 @@ def _train(config: TrainConfig, is_main: bool, started: float, ending: ExitStack
         tracker,
         steps.first,
         steps.last,
-        steps.arithmetic.global_batch_size,
+        steps.batch.global_batch_size,
         steps.epoch_size,
         config.logging_steps,
         shows_progress=is_main,

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from shared.checkpoints.policy import check_resumable
 from shared.config import TrainConfig
-from shared.data.batches import BatchLoader, BatchSpec
+from shared.data.batches import BatchLoader
 from shared.diffusion.samplers import unipc_plan
 from shared.evaluation.validation import Validation, most_images_at_once
 from shared.run.folder import held_run_folder, write_config
@@ -102,7 +102,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
         prepared.source,
         config,
         prepared.tokenize,
-        BatchSpec.of(steps.arithmetic),
+        steps.batch,
         latent_shape=latent_shape,
         num_train_timesteps=prepared.schedule.num_train_timesteps,
         process_index=accelerator.process_index,
@@ -133,7 +133,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
         tracker,
         steps.first,
         steps.last,
-        steps.arithmetic.global_batch_size,
+        steps.batch.global_batch_size,
         steps.epoch_size,
         config.logging_steps,
         shows_progress=is_main,

@@ -225,12 +225,11 @@ def _encoded(batch: dict[str, Any], models: BaseModels, dtype: Any) -> dict[str,
 
 def _host_batch(config: TrainConfig, models: BaseModels, target: Target) -> dict[str, np.ndarray]:
     """What a host of the slice would load for a step, empty."""
-    rows = config.train_batch_size * target.chips
     loader = BatchLoader(
         CirclesSource(1, config.resolution, config.seed),  # the shapes are those of any data
         config,
         lambda captions: np.zeros((len(captions), models.configs.text_encoder.max_position_embeddings), np.int32),
-        BatchSpec(rows * config.gradient_accumulation_steps, config.gradient_accumulation_steps, target.chips),
+        BatchSpec(config.train_batch_size, target.chips, config.gradient_accumulation_steps),
         latent_shape=models.latent_shape(config.resolution),
         num_train_timesteps=models.schedule.num_train_timesteps,
         process_count=target.hosts,

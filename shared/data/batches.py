@@ -1,13 +1,13 @@
 """Samples → batches, each a pure function of (data manifest, seed, optimizer step).
 
-Axes: A accumulation slices of a step, B rows of a slice on this host, R resolution, L tokens, H W C of the latents.
+Axes: A microbatches of a step, B rows of a microbatch on this host, R resolution, L tokens, H W C of the latents.
 """
 
 import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,6 @@ from shared.data.sources.base import RandomAccessSource, Source
 from shared.data.tokenization import CaptionTokenizer, Tokenize
 from shared.data.workers import Workers
 from shared.randomness import Purpose, generator
-from shared.run.log import BatchArithmetic
 from shared.user_errors import UserError
 
 Batch = dict[str, npt.NDArray[Any]]
@@ -33,37 +32,40 @@ _STEPS_AHEAD = 2
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """How a global batch is cut up. Which samples it holds does not depend on any of it but its size.
+    """How many images make an optimizer step, and how they are divided.
+
+    Which samples a step sees depends on nothing here but their product.
 
     Attributes:
-        global_batch_size: samples per optimizer step, over all devices and accumulation slices.
-        accumulation_steps: slices, each passed forward and backward before the optimizer moves once.
-        num_devices: devices over all hosts, among which the rows of a slice are divided.
+        per_device: images of one device in one microbatch.
+        devices: over all hosts.
+        accumulation_steps: microbatches, each passed forward and backward before the optimizer moves once.
     """
 
-    global_batch_size: int
+    per_device: int
+    devices: int = 1
     accumulation_steps: int = 1
-    num_devices: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("global_batch_size", "accumulation_steps", "num_devices"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.global_batch_size % (self.accumulation_steps * self.num_devices):
-            raise UserError(
-                f"a global batch of {self.global_batch_size} cannot be divided into {self.accumulation_steps} "
-                f"accumulation steps on {self.num_devices} devices; make it a multiple of their product"
-            )
-
-    @classmethod
-    def of(cls, arithmetic: BatchArithmetic) -> "BatchSpec":
-        """The cut that a run's numbers say."""
-        return cls(arithmetic.global_batch_size, arithmetic.accumulation_steps, arithmetic.devices)
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise UserError(f"{field.name} is {getattr(self, field.name)}; expected at least 1")
 
     @property
     def rows(self) -> int:
-        """Samples per accumulation slice, over all devices."""
-        return self.global_batch_size // self.accumulation_steps
+        """Images per microbatch, over all devices."""
+        return self.per_device * self.devices
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images per optimizer step, over all devices and microbatches."""
+        return self.per_device * self.devices * self.accumulation_steps
+
+    def __str__(self) -> str:
+        return (
+            f"{self.global_batch_size} images per step = {self.per_device} per device × {self.devices} devices × "
+            f"{self.accumulation_steps} accumulated"
+        )
 
 
 class BatchLoader:
@@ -75,7 +77,7 @@ class BatchLoader:
     - `input_ids` int32 [A,B,L];
     - `vae_noise`, `noise` float32 [A,B,H,W,C], standard normal;
     - `timesteps` int32 [A,B], 0 ≤ t < num_train_timesteps;
-    - `position` int64 [A,B], counted from 0 over the whole run: step·G + slice·G/A + row.
+    - `position` int64 [A,B], counted from 0 over the whole run: step·G + microbatch·G/A + row.
 
     Epochs follow each other without a gap, so no sample is dropped and none is weighted twice. A bad sample is replaced
     by the next usable one of its epoch, logged, and counted in `skipped`.
@@ -106,12 +108,12 @@ class BatchLoader:
             process_count: how many hosts there are.
 
         Raises:
-            UserError: for an empty source, or rows that the hosts cannot share evenly.
+            UserError: for an empty source, or devices that the hosts cannot share evenly.
         """
-        if spec.rows % process_count or spec.num_devices % process_count:
+        if spec.devices % process_count:
             raise UserError(
-                f"{spec.rows} rows on {spec.num_devices} devices cannot be shared by {process_count} hosts; "
-                "make both multiples of the number of hosts"
+                f"{spec.rows} rows on {spec.devices} devices cannot be shared by {process_count} hosts; "
+                "every host must have equally many devices"
             )
         self._candidates = _candidates(source, config)
         self._config, self._tokenize, self._spec = config, tokenize, spec
@@ -181,8 +183,8 @@ class BatchLoader:
     def _positions(self, step: int) -> npt.NDArray[np.int64]:
         first_row = self._process_index * self._local_rows
         rows_B = np.arange(first_row, first_row + self._local_rows, dtype=np.int64)
-        slices_A = np.arange(self._spec.accumulation_steps, dtype=np.int64) * self._spec.rows
-        return step * self._spec.global_batch_size + slices_A[:, None] + rows_B[None, :]
+        microbatches_A = np.arange(self._spec.accumulation_steps, dtype=np.int64) * self._spec.rows
+        return step * self._spec.global_batch_size + microbatches_A[:, None] + rows_B[None, :]
 
     def _begin(self, step: int) -> "_UnfinishedBatch":
         return _UnfinishedBatch(self._positions(step), self._config.resolution, self._latent_shape)

@@ -20,43 +20,6 @@ from shared.user_errors import UserError
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class BatchArithmetic:
-    """How many images make an optimizer step."""
-
-    per_device: int
-    devices: int
-    accumulation_steps: int
-
-    @property
-    def global_batch_size(self) -> int:
-        return self.per_device * self.devices * self.accumulation_steps
-
-    def __str__(self) -> str:
-        return (
-            f"{self.global_batch_size} images per step = {self.per_device} per device × {self.devices} devices × "
-            f"{self.accumulation_steps} accumulated"
-        )
-
-
-def total_steps(
-    max_train_steps: int | None, num_train_epochs: int, num_samples: int | None, global_batch_size: int
-) -> int:
-    """The optimizer steps of a run; batches run on across epochs, so only the very last one reaches past the end.
-
-    Raises:
-        UserError: neither the steps nor the size of the data are known.
-    """
-    if max_train_steps is not None:
-        return max_train_steps
-    if num_samples is None:
-        raise UserError(
-            "The number of samples in a stream is not known beforehand, so --num_train_epochs cannot say when to stop. "
-            "Give --max_train_steps or --max_train_samples."
-        )
-    return math.ceil(num_train_epochs * num_samples / global_batch_size)
-
-
 def banner(title: str, facts: dict[str, Any]) -> str:
     """Aligned `name  value` lines under a title."""
     width = max(map(len, facts))

@@ -1,6 +1,7 @@
 """What both backends do before training, in the order in which users should hear of their mistakes."""
 
 import logging
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from shared.checkpoints.policy import checkpoint_record, checkpoint_step, checkpoint_to_resume, set_aside_later
 from shared.config import Backend, TrainConfig, notices
 from shared.config.learning_rate import LearningRateSchedule
+from shared.data.batches import BatchSpec
 from shared.data.sources import Source, SubsetSource, open_sources
 from shared.data.tokenization import Tokenize, load_tokenizer, tokenizer_function
 from shared.diffusion.schedule import NoiseSchedule
@@ -22,7 +24,7 @@ from shared.models.trained_parts import sd_unlocked_warning
 from shared.outgoing.messages import OutgoingFormatter, print_uncaught
 from shared.run import hub
 from shared.run.folder import is_finished, make_run_folder
-from shared.run.log import BatchArithmetic, banner, total_steps
+from shared.run.log import banner
 from shared.run.model_card import data_description
 from shared.tracking import Tracker, check_trackers, open_trackers
 from shared.untrusted.border import reason
@@ -90,12 +92,30 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
 class Steps:
     """The optimizer steps of a run. `record` is what its checkpoints say about it; `epoch_size` None if unknown."""
 
-    arithmetic: BatchArithmetic
+    batch: BatchSpec
     epoch_size: int | None
     first: int
     last: int
     learning_rate: LearningRateSchedule
     record: dict[str, Any]
+
+
+def total_steps(
+    max_train_steps: int | None, num_train_epochs: int, num_samples: int | None, global_batch_size: int
+) -> int:
+    """The optimizer steps of a run; batches run on across epochs, so only the very last one reaches past the end.
+
+    Raises:
+        UserError: neither the steps nor the size of the data are known.
+    """
+    if max_train_steps is not None:
+        return max_train_steps
+    if num_samples is None:
+        raise UserError(
+            "The number of samples in a stream is not known beforehand, so --num_train_epochs cannot say when to stop. "
+            "Give --max_train_steps or --max_train_samples."
+        )
+    return math.ceil(num_train_epochs * num_samples / global_batch_size)
 
 
 def plan_steps(prepared: Preparation, devices: int) -> Steps:
@@ -105,9 +125,9 @@ def plan_steps(prepared: Preparation, devices: int) -> Steps:
         UserError: the number of steps is unknown, or the checkpoint to resume lies beyond the last one.
     """
     config, resume_from = prepared.config, prepared.resume_from
-    arithmetic = BatchArithmetic(config.train_batch_size, devices, config.gradient_accumulation_steps)
+    batch = BatchSpec(config.train_batch_size, devices, config.gradient_accumulation_steps)
     epoch_size = prepared.source.manifest["samples"] or config.max_train_samples
-    last = total_steps(config.max_train_steps, config.num_train_epochs, epoch_size, arithmetic.global_batch_size)
+    last = total_steps(config.max_train_steps, config.num_train_epochs, epoch_size, batch.global_batch_size)
     first = 0 if resume_from is None else checkpoint_step(resume_from)
     if first > last:
         raise UserError(
@@ -115,12 +135,12 @@ def plan_steps(prepared: Preparation, devices: int) -> Steps:
             "--max_train_steps (or --num_train_epochs), or resume from an earlier checkpoint."
         )
     return Steps(
-        arithmetic,
+        batch,
         epoch_size,
         first,
         last,
-        LearningRateSchedule.from_config(config, last, arithmetic.global_batch_size),
-        checkpoint_record(config, prepared.source.manifest, arithmetic.global_batch_size, last),
+        LearningRateSchedule.from_config(config, last, batch.global_batch_size),
+        checkpoint_record(config, prepared.source.manifest, batch.global_batch_size, last),
     )
 
 
@@ -146,7 +166,7 @@ def announce(title: str, prepared: Preparation, steps: Steps, *, devices: str, p
     facts: dict[str, Any] = {
         "Devices": devices,
         "Examples": f"{steps.epoch_size or 'an unknown number'}, {data_description(prepared.config)}",
-        "Batch": steps.arithmetic,
+        "Batch": steps.batch,
         "Steps": f"{steps.last}, of which {steps.first} are done" if steps.first else steps.last,
         "ControlNet": f"{parameters / 1e6:,.1f} M parameters",
         "Precision": f"{precision}; ControlNet and optimizer float32",

@@ -114,7 +114,7 @@ def loader(
         source or open_source(training),
         training,
         tokenize,
-        spec or BatchSpec(global_batch_size=8),
+        spec or BatchSpec(8),
         LATENT_SHAPE,
         1000,
         process_index,

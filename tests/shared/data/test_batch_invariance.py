@@ -35,7 +35,8 @@ def test_the_global_batch_is_invariant(
     step: int, accumulation: int, hosts: int, devices_per_host: int, workers: int
 ) -> None:
     expected = loader(config(**CIRCLES), BatchSpec(32)).batch(step)
-    spec = BatchSpec(32, accumulation, hosts * devices_per_host)
+    devices = hosts * devices_per_host
+    spec = BatchSpec(32 // (devices * accumulation), devices, accumulation)
     parts = []
     for host in range(hosts):
         loading = loader(config(**CIRCLES, dataloader_num_workers=workers), spec, host, hosts)
@@ -49,7 +50,7 @@ def test_the_global_batch_is_invariant(
 
 
 def test_arrays_have_the_promised_shapes_and_types() -> None:
-    batch = loader(config(**CIRCLES), BatchSpec(12, accumulation_steps=3, num_devices=2)).batch(2)
+    batch = loader(config(**CIRCLES), BatchSpec(2, devices=2, accumulation_steps=3)).batch(2)
     shapes = {name: (array.shape, array.dtype.name) for name, array in batch.items()}
     assert shapes == {
         "pixel_values": ((3, 4, 16, 16, 3), "uint8"),
@@ -183,23 +184,29 @@ def test_threads_and_tars_together_give_what_one_thread_gives(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ((10, 4, 1), "a global batch of 10 cannot be divided into 4 accumulation steps on 1 devices"),
-        ((8, 1, 3), "cannot be divided into 1 accumulation steps on 3 devices"),
-        ((0, 1, 1), "global_batch_size is 0; expected at least 1"),
+        ((0, 1, 1), "per_device is 0; expected at least 1"),
+        ((8, -1, 1), "devices is -1; expected at least 1"),
+        ((8, 1, 0), "accumulation_steps is 0; expected at least 1"),
     ],
 )
-def test_impossible_splits_are_named(spec: tuple[int, int, int], message: str) -> None:
+def test_impossible_counts_are_named(spec: tuple[int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BatchSpec(*spec)
 
 
+def test_a_step_is_made_of_every_image_on_every_device() -> None:
+    spec = BatchSpec(per_device=2, devices=4, accumulation_steps=3)
+    assert spec.global_batch_size == len(np.ravel(np.empty((3, 4, 2))))
+    assert str(spec) == "24 images per step = 2 per device × 4 devices × 3 accumulated"
+
+
 def test_hosts_that_cannot_share_a_batch_are_named() -> None:
     with pytest.raises(ValueError, match="8 rows on 2 devices cannot be shared by 4 hosts"):
-        loader(config(**CIRCLES), BatchSpec(8, 1, 2), 0, 4)
+        loader(config(**CIRCLES), BatchSpec(4, 2), 0, 4)
 
 
 def test_two_hosts_hold_disjoint_rows() -> None:
-    spec = BatchSpec(8, 2, 2)
+    spec = BatchSpec(2, 2, 2)
     first, second = (loader(config(**CIRCLES), spec, host, 2).batch(1)["position"] for host in range(2))
     np.testing.assert_array_equal(first, [[8, 9], [12, 13]])
     np.testing.assert_array_equal(second, [[10, 11], [14, 15]])

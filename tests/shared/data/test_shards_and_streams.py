@@ -422,7 +422,7 @@ def test_a_stream_is_the_same_for_every_split(streamed: Any) -> None:
     expected = loader(streamed).batch(3)
     threaded = config(**vars(streamed) | {"dataloader_num_workers": 3})
     for host in range(2):
-        loading = loader(threaded, BatchSpec(8, 2, 2), host, 2)
+        loading = loader(threaded, BatchSpec(2, 2, 2), host, 2)
         got = next(loading.iterate(3))[1]
         loading.close()
         for name, array in got.items():

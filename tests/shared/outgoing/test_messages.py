@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shared.data.batches import BatchSpec
 from shared.outgoing.messages import explain
-from shared.run.log import BatchArithmetic, total_steps
-from shared.run.setup import set_up_logging
+from shared.run.setup import set_up_logging, total_steps
 
 
 def raised_by(call: Callable[[], object]) -> ValueError:
@@ -38,7 +38,7 @@ def test_an_error_of_a_library_called_by_our_code_keeps_its_traceback(capsys: py
         def __rmul__(self, other: int) -> int:
             return int(np.stack([]))
 
-    assert explain(raised_by(lambda: BatchArithmetic(1, Devices(1), 1).global_batch_size)) == 1
+    assert explain(raised_by(lambda: BatchSpec(1, Devices(1), 1).global_batch_size)) == 1
     assert "Traceback" in capsys.readouterr().err
 
 

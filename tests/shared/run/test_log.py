@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.run.log import (
-    BatchArithmetic,
     NonFiniteError,
     RunLog,
     StepBreakdown,
@@ -26,7 +25,6 @@ from shared.run.log import (
     banner,
     command_line,
     package_versions,
-    total_steps,
 )
 from shared.tracking import Tracker
 from shared.tracking.metrics_file import MetricsFile
@@ -59,33 +57,6 @@ def run_log(
 
 def figures(step: int, loss: float = 0.5, grad_norm: float = 2.0, data_wait: float = 0.25) -> StepFigures:
     return StepFigures(step, loss, grad_norm, step / 100, data_wait, finished_at=time.perf_counter())
-
-
-# --- arithmetic ------------------------------------------------------------------------------------------------------
-
-
-def test_a_step_is_made_of_every_image_on_every_device() -> None:
-    arithmetic = BatchArithmetic(per_device=2, devices=4, accumulation_steps=3)
-    assert arithmetic.global_batch_size == len(np.ravel(np.empty((3, 4, 2))))
-    assert str(arithmetic) == "24 images per step = 2 per device × 4 devices × 3 accumulated"
-
-
-@given(st.integers(1, 5), st.integers(1, 300), st.integers(1, 64))
-def test_epochs_end_with_the_step_that_reaches_their_last_sample(epochs: int, samples: int, batch: int) -> None:
-    steps, seen = 0, 0
-    while seen < epochs * samples:
-        steps, seen = steps + 1, seen + batch
-    assert total_steps(None, epochs, samples, batch) == steps
-
-
-@given(st.integers(1, 1000), st.none() | st.integers(1, 100))
-def test_steps_that_are_given_win(steps: int, samples: int | None) -> None:
-    assert total_steps(steps, 3, samples, 8) == steps
-
-
-def test_a_stream_must_be_told_when_to_stop() -> None:
-    with pytest.raises(ValueError, match="Give --max_train_steps or --max_train_samples"):
-        total_steps(None, 1, None, 8)
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from shared.run.setup import (
     plan_steps,
     prepare,
     set_aside_other_course,
+    total_steps,
 )
 from shared.tracking import Tracker, read_metrics
 from shared.tracking.sparing import result_comes_first
@@ -121,7 +122,25 @@ def test_epochs_become_steps(tmp_path: Path, devices: int, accumulation: int, la
     prepared = prepared_at(tmp_path, num_train_epochs=3, gradient_accumulation_steps=accumulation)
     steps = plan_steps(prepared, devices)
     assert (steps.first, steps.last, steps.epoch_size) == (0, last, 20)
-    assert steps.arithmetic.global_batch_size == 2 * devices * accumulation == steps.record["global_batch_size"]
+    assert steps.batch.global_batch_size == 2 * devices * accumulation == steps.record["global_batch_size"]
+
+
+@given(st.integers(1, 5), st.integers(1, 300), st.integers(1, 64))
+def test_epochs_end_with_the_step_that_reaches_their_last_sample(epochs: int, samples: int, batch: int) -> None:
+    steps, seen = 0, 0
+    while seen < epochs * samples:
+        steps, seen = steps + 1, seen + batch
+    assert total_steps(None, epochs, samples, batch) == steps
+
+
+@given(st.integers(1, 1000), st.none() | st.integers(1, 100))
+def test_steps_that_are_given_win(steps: int, samples: int | None) -> None:
+    assert total_steps(steps, 3, samples, 8) == steps
+
+
+def test_a_stream_must_be_told_when_to_stop() -> None:
+    with pytest.raises(ValueError, match="Give --max_train_steps or --max_train_samples"):
+        total_steps(None, 1, None, 8)
 
 
 def test_held_out_samples_are_not_of_the_epoch(tmp_path: Path) -> None:
@@ -307,7 +326,7 @@ def finish(
     facts: BackendFacts = FACTS,
     weights: Mapping[str, SaveWeights] = WEIGHTS,
 ) -> dict[str, Any]:
-    log = RunLog(Tracker([]), 0, steps.last, steps.arithmetic.global_batch_size, steps.epoch_size, 1, False)
+    log = RunLog(Tracker([]), 0, steps.last, steps.batch.global_batch_size, steps.epoch_size, 1, False)
     for step in range(1, steps.last + 1):
         log.add(StepFigures(step, 1 / step, 0.1, 1e-3, 0.0, time.perf_counter()))
     complete_run(prepared, steps.last, log, validation, facts, time.perf_counter() - 12, weights)
