@@ -10,10 +10,10 @@ import numpy.typing as npt
 from shared.config import TrainConfig
 from shared.data.sources.base import SubsetSource
 from shared.data.tokenization import Tokenize, used_text
-from shared.evaluation.contact_sheet import SheetRow, save_sheet
 from shared.evaluation.convergence import convergence_step
 from shared.evaluation.denoising import DenoisingEvaluation, PerSampleLosses, read_samples
 from shared.evaluation.fidelity import open_fidelity
+from shared.evaluation.image_grid import save_contact_sheet
 from shared.tracking import Tracker
 
 SampleImages = Callable[[list[str], npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
@@ -96,12 +96,8 @@ class HeldOutEvaluation:
         """
         if self._last_images is None:
             return
-        shown = list(zip(self._headings, self._samples, self._last_images, strict=False))
-        rows = [
-            SheetRow(heading, [sample.conditioning_pixels, image, sample.pixels]) for heading, sample, image in shown
-        ]
-        tracker.images("held_out", [(heading, image) for heading, _, image in shown], step)
-        save_sheet(folder / "held_out.png", rows, ("condition", f"step {step}", "ground truth"))
+        tracker.images("held_out", list(zip(self._headings, self._last_images, strict=False)), step)
+        self._save_sheet(folder / "held_out.png", {f"step {step}": self._last_images})
 
     def write_contact_sheet(self, path: Path) -> bool:
         """Condition, untrained, trained and ground truth of the first samples; False where no images were made.
@@ -111,11 +107,11 @@ class HeldOutEvaluation:
         """
         if self._first_images is None or self._last_images is None:
             return False
-        rows = [
-            SheetRow(heading, [sample.conditioning_pixels, before, after, sample.pixels])
-            for heading, sample, before, after in zip(
-                self._headings, self._samples, self._first_images, self._last_images, strict=False
-            )
-        ]
-        save_sheet(path, rows, ("condition", "before training", "after training", "ground truth"))
+        self._save_sheet(path, {"before training": self._first_images, "after training": self._last_images})
         return True
+
+    def _save_sheet(self, path: Path, generated: dict[str, npt.NDArray[np.uint8]]) -> None:
+        """`generated`, by title, between the first samples' conditions and ground truth."""
+        conditions = (sample.conditioning_pixels for sample in self._samples)
+        truths = (sample.pixels for sample in self._samples)
+        save_contact_sheet(path, self._headings, {"condition": conditions, **generated, "ground truth": truths})

@@ -1,9 +1,9 @@
-"""Pictures of pictures: rows of captioned images under a heading, for people to look at.
+"""Pictures of pictures, for people to look at: rows of captioned images under a heading, and contact sheets.
 
 H height, W width of an image in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ _GAP = 8
 _HEADING_SIZE, _CAPTION_SIZE = 20, 15
 _BACKGROUND, _HEADING_COLOUR, _CAPTION_COLOUR = "#ffffff", "#111111", "#666666"
 _NARROWEST_TEXT = 160  # a grid of tiny images still has room for words
+_SMALLEST_ON_SHEET = 192  # pixels: smaller images are enlarged, to be looked at without a magnifier
 
 _LONGEST_TEXT = 1000  # characters of a caption or a prompt: more than a text encoder uses, and few enough to draw
 
@@ -30,11 +31,6 @@ class GridRow(NamedTuple):
 
     heading: str
     images: Sequence[tuple[str, np.ndarray]]
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] as uint8, rounded; values outside are clipped."""
-    return np.round(np.clip(images, 0.0, 1.0) * 255).astype(np.uint8)
 
 
 def enlarge(image: np.ndarray, least_side: int) -> np.ndarray:
@@ -76,6 +72,22 @@ def save_grid(path: Path, rows: Sequence[GridRow], column_titles: Sequence[str] 
     """`draw_grid` as a PNG file, whole or not at all; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: draw_grid(rows, column_titles).save(temporary, format="PNG"))
+
+
+def save_contact_sheet(path: Path, headings: Sequence[str], columns: Mapping[str, Iterable[np.ndarray]]) -> None:
+    """A row of images under each heading, as a PNG file like `save_grid`'s; small images are enlarged.
+
+    Args:
+        columns: of each column its title and an image, uint8 [H, W, 3], for every heading.
+
+    Raises:
+        UserError: no rows, or an image that is not uint8 [H, W, 3].
+    """
+    rows = [
+        GridRow(heading, [("", enlarge(image, _SMALLEST_ON_SHEET)) for image in images])
+        for heading, *images in zip(headings, *columns.values(), strict=False)
+    ]
+    save_grid(path, rows, tuple(columns))
 
 
 def _draw_titles(titles: Sequence[str], cell_width: int, width: int) -> Image.Image:

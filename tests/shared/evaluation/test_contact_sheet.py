@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from shared.data.sources.circles import draw
-from shared.evaluation.contact_sheet import SheetRow, save_sheet
-from shared.evaluation.image_grid import GridRow, draw_grid, enlarge
+from shared.evaluation.image_grid import GridRow, draw_grid, enlarge, save_contact_sheet
 
 
 def plain(colour: tuple[int, int, int], size: int = 64) -> np.ndarray:
@@ -26,8 +25,9 @@ def colour(row: int, column: int) -> tuple[int, int, int]:
 
 
 def test_rows_and_columns_stand_in_order_and_small_pictures_are_enlarged(tmp_path: Path) -> None:
-    rows = [SheetRow(f"caption {row}", [plain(colour(row, column)) for column in range(4)]) for row in range(3)]
-    save_sheet(tmp_path / "demo" / "sheet.png", rows, ("one", "two", "three", "four"))
+    titles = ("one", "two", "three", "four")
+    columns = {title: [plain(colour(row, column)) for row in range(3)] for column, title in enumerate(titles)}
+    save_contact_sheet(tmp_path / "demo" / "sheet.png", [f"caption {row}" for row in range(3)], columns)
     sheet = np.asarray(Image.open(tmp_path / "demo" / "sheet.png"))
     areas = [[area(sheet, colour(row, column)) for column in range(4)] for row in range(3)]
     for row in range(3):
@@ -43,8 +43,8 @@ def test_rows_and_columns_stand_in_order_and_small_pictures_are_enlarged(tmp_pat
 
 
 def test_large_pictures_keep_their_size(tmp_path: Path) -> None:
-    rows = [SheetRow("a caption", [plain(colour(0, column), 256) for column in range(4)])]
-    save_sheet(tmp_path / "sheet.png", rows, ())
+    columns = {str(column): [plain(colour(0, column), 256)] for column in range(4)}
+    save_contact_sheet(tmp_path / "sheet.png", ["a caption"], columns)
     left, top, right, bottom = area(np.asarray(Image.open(tmp_path / "sheet.png")), colour(0, 3))
     assert (right - left, bottom - top) == (256, 256)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shared.evaluation.image_grid import GridRow, draw_grid, save_grid, to_uint8
+from shared.evaluation.image_grid import GridRow, draw_grid, save_grid
 
 
 def plain(height: int, width: int, colour: tuple[int, int, int]) -> np.ndarray:
@@ -15,12 +15,6 @@ def plain(height: int, width: int, colour: tuple[int, int, int]) -> np.ndarray:
 
 def count_of(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
     return int((picture == colour).all(axis=-1).sum())
-
-
-def test_floats_become_the_nearest_bytes() -> None:
-    assert to_uint8(np.array([-1.0, 0.0, 0.5, 0.999, 1.0, 7.0])).tolist() == [0, 0, 128, 255, 255, 255]
-    every_byte = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(to_uint8(every_byte.astype(np.float32) / 255), every_byte)
 
 
 def test_a_saved_grid_shows_every_image_whole_and_in_order(tmp_path: Path) -> None:
