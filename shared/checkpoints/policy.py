@@ -5,7 +5,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -258,3 +259,17 @@ def _may_have_moved(saved: dict[str, Any], current: dict[str, Any]) -> bool:
         return False
     paths = locations if isinstance(locations, list) else [locations]
     return all(isinstance(path, str) and Path(path).exists() for path in paths)
+
+
+@contextmanager
+def last_save_may_fail(finished: bool) -> Iterator[None]:
+    """Around saving a checkpoint: one that cannot be written is only a warning where the training is `finished`.
+
+    What it trained is smaller and worth more, and is still to be saved.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not finished:
+            raise
+        logger.warning("%s (The training is finished, and its result is saved now.)", error)

@@ -1,6 +1,8 @@
 """What happens every `--validation_steps`: validation images, and the figures on held-out samples."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +11,6 @@ from shared.evaluation.denoising import PerSampleLosses
 from shared.evaluation.held_out import HeldOutEvaluation, SampleImages
 from shared.evaluation.validation_images import ValidationImages
 from shared.tracking import Tracker, read_metrics
-from shared.tracking.sparing import Sparing
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,26 @@ class ModelsInTraining(NamedTuple):
 
     per_sample_losses: PerSampleLosses
     sample_images: SampleImages
+
+
+class DiskErrors:
+    """What only shows a training may fail without ending it."""
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+
+    @contextmanager
+    def warn_once(self, pictures: str) -> Iterator[None]:
+        """Around the writing of pictures, named in the plural: an OSError is a warning, the first time."""
+        try:
+            yield
+        except OSError as error:
+            if pictures not in self._warned:
+                logger.warning(
+                    "%s cannot be written (%s) and are missing as long as that lasts; the training goes on",
+                    *(pictures, error.strerror or error),
+                )
+            self._warned.add(pictures)
 
 
 @dataclass(frozen=True)
@@ -33,7 +54,7 @@ class Validation:
     tracker: Tracker
     output_dir: Path
     writes: bool = True
-    sparing: Sparing = field(default_factory=Sparing)
+    disk_errors: DiskErrors = field(default_factory=DiskErrors)
 
     def draw(self, models: ModelsInTraining, step: int) -> None:
         """Make and write the validation images."""
@@ -41,7 +62,7 @@ class Validation:
             return
         images_RHWC = models.sample_images(self.images.prompts, self.images.conditions_RHWC)
         if self.writes:
-            with self.sparing.spare("Validation images"):
+            with self.disk_errors.warn_once("Validation images"):
                 folder = self.images.write(images_RHWC, step, self.tracker)
                 logger.info("Validation images of step %d are in %s", step, folder)
 
@@ -51,7 +72,7 @@ class Validation:
             return {}
         figures = self.held_out.run(step, models.per_sample_losses, models.sample_images)
         if self.writes:
-            with self.sparing.spare("Pictures of held-out samples"):
+            with self.disk_errors.warn_once("Pictures of held-out samples"):
                 self.held_out.write_pictures(self.output_dir / "validation" / f"step-{step}", step, self.tracker)
         return figures
 

@@ -77,7 +77,7 @@ def complete_run(
         result.save(name, save)
     report = _report(prepared.config, step, log, validation, facts, started) | result.not_written()
     result.write(REPORT_FILE, lambda: write_report(output_dir, report))
-    with validation.sparing.spare("The contact sheet's pictures"):
+    with validation.disk_errors.warn_once("The contact sheet's pictures"):
         _write_contact_sheet(validation, output_dir / "contact_sheet.png")
     pictures = [] if validation.images is None else validation.images.pictures(step)
     name = prepared.repository or output_dir.resolve().name

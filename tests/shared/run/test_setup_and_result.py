@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
+from shared.checkpoints.policy import last_save_may_fail
 from shared.config import TrainConfig
 from shared.evaluation.validation import ModelsInTraining, Validation, most_images_at_once
 from shared.run import hub, result
@@ -40,7 +41,6 @@ from shared.run.setup import (
     total_steps,
 )
 from shared.tracking import Tracker, read_metrics
-from shared.tracking.sparing import result_comes_first
 
 DEMO_MODEL = Path(__file__).resolve().parents[3] / "shared" / "demo_model"
 LATENTS = (8, 8, 4)
@@ -495,7 +495,7 @@ def test_pictures_that_cannot_be_written_cost_a_warning_of_each_kind(
 @pytest.mark.parametrize("finished", [True, False])
 def test_the_last_checkpoint_costs_no_result(finished: bool, caplog: pytest.LogCaptureFixture) -> None:
     def save() -> None:
-        with result_comes_first(finished):
+        with last_save_may_fail(finished):
             raise ValueError("A checkpoint could not be written.")
 
     if finished:
