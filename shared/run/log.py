@@ -2,18 +2,13 @@
 
 import logging
 import math
-import platform
-import shlex
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
-from shared.outgoing.redaction import masked, redacted
 from shared.tracking import Tracker
 from shared.user_errors import UserError
 
@@ -24,33 +19,6 @@ def banner(title: str, facts: dict[str, Any]) -> str:
     """Aligned `name  value` lines under a title."""
     width = max(map(len, facts))
     return "\n".join([f"***** {title} *****", *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
-
-
-def package_versions(names: Sequence[str]) -> dict[str, str]:
-    """Installed versions, of Python too; a package that is not installed is left out."""
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
-def command_line() -> str:
-    """The command that started this process, without the value of --hub_token and what addresses hold of secrets."""
-    words = ["python3", *sys.argv]
-    for index, word in enumerate(words):
-        if word == "--hub_token" and index + 1 < len(words):
-            words[index + 1] = "***"
-        elif word.startswith("--hub_token="):
-            words[index] = "--hub_token=***"
-    return shlex.join(_redacted_word(word) for word in words)
-
-
-def _redacted_word(word: str) -> str:
-    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    return flag + equals + masked(redacted(value))
 
 
 class NonFiniteError(UserError):
@@ -116,44 +84,51 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
-@dataclass
 class RunLog:
     """Turns finished steps into a progress bar and one tracker entry every `logging_steps`.
 
     Attributes:
-        epoch_size: samples in an epoch, None for a stream of unknown length.
-        shows_progress: whether to draw the bar; of several processes one does.
-        started: the reading of `time.perf_counter` when the program began.
-        speed_figures: what to log beside images per second, made from it.
         last_loss, images_per_second: of the last step and the last entry.
         seconds_to_first_step: from the start to the end of the first step, None before that.
     """
 
-    tracker: Tracker
-    first_step: int
-    last_step: int
-    global_batch_size: int
-    epoch_size: int | None
-    logging_steps: int
-    shows_progress: bool = True
-    started: float = field(default_factory=time.perf_counter)
-    speed_figures: Callable[[float], Mapping[str, float]] = lambda images_per_second: {}
-    last_loss: float = math.nan
-    images_per_second: float = math.nan
-    seconds_to_first_step: float | None = None
-    _breakdown: StepBreakdown = field(default_factory=StepBreakdown)
-    _window: list[StepFigures] = field(default_factory=list)
-    _window_start: float = field(default_factory=time.perf_counter)
-    _last_finished: float = field(default_factory=time.perf_counter)
+    def __init__(
+        self,
+        tracker: Tracker,
+        first_step: int,
+        last_step: int,
+        global_batch_size: int,
+        epoch_size: int | None,
+        logging_steps: int,
+        shows_progress: bool = True,
+        started: float | None = None,
+        speed_figures: Callable[[float], Mapping[str, float]] = lambda images_per_second: {},
+    ) -> None:
+        """Draws the progress bar and starts the clock.
 
-    def __post_init__(self) -> None:
+        Args:
+            epoch_size: samples in an epoch, None for a stream of unknown length.
+            shows_progress: whether to draw the bar; of several processes one does.
+            started: the reading of `time.perf_counter` when the program began; now, if not given.
+            speed_figures: what to log beside images per second, made from it.
+        """
+        now = time.perf_counter()
+        self.global_batch_size, self.speed_figures = global_batch_size, speed_figures
+        self.last_loss, self.images_per_second = math.nan, math.nan
+        self.seconds_to_first_step: float | None = None
+        self._tracker, self._last_step = tracker, last_step
+        self._epoch_size, self._logging_steps = epoch_size, logging_steps
+        self._started = now if started is None else started
+        self._breakdown = StepBreakdown()
+        self._window: list[StepFigures] = []
+        self._window_start, self._last_finished = now, now
         self._bar = tqdm(
-            total=self.last_step,
-            initial=self.first_step,
+            total=last_step,
+            initial=first_step,
             desc="Steps",
             unit="step",
             dynamic_ncols=True,
-            disable=not self.shows_progress,
+            disable=not shows_progress,
         )
 
     def restart_clock(self) -> None:
@@ -170,14 +145,14 @@ class RunLog:
         """Record a finished step, with what was measured after it, if anything was."""
         self._window.append(figures)
         if self.seconds_to_first_step is None:
-            self.seconds_to_first_step = figures.finished_at - self.started
+            self.seconds_to_first_step = figures.finished_at - self._started
             logger.info("The first step is done, %.1f s after the start", self.seconds_to_first_step)
         else:
             self._breakdown.add(figures, figures.finished_at - self._last_finished)
         self._last_finished = figures.finished_at
         self.last_loss = figures.loss
         self._bar.update(figures.step - self._bar.n)
-        if figures.step % self.logging_steps == 0 or figures.step == self.last_step or evaluation:
+        if figures.step % self._logging_steps == 0 or figures.step == self._last_step or evaluation:
             self._write(evaluation or {})
         postfix = {"loss": f"{figures.loss:.4f}", "lr": f"{figures.learning_rate:.2e}"}
         if not math.isnan(self.images_per_second):
@@ -200,9 +175,9 @@ class RunLog:
         copying = [figures.host_to_device for figures in self._window if figures.host_to_device is not None]
         if copying:
             entry["host_to_device"] = math.fsum(copying) / count
-        if self.epoch_size is not None:
-            entry["epoch"] = step * self.global_batch_size / self.epoch_size
-        self.tracker.log({**entry, **evaluation}, step)
+        if self._epoch_size is not None:
+            entry["epoch"] = step * self.global_batch_size / self._epoch_size
+        self._tracker.log({**entry, **evaluation}, step)
         self._window.clear()
         self._window_start = self._last_finished
 

@@ -1,13 +1,16 @@
 """What both backends leave behind when a run is finished, beside the ControlNet itself."""
 
 import logging
+import platform
 import resource
+import shlex
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ from safetensors import SafetensorError
 from shared.checkpoints.policy import checkpoints_in
 from shared.config import TrainConfig
 from shared.evaluation.validation import Validation
+from shared.outgoing.redaction import masked, redacted
 from shared.run import hub
 from shared.run.folder import NOT_WRITTEN, REPORT_FILE, write_report
-from shared.run.log import RunLog, command_line, package_versions
+from shared.run.log import RunLog
 from shared.run.model_card import write_model_card
 from shared.run.setup import Preparation
 from shared.untrusted.border import reason
@@ -208,3 +212,30 @@ def _peak_host_memory_gib() -> float:
     """Of this process since its start."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # macOS counts bytes, Linux KiB
+
+
+def package_versions(names: Sequence[str]) -> dict[str, str]:
+    """Installed versions, of Python too; a package that is not installed is left out."""
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def command_line() -> str:
+    """The command that started this process, without the value of --hub_token and what addresses hold of secrets."""
+    words = ["python3", *sys.argv]
+    for index, word in enumerate(words):
+        if word == "--hub_token" and index + 1 < len(words):
+            words[index + 1] = "***"
+        elif word.startswith("--hub_token="):
+            words[index] = "--hub_token=***"
+    return shlex.join(_redacted_word(word) for word in words)
+
+
+def _redacted_word(word: str) -> str:
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + masked(redacted(value))

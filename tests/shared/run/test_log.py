@@ -4,13 +4,10 @@ import dataclasses
 import json
 import logging
 import math
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +20,6 @@ from shared.run.log import (
     StepBreakdown,
     StepFigures,
     banner,
-    command_line,
-    package_versions,
 )
 from shared.tracking import Tracker
 from shared.tracking.metrics_file import MetricsFile
@@ -49,10 +44,19 @@ class Recorded:
 
 
 def run_log(
-    last_step: int, logging_steps: int = 1, first_step: int = 0, epoch_size: int | None = None
+    last_step: int, logging_steps: int = 1, first_step: int = 0, epoch_size: int | None = None, **others: Any
 ) -> tuple[RunLog, Recorded]:
     recorded = Recorded()
-    return RunLog(Tracker([recorded]), first_step, last_step, 8, epoch_size, logging_steps), recorded
+    log = RunLog(
+        tracker=Tracker([recorded]),
+        first_step=first_step,
+        last_step=last_step,
+        global_batch_size=8,
+        epoch_size=epoch_size,
+        logging_steps=logging_steps,
+        **others,
+    )
+    return log, recorded
 
 
 def figures(step: int, loss: float = 0.5, grad_norm: float = 2.0, data_wait: float = 0.25) -> StepFigures:
@@ -65,74 +69,6 @@ def figures(step: int, loss: float = 0.5, grad_norm: float = 2.0, data_wait: flo
 def test_the_banner_is_aligned() -> None:
     lines = banner("Training", {"Steps": 10, "Batch size": "8 images", "X": ""}).splitlines()
     assert lines == ["***** Training *****", "  Steps       10", "  Batch size  8 images", "  X           "]
-
-
-def test_versions_are_those_that_are_installed() -> None:
-    found = package_versions(["numpy", "no-such-package-at-all"])
-    assert found == {"python": sys.version.split()[0], "numpy": version("numpy")}
-
-
-@pytest.mark.parametrize("words", [["--hub_token", "hf_secret"], ["--hub_token=hf_secret"], ["--hub_token==hf_secret"]])
-@pytest.mark.parametrize("after", [[], ["--seed", "3"]])
-def test_the_command_line_hides_the_token(monkeypatch: pytest.MonkeyPatch, words: list[str], after: list[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["train_flax.py", "--push_to_hub", *words, *after])
-    shown = command_line()
-    assert "hf_secret" not in shown
-    kept = shlex.split(shown)
-    assert kept[:3] == ["python3", "train_flax.py", "--push_to_hub"]
-    assert kept[3].startswith("--hub_token")
-    assert kept[3 + len(words) :] == after
-
-
-def test_the_command_line_can_be_pasted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    words = ["train_flax.py", "--validation_prompt", "a red circle; it's $HOME", "--output_dir", "a b"]
-    monkeypatch.setattr(sys, "argv", words)
-    shown = subprocess.run(
-        ["bash", "-c", command_line().replace("python3", "printf '%s\\n'", 1)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert shown.stdout.splitlines() == words
-
-
-@pytest.mark.parametrize(
-    ("word", "shown"),
-    [
-        ("https://user:SECRET@host.example/a-{00..09}.tar", "https://host.example/a-{00..09}.tar"),
-        ("https://host.example/a.tar?signature=SECRET&x=SECRET", "https://host.example/a.tar"),
-        ("https://host.example/a.tar#SECRET", "https://host.example/a.tar"),
-        ("pipe:curl -H 'Authorization: SECRET' https://host.example/a.tar", "pipe:curl …"),
-        ("PIPE:curl SECRET", "pipe:curl …"),
-        ("pipe:TOKEN=SECRET curl https://host.example/a.tar", "pipe: …"),
-        ("data/train-{000..099}.tar", "data/train-{000..099}.tar"),
-    ],
-)
-@pytest.mark.parametrize("joined", [False, True])
-def test_the_command_line_hides_what_addresses_hold_of_secrets(
-    monkeypatch: pytest.MonkeyPatch, word: str, shown: str, joined: bool
-) -> None:
-    words = [f"--train_shards={word}"] if joined else ["--train_shards", "a.tar", word]
-    monkeypatch.setattr(sys, "argv", ["train_flax.py", *words, "--seed", "3"])
-    line = command_line()
-    assert "SECRET" not in line
-    kept = shlex.split(line)
-    assert kept[-2:] == ["--seed", "3"]
-    flag, _, value = kept[2].partition("=") if joined else (kept[2], "", kept[4])
-    assert flag == "--train_shards"
-    assert value.startswith(shown) if "…" in shown else value == shown
-
-
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters=":")), max_size=5))
-def test_words_without_addresses_stay_as_they_are(words: list[str]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train_flax.py", *words])
-        assert shlex.split(command_line()) == ["python3", "train_flax.py", *words]
-
-
-def test_a_command_that_ends_in_the_flag_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["train_flax.py", "--hub_token"])
-    assert command_line() == "python3 train_flax.py --hub_token"
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
@@ -222,7 +158,7 @@ def test_the_last_figures_are_at_hand() -> None:
 
 def test_entries_reach_the_runs_own_file(tmp_path: Path) -> None:
     tracker = Tracker([MetricsFile(tmp_path / "metrics.jsonl")])
-    log = RunLog(tracker, 0, 2, 8, 16, 1)
+    log = RunLog(tracker=tracker, first_step=0, last_step=2, global_batch_size=8, epoch_size=16, logging_steps=1)
     for step in (1, 2):
         log.add(figures(step))
     log.close()
@@ -287,7 +223,7 @@ def test_a_pause_before_the_first_step_does_not_count() -> None:
 
 def test_the_first_step_is_timed_from_the_start(caplog: pytest.LogCaptureFixture) -> None:
     started = time.perf_counter()
-    log = RunLog(Tracker([Recorded()]), 0, 2, 8, None, 1, started=started)
+    log, _ = run_log(last_step=2, started=started)
     assert log.seconds_to_first_step is None
     with caplog.at_level(logging.INFO, "shared"):
         for step in (1, 2):
@@ -317,8 +253,7 @@ def test_what_a_backend_does_not_measure_is_left_out() -> None:
 
 
 def test_figures_made_from_the_speed_are_logged_with_it() -> None:
-    recorded = Recorded()
-    log = RunLog(Tracker([recorded]), 0, 1, 8, None, 1, speed_figures=lambda speed: {"doubled": 2 * speed})
+    log, recorded = run_log(last_step=1, speed_figures=lambda speed: {"doubled": 2 * speed})
     log.add(figures(1))
     log.close()
     (entry,) = (entry for _, entry in recorded.entries)

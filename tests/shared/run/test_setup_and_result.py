@@ -326,7 +326,15 @@ def finish(
     facts: BackendFacts = FACTS,
     weights: Mapping[str, SaveWeights] = WEIGHTS,
 ) -> dict[str, Any]:
-    log = RunLog(Tracker([]), 0, steps.last, steps.batch.global_batch_size, steps.epoch_size, 1, False)
+    log = RunLog(
+        tracker=Tracker([]),
+        first_step=0,
+        last_step=steps.last,
+        global_batch_size=steps.batch.global_batch_size,
+        epoch_size=steps.epoch_size,
+        logging_steps=1,
+        shows_progress=False,
+    )
     for step in range(1, steps.last + 1):
         log.add(StepFigures(step, 1 / step, 0.1, 1e-3, 0.0, time.perf_counter()))
     complete_run(prepared, steps.last, log, validation, facts, time.perf_counter() - 12, weights)
