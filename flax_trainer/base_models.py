@@ -29,6 +29,7 @@ from flax_trainer.training.step import FrozenParams, ModelDefs
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.compatibility import check_models_fit, check_trainable
+from shared.models.source import base_source, controlnet_source, vae_source
 from shared.models.trained_parts import DOWN_RESIDUALS, is_decoder, only_mid_control_notice, prefixed
 
 logger = logging.getLogger(__name__)
@@ -99,11 +100,10 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
     """
     base = str(config.pretrained_model_name_or_path)
     dtype = COMPUTE_DTYPES[config.mixed_precision or "no"]
-    options = _options(config)
-    check_trainable(base, FlaxUNet2DConditionModel.load_config(base, subfolder="unet", **_config_options(config)))
-    unet_config, unet = FlaxUNet2DConditionModel.load_params(base, subfolder="unet", **options)
-    text_config, text_encoder = FlaxCLIPTextModel.load_params(base, subfolder="text_encoder", dtype=dtype, **options)
-    vae_config, vae = _load_vae(config, base, dtype, options)
+    check_trainable(base, FlaxUNet2DConditionModel.load_config(base_source(config, "unet")))
+    unet_config, unet = FlaxUNet2DConditionModel.load_params(base_source(config, "unet"))
+    text_config, text_encoder = FlaxCLIPTextModel.load_params(base_source(config, "text_encoder"), dtype=dtype)
+    vae_config, vae = FlaxAutoencoderKL.load_params(vae_source(config), dtype=dtype)
     controlnet_config, controlnet = _load_controlnet(config, unet_config, unet)
     if config.only_mid_control:
         controlnet = _without_down_residuals(config, controlnet)
@@ -120,22 +120,16 @@ def read_configs(config: TrainConfig) -> ModelConfigs:
     Raises:
         UserError: a configuration is missing or not supported.
     """
-    base, options = str(config.pretrained_model_name_or_path), _config_options(config)
-    unet = FlaxUNet2DConditionModel.load_config(base, subfolder="unet", **options)
+    unet = FlaxUNet2DConditionModel.load_config(base_source(config, "unet"))
+    controlnet = controlnet_source(config)
     return ModelConfigs(
         unet,
-        ControlNetConfig.from_unet_config(unet)
-        if config.controlnet_model_name_or_path is None
-        else FlaxControlNetModel.load_config(
-            config.controlnet_model_name_or_path, revision=config.controlnet_revision, cache_dir=config.cache_dir
-        ),
-        FlaxAutoencoderKL.load_config(base, subfolder="vae", **options)
-        if config.pretrained_vae_model_name_or_path is None
-        else FlaxAutoencoderKL.load_config(config.pretrained_vae_model_name_or_path, cache_dir=config.cache_dir),
-        FlaxCLIPTextModel.load_config(base, subfolder="text_encoder", **options),
+        ControlNetConfig.from_unet_config(unet) if controlnet is None else FlaxControlNetModel.load_config(controlnet),
+        FlaxAutoencoderKL.load_config(vae_source(config)),
+        FlaxCLIPTextModel.load_config(base_source(config, "text_encoder")),
         None
         if unet.addition_embed_type is None
-        else FlaxCLIPTextModelWithProjection.load_config(base, subfolder="text_encoder_2", **options),
+        else FlaxCLIPTextModelWithProjection.load_config(base_source(config, "text_encoder_2")),
     )
 
 
@@ -188,38 +182,17 @@ def save_unet(folder: Path, config: TrainConfig, decoder: HostParams) -> None:
         UserError: the base model cannot be read any more.
     """
     # Read again: in memory the rest of it may be rounded.
-    unet_config, unet = FlaxUNet2DConditionModel.load_params(
-        str(config.pretrained_model_name_or_path), subfolder="unet", **_options(config)
-    )
+    unet_config, unet = FlaxUNet2DConditionModel.load_params(base_source(config, "unet"))
     layouts = split(FlaxUNet2DConditionModel.abstract(unet_config))[0].layouts
     FlaxUNet2DConditionModel.save_params(folder, unet_config, unet | decoder, layouts)
-
-
-def _options(config: TrainConfig) -> dict[str, Any]:
-    return _config_options(config) | {"variant": config.variant}
-
-
-def _config_options(config: TrainConfig) -> dict[str, Any]:
-    return {"revision": config.revision, "cache_dir": config.cache_dir}
-
-
-def _load_vae(
-    config: TrainConfig, base: str, dtype: Any, options: dict[str, Any]
-) -> tuple[AutoencoderKLConfig, HostParams]:
-    if config.pretrained_vae_model_name_or_path is None:
-        return FlaxAutoencoderKL.load_params(base, subfolder="vae", dtype=dtype, **options)
-    return FlaxAutoencoderKL.load_params(
-        config.pretrained_vae_model_name_or_path, dtype=dtype, cache_dir=config.cache_dir
-    )
 
 
 def _load_controlnet(
     config: TrainConfig, unet_config: UNet2DConditionConfig, unet: HostParams
 ) -> tuple[ControlNetConfig, HostParams]:
-    if config.controlnet_model_name_or_path is not None:
-        return FlaxControlNetModel.load_params(
-            config.controlnet_model_name_or_path, revision=config.controlnet_revision, cache_dir=config.cache_dir
-        )
+    source = controlnet_source(config)
+    if source is not None:
+        return FlaxControlNetModel.load_params(source)
     controlnet_config = ControlNetConfig.from_unet_config(unet_config)
     definition, abstract = split(FlaxControlNetModel.abstract(controlnet_config))
     params = controlnet_params_from_unet(unet, abstract, definition.layouts, config.seed)

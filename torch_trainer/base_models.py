@@ -24,8 +24,8 @@ from shared.models.configs import (
 )
 from shared.models.configs.reading import AnyArchitecture
 from shared.models.fitting import fitting_weights
-from shared.models.hub_files import locate_config, locate_folder
 from shared.models.initialisation import ModuleKind, initial_values
+from shared.models.source import CONFIG_FILE, ModelSource, base_source, controlnet_source, vae_source
 from shared.models.trained_parts import UNET_FOLDER, is_decoder, only_mid_control_notice
 from shared.models.weight_files import DIFFUSERS, TRANSFORMERS
 from shared.untrusted import foreign_library, shown
@@ -70,15 +70,9 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype) -> BaseModels:
         UserError: something is missing, does not fit its configuration or the others, or is not supported.
     """
     base = str(config.pretrained_model_name_or_path)
-    options = _options(config)
     unet, unet_config = _load_unet(config)
-    text_encoder, text_config = load_model(CLIPTextModel, CLIPTextConfig, base, subfolder="text_encoder", **options)
-    if config.pretrained_vae_model_name_or_path is None:
-        vae, vae_config = load_model(AutoencoderKL, AutoencoderKLConfig, base, subfolder="vae", **options)
-    else:
-        vae, vae_config = load_model(
-            AutoencoderKL, AutoencoderKLConfig, config.pretrained_vae_model_name_or_path, cache_dir=config.cache_dir
-        )
+    text_encoder, text_config = load_model(CLIPTextModel, CLIPTextConfig, base_source(config, "text_encoder"))
+    vae, vae_config = load_model(AutoencoderKL, AutoencoderKLConfig, vae_source(config))
     controlnet, controlnet_config = _load_controlnet(config, unet, unet_config)
     check_models_fit(base, unet_config, text_config, vae_config, controlnet_config)
     for model in (unet, vae, text_encoder):
@@ -102,14 +96,9 @@ def load_unet(config: TrainConfig) -> Any:
 
 
 def _load_unet(config: TrainConfig) -> tuple[Any, UNet2DConditionConfig]:
-    base = str(config.pretrained_model_name_or_path)
-    path = locate_config(base, subfolder=UNET_FOLDER, revision=config.revision, cache_dir=config.cache_dir)
-    check_trainable(base, read_config(path, UNet2DConditionConfig))
-    return load_model(UNet2DConditionModel, UNet2DConditionConfig, base, subfolder=UNET_FOLDER, **_options(config))
-
-
-def _options(config: TrainConfig) -> dict[str, Any]:
-    return {"revision": config.revision, "variant": config.variant, "cache_dir": config.cache_dir}
+    source = base_source(config, UNET_FOLDER)
+    check_trainable(str(config.pretrained_model_name_or_path), read_config(source.file(), UNet2DConditionConfig))
+    return load_model(UNet2DConditionModel, UNet2DConditionConfig, source)
 
 
 class _SilentConvolution(torch.nn.Conv2d):
@@ -137,14 +126,9 @@ def _silence_down_residuals(config: TrainConfig, controlnet: Any) -> None:
 def _load_controlnet(
     config: TrainConfig, unet: Any, unet_config: UNet2DConditionConfig
 ) -> tuple[Any, ControlNetConfig]:
-    if config.controlnet_model_name_or_path is not None:
-        return load_model(
-            ControlNetModel,
-            ControlNetConfig,
-            config.controlnet_model_name_or_path,
-            revision=config.controlnet_revision,
-            cache_dir=config.cache_dir,
-        )
+    source = controlnet_source(config)
+    if source is not None:
+        return load_model(ControlNetModel, ControlNetConfig, source)
     controlnet_config = ControlNetConfig.from_unet_config(unet_config)
     controlnet = ControlNetModel.from_unet(unet)
     # What is no copy and not zero, diffusers leaves to chance.
@@ -158,29 +142,20 @@ def _load_controlnet(
 
 
 def load_model(
-    model_class: Any,
-    config_class: type[AnyArchitecture],
-    path_or_repo: str,
-    *,
-    subfolder: str | None = None,
-    revision: str | None = None,
-    variant: str | None = None,
-    cache_dir: str | None = None,
+    model_class: Any, config_class: type[AnyArchitecture], source: ModelSource
 ) -> tuple[Any, AnyArchitecture]:
     """A model in float32, all of its weights from the files, and its configuration.
 
     The libraries' own `from_pretrained` would follow what a `config.json` says to other folders and to the Hub.
     """
     names = TRANSFORMERS if model_class is CLIPTextModel else DIFFUSERS
-    folder = locate_folder(
-        path_or_repo, names, subfolder=subfolder, revision=revision, variant=variant, cache_dir=cache_dir
-    )
-    config = read_config(folder / "config.json", config_class)
+    folder = source.folder(names)
+    config = read_config(folder / CONFIG_FILE, config_class)
     model = _without_weights(model_class, config, folder)
     parameters = model.state_dict()
     own_names = {config.published_name(name): name for name in parameters}
     expected = {name: tuple(parameters[own].shape) for name, own in own_names.items() if name is not None}
-    weights = fitting_weights(folder, names, variant, expected, model_class.__name__, config.published_name)
+    weights = fitting_weights(folder, names, source.variant, expected, model_class.__name__, config.published_name)
     state = {own_names[name]: torch.from_numpy(np.array(value, np.float32)) for name, value in weights}
     model.load_state_dict(state, assign=True)
     return model.eval(), config

@@ -30,6 +30,7 @@ from shared.config import TrainConfig, validate
 from shared.config.command_line import read_beside_own_flags
 from shared.config.flags import flags_in_group, flags_of
 from shared.diffusion.schedule import NoiseSchedule
+from shared.models.source import base_source
 from shared.outgoing.atomic_files import write_text_atomically
 from shared.outgoing.messages import explain
 from shared.outgoing.redaction import described
@@ -153,9 +154,7 @@ def _write(file: Path | None, figures: dict[str, Any]) -> None:
 
 def _model(config: TrainConfig, model: str | None) -> tuple[ModelConfigs, NoiseSchedule]:
     if model is None:
-        return read_configs(config), NoiseSchedule.from_pretrained(
-            str(config.pretrained_model_name_or_path), revision=config.revision, cache_dir=config.cache_dir
-        )
+        return read_configs(config), NoiseSchedule.from_source(base_source(config, "scheduler"))
     parts = ARCHITECTURES[model]
     configs = ModelConfigs.of(parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2)
     return configs, NoiseSchedule.from_config(parts.scheduler)

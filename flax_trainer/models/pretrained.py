@@ -20,8 +20,8 @@ from flax_trainer.models.kernels.attention import AttentionKernel
 from flax_trainer.models.layers import basic as layers
 from shared.models.configs import Architecture, read_config
 from shared.models.fitting import fitting_weights
-from shared.models.hub_files import locate_config, locate_folder
 from shared.models.initialisation import ModuleKind, initial_values
+from shared.models.source import CONFIG_FILE, ModelSource
 from shared.models.weight_files import DIFFUSERS, WeightNames, write_weights
 from shared.outgoing.atomic_files import write_text_atomically
 
@@ -119,31 +119,19 @@ class PretrainedModel(nnx.Module):
         variant: str | None = None,
         dtype: jax.typing.DTypeLike = jnp.float32,
         cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
     ) -> Self:
         """Read a model from a local folder or a repository of the Hugging Face Hub.
 
         Args:
-            path_or_repo: a folder in diffusers' (for text encoders, transformers') layout, or `owner/name` on the Hub.
-            subfolder: the folder inside it that holds this model, `unet`.
-            revision: branch, tag or commit on the Hub.
-            variant: `fp16` reads `diffusion_pytorch_model.fp16.safetensors` and nothing else.
+            path_or_repo, subfolder, revision, variant, cache_dir: as in `ModelSource`.
             dtype: dtype of the values, whatever the file's.
-            cache_dir, token: as in `huggingface_hub`.
 
         Raises:
             UserError: there is no such folder, repository, subfolder, revision or variant; the configuration is not
                 supported; parameters are missing, unexpected or of another shape.
         """
-        config, host_params = cls.load_params(
-            path_or_repo,
-            subfolder=subfolder,
-            revision=revision,
-            variant=variant,
-            dtype=dtype,
-            cache_dir=cache_dir,
-            token=token,
-        )
+        source = ModelSource(path_or_repo, subfolder, revision, variant, cache_dir)
+        config, host_params = cls.load_params(source, dtype=dtype)
         definition, _ = split(cls.abstract(config))
         params: Params = {}
         while host_params:  # emptied on the way: two whole copies of a model may not fit
@@ -152,46 +140,19 @@ class PretrainedModel(nnx.Module):
         return definition.bind(params)
 
     @classmethod
-    def load_config(
-        cls,
-        path_or_repo: str | Path,
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-    ) -> Any:
+    def load_config(cls, source: ModelSource) -> Any:
         """Only the configuration, of a folder or repository that need not hold weights; raises as `from_pretrained`."""
-        path = locate_config(path_or_repo, subfolder=subfolder, revision=revision, cache_dir=cache_dir, token=token)
-        return read_config(path, cls.config_class)
+        return read_config(source.file(CONFIG_FILE), cls.config_class)
 
     @classmethod
-    def load_params(
-        cls,
-        path_or_repo: str | Path,
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        variant: str | None = None,
-        dtype: jax.typing.DTypeLike = jnp.float32,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-    ) -> tuple[Any, HostParams]:
+    def load_params(cls, source: ModelSource, *, dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[Any, HostParams]:
         """`from_pretrained` for those who work with flat parameters: the configuration and host arrays in `dtype`.
 
         The arrays are numpy, in this project's layouts, so the caller decides where on the devices they go.
         """
-        folder = locate_folder(
-            path_or_repo,
-            cls.weight_names,
-            subfolder=subfolder,
-            revision=revision,
-            variant=variant,
-            cache_dir=cache_dir,
-            token=token,
-        )
-        config = read_config(folder / "config.json", cls.config_class)
-        return config, cls._fitting_params(config, folder, variant, dtype)
+        folder = source.folder(cls.weight_names)
+        config = read_config(folder / CONFIG_FILE, cls.config_class)
+        return config, cls._fitting_params(config, folder, source.variant, dtype)
 
     def save_pretrained(
         self, directory: str | Path, *, variant: str | None = None, max_shard_size: int | str | None = None
@@ -225,7 +186,7 @@ class PretrainedModel(nnx.Module):
         torch_params = {name: _TorchView(value, layouts[name]) for name, value in params.items()}
         write_weights(folder, torch_params, cls.weight_names, variant, max_shard_size)
         text = json.dumps(cls.identity | config.to_dict(), indent=2, sort_keys=True) + "\n"
-        write_text_atomically(folder / "config.json", text)
+        write_text_atomically(folder / CONFIG_FILE, text)
 
     # --- internals --------------------------------------------------------------------------------------------------
 

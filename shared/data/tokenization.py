@@ -13,7 +13,6 @@ import numpy.typing as npt
 from transformers import CLIPTokenizer
 
 from shared.data.sample import BadSampleError, check_text
-from shared.models.tokenizer_files import read_tokenizer
 from shared.untrusted import foreign_library, shown
 from shared.user_errors import UserError
 
@@ -24,17 +23,6 @@ Tokenize = Callable[[Sequence[str]], npt.NDArray[np.int32]]
 _LONGEST_TOKEN = 256  # CLIP's longest has some fifty
 # What is not Unicode's White_Space, which the tokenizer splits at.
 _WORD = re.compile("[^\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]+")
-
-
-def load_tokenizer(
-    path: str, subfolder: str | None = None, revision: str | None = None, cache_dir: str | None = None
-) -> CLIPTokenizer:
-    """A CLIP tokenizer from a local folder or a Hub repository.
-
-    Raises:
-        UserError: when there is no complete tokenizer there, or it cannot be read or used.
-    """
-    return read_tokenizer(path, subfolder, revision, cache_dir)
 
 
 def tokenizer_function(tokenizer: CLIPTokenizer) -> "CaptionTokenizer":

@@ -8,18 +8,15 @@ x_t = a·x_0 + s·noise, where a² = alphas_cumprod and s² = 1 - a².
 """
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-import huggingface_hub
 import msgspec
 import numpy as np
-from huggingface_hub import errors as hub_errors
 
-from shared.models.hub_files import shown_name
+from shared.models.source import ModelSource
 from shared.untrusted import MIB, read_json, shown
 from shared.untrusted.documents import convert
 from shared.user_errors import UserError
@@ -115,14 +112,22 @@ class NoiseSchedule:
         subfolder: str = "scheduler",
         revision: str | None = None,
         cache_dir: str | Path | None = None,
-        token: str | None = None,
     ) -> "NoiseSchedule":
         """The schedule of a base model: a local folder in diffusers' layout, or a Hub repository's id.
 
         Raises:
+            UserError: as `from_source`.
+        """
+        return cls.from_source(ModelSource(path_or_repo, subfolder, revision, cache_dir=cache_dir))
+
+    @classmethod
+    def from_source(cls, scheduler: ModelSource) -> "NoiseSchedule":
+        """The schedule of a base model's scheduler.
+
+        Raises:
             UserError: there is no such folder, repository or file, or it cannot be reached or read.
         """
-        path = _scheduler_file(str(path_or_repo), subfolder, revision, cache_dir, token)
+        path = scheduler.file(SCHEDULER_FILE)
         fix = f"Expected diffusers' {SCHEDULER_FILE}; download or copy it again."
         # diffusers writes an infinity into the files of DPMSolverMultistepScheduler.
         config: dict[str, Any] = read_json(path, fix=fix, limit=_LARGEST_FILE, infinities=True)
@@ -246,35 +251,3 @@ def _cumulative_alphas(betas: np.ndarray) -> np.ndarray:
     """float32 [T]; the running product is kept in float64, as `torch.cumprod` keeps it."""
     alphas = np.float32(1) - betas
     return np.cumprod(alphas, dtype=np.float64).astype(np.float32)
-
-
-def _scheduler_file(
-    path_or_repo: str, subfolder: str, revision: str | None, cache_dir: str | Path | None, token: str | None
-) -> Path:
-    if os.path.isdir(path_or_repo):
-        path = Path(path_or_repo, subfolder, SCHEDULER_FILE)
-        if os.path.lexists(path):
-            return path
-        raise UserError(
-            f"{shown(path)} does not exist; expected the base model's scheduler there, as diffusers' save_pretrained "
-            "writes it. Give the folder that holds unet/, vae/ and scheduler/."
-        )
-    try:
-        downloaded = huggingface_hub.hf_hub_download(
-            path_or_repo,
-            SCHEDULER_FILE,
-            subfolder=subfolder,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-        )
-    # LocalEntryNotFoundError is what an unreachable Hub ends in when the file is not in the cache either.
-    # UserError: a NUL in the name.
-    except (hub_errors.HfHubHTTPError, hub_errors.EntryNotFoundError, OSError, ValueError) as error:
-        raise UserError(
-            f"No noise schedule at '{shown_name(path_or_repo)}': it is not a local folder, and "
-            f"{subfolder}/{SCHEDULER_FILE} could not be had from a Hub repository of that name "
-            f"({type(error).__name__}). Check the spelling, the revision, the network and, for a gated model, your "
-            "login; or give a local folder."
-        ) from error
-    return Path(downloaded)

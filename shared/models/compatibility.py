@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from shared.models.hub_files import shown_name
+from shared.models.source import shown_name
 from shared.user_errors import UserError
 
 

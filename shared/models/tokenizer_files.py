@@ -5,7 +5,6 @@ tokenise are handed on.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import CLIPTokenizer
 
 from shared.models.configs import CLIPTextConfig
-from shared.models.hub_files import shown_name
+from shared.models.source import ModelSource, shown_name
 from shared.untrusted import MIB, foreign_library, parse_json, read_file, shown
 from shared.untrusted.border import reason
 from shared.user_errors import UserError
@@ -63,24 +60,18 @@ _LONGEST = 4096  # transformers says 10**30 when the tokenizer's own length is n
 _TRIAL = ("a photo", "", "".join(map(chr, range(1, 0x250))), "\u65e5\u672c\u8a9e \U0001f642")
 
 
-def read_tokenizer(
-    path: str, subfolder: str | None = None, revision: str | None = None, cache_dir: str | None = None
-) -> CLIPTokenizer:
-    """A CLIP tokenizer from a local folder or a Hub repository, seen to work.
+def read_tokenizer(source: ModelSource) -> CLIPTokenizer:
+    """A CLIP tokenizer from its files, seen to work.
 
     Raises:
         UserError: when there is no complete tokenizer there, or it cannot be read or used.
     """
-    where = shown_name(f"{path}/{subfolder}" if subfolder else path)
+    where = source.name
     fix = f"expected tokenizer_config.json with vocab.json and merges.txt (or tokenizer.json) in {where}"
-    if os.path.isdir(path):
-        files = _local_files(Path(path, subfolder or ""))
-        if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():
-            raise UserError(
-                f"{where} holds no tokenizer; {fix}. Point --tokenizer_name or the base model at such a folder"
-            )
-    else:
-        files = _hub_files(path, where, fix, subfolder, revision, cache_dir)
+    source = source.pinned(_SETTINGS)
+    files = {name: path for name in _FILES if (path := source.optional_file(name)) is not None}
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files.keys():
+        raise UserError(f"{where} holds no tokenizer; {fix}. Point --tokenizer_name or the base model at such a folder")
     contents = {name: read_file(file, _FILES[name]) for name, file in files.items()}
     for name in contents:
         if name.endswith(".json"):
@@ -112,35 +103,6 @@ def check_tokenizer_fits(tokenizer: CLIPTokenizer, name: str, text_encoder: CLIP
             f"model's text encoder takes at most {longest} tokens (max_position_embeddings in its config.json). "
             "Correct tokenizer_config.json."
         )
-
-
-def _local_files(folder: Path) -> dict[str, Path]:
-    return {name: folder / name for name in _FILES if os.path.lexists(folder / name)}
-
-
-def _hub_files(
-    repo: str, where: str, fix: str, subfolder: str | None, revision: str | None, cache_dir: str | None
-) -> dict[str, Path]:
-    files = {}
-    for name in _FILES:
-        try:
-            files[name] = Path(hf_hub_download(repo, name, subfolder=subfolder, revision=revision, cache_dir=cache_dir))
-        except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
-            is_optional = name != _SETTINGS and isinstance(error, EntryNotFoundError)
-            if not is_optional:
-                raise UserError(
-                    f"no tokenizer could be loaded from {where}: {_hub_reason(error)}; {fix}. Check the name, the "
-                    "network and your login; or give a local folder"
-                ) from error
-    return files
-
-
-def _hub_reason(error: Exception) -> str:
-    if isinstance(error, HFValidationError):
-        return "it is neither a folder on this machine nor a repository's name"
-    if isinstance(error, LocalEntryNotFoundError):
-        return f"the Hugging Face Hub cannot be reached, and {_SETTINGS} is not in the local cache"
-    return reason(error)
 
 
 def _checked_settings(content: bytes, where: str, fix: str) -> bytes:

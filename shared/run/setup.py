@@ -12,14 +12,14 @@ from shared.config import Backend, TrainConfig, notices
 from shared.config.learning_rate import LearningRateSchedule
 from shared.data.batches import BatchSpec
 from shared.data.sources import Source, SubsetSource, open_sources
-from shared.data.tokenization import Tokenize, load_tokenizer, tokenizer_function
+from shared.data.tokenization import Tokenize, tokenizer_function
 from shared.diffusion.schedule import NoiseSchedule
 from shared.evaluation.fidelity import check_fidelity
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.evaluation.validation_images import ValidationImages
 from shared.models.configs import CLIPTextConfig, read_config
-from shared.models.hub_files import locate_config
-from shared.models.tokenizer_files import check_tokenizer_fits
+from shared.models.source import base_source, tokenizer_source
+from shared.models.tokenizer_files import check_tokenizer_fits, read_tokenizer
 from shared.models.trained_parts import sd_unlocked_warning
 from shared.outgoing.messages import OutgoingFormatter, print_uncaught
 from shared.run import hub
@@ -78,9 +78,7 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
     images = ValidationImages(config) if config.validation_image else None
     repository = hub.prepare_repository(config, output_dir) if is_main_process else None
     # The schedule is a small file, so the first to read of a model that may not be there.
-    schedule = NoiseSchedule.from_pretrained(
-        str(config.pretrained_model_name_or_path), revision=config.revision, cache_dir=config.cache_dir
-    )
+    schedule = NoiseSchedule.from_source(base_source(config, "scheduler"))
     tokenize = _tokenize(config)
     if images is not None:
         images.show_used_text(tokenize)
@@ -221,11 +219,8 @@ def open_run_tracker(prepared: Preparation, first_step: int) -> Tracker:
 
 
 def _tokenize(config: TrainConfig) -> Tokenize:
-    base, cache_dir = str(config.pretrained_model_name_or_path), config.cache_dir
-    if config.tokenizer_name is not None:
-        tokenizer = load_tokenizer(config.tokenizer_name, cache_dir=cache_dir)
-    else:
-        tokenizer = load_tokenizer(base, "tokenizer", config.revision, cache_dir)
-    text_encoder = locate_config(base, subfolder="text_encoder", revision=config.revision, cache_dir=cache_dir)
-    check_tokenizer_fits(tokenizer, config.tokenizer_name or base, read_config(text_encoder, CLIPTextConfig))
+    tokenizer = read_tokenizer(tokenizer_source(config))
+    text_encoder = base_source(config, "text_encoder").file()
+    name = config.tokenizer_name or str(config.pretrained_model_name_or_path)
+    check_tokenizer_fits(tokenizer, name, read_config(text_encoder, CLIPTextConfig))
     return tokenizer_function(tokenizer)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax_trainer.configured_step import matmul_precision, objective_of
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from flax_trainer.base_models import BaseModels, InitialParams, define_models, load_base_models, read_configs
-from flax_trainer.configured_step import matmul_precision, objective_of
 from flax_trainer.models import (
     FlaxAutoencoderKL,
     FlaxCLIPTextModel,
@@ -34,6 +34,7 @@ from flax_trainer.training.step import (
 from shared.config import TrainConfig
 from shared.diffusion.loss_weighting import min_snr_weights
 from shared.diffusion.schedule import NoiseSchedule
+from shared.models.source import ModelSource
 from tests.flax_trainer.models.unet_reference import FAST_COMPILE, randomise
 from tests.flax_trainer.training.torch_reference import TorchReference
 
@@ -266,7 +267,7 @@ def xl(xl_folder: Path) -> XL:
         "text_encoder": FlaxCLIPTextModel,
         "text_encoder_2": FlaxCLIPTextModelWithProjection,
     }
-    frozen = {part: cls.load_params(xl_folder, subfolder=part)[1] for part, cls in parts.items()}
+    frozen = {part: cls.load_params(ModelSource(xl_folder, part))[1] for part, cls in parts.items()}
     reference = TorchReference(xl_folder)
     randomise(reference.controlnet, seed=1)
     return XL(models, FrozenParams(**frozen), reference)

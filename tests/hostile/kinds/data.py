@@ -20,7 +20,9 @@ from shared.config import TrainConfig
 from shared.config.demo import __file__ as beside_the_demo_model
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources import Source, open_sources
-from shared.data.tokenization import load_tokenizer, tokenizer_function
+from shared.data.tokenization import tokenizer_function
+from shared.models.source import ModelSource
+from shared.models.tokenizer_files import read_tokenizer
 from shared.run.setup import set_up_logging
 from tests.hostile.case import Case
 from tests.hostile.kinds import place_of
@@ -35,7 +37,8 @@ from tests.hostile.outcome import Outcome, Sign
 from tests.hostile.signs import are_private_pixels, signs_in_files
 from tests.hostile.watched import Attempt
 
-_TOKENIZE = tokenizer_function(load_tokenizer(str(Path(beside_the_demo_model).parent / "demo_model"), "tokenizer"))
+_DEMO_MODEL = Path(beside_the_demo_model).parent / "demo_model"
+_TOKENIZE = tokenizer_function(read_tokenizer(ModelSource(_DEMO_MODEL, "tokenizer")))
 _PAIRS = 6
 _ROWS = 4  # of a batch
 _COLUMNS = ("image", "conditioning_image", "text")

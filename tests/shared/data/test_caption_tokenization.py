@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data.tokenization import load_tokenizer, tokenizer_function, used_text
+from shared.data.tokenization import tokenizer_function, used_text
+from shared.models.source import ModelSource
+from shared.models.tokenizer_files import read_tokenizer
 
 WORDS = ["a", "red", "circle"]
 
@@ -42,7 +44,7 @@ def test_captions_become_padded_truncated_int32_rows(folder: Path) -> None:
     vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text())
     start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
     words = [vocabulary[f"{word}</w>"] for word in WORDS]
-    ids = tokenizer_function(load_tokenizer(str(folder), "tokenizer"))(["A red circle", "", "red " * 200])
+    ids = tokenizer_function(read_tokenizer(ModelSource(folder, "tokenizer")))(["A red circle", "", "red " * 200])
     assert ids.dtype == np.int32
     np.testing.assert_array_equal(
         ids, [[start, *words, end] + [end] * 72, [start] + [end] * 76, [start] + [words[1]] * 75 + [end]]
@@ -51,13 +53,13 @@ def test_captions_become_padded_truncated_int32_rows(folder: Path) -> None:
 
 def test_a_folder_without_tokenizer_is_named(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no tokenizer; expected tokenizer_config\.json with vocab\.json"):
-        load_tokenizer(str(folder))
+        read_tokenizer(ModelSource(folder))
 
 
 def test_a_tokenizer_without_its_length_is_named(folder: Path) -> None:
     (folder / "tokenizer" / "tokenizer_config.json").unlink()
     with pytest.raises(ValueError, match="does not say its model_max_length"):
-        load_tokenizer(str(folder), "tokenizer")
+        read_tokenizer(ModelSource(folder, "tokenizer"))
 
 
 def uncut(tokenizer: Any, captions: list[str]) -> Any:
@@ -67,7 +69,7 @@ def uncut(tokenizer: Any, captions: list[str]) -> Any:
 
 @pytest.fixture(scope="module")
 def demo_tokenizer() -> Any:
-    return load_tokenizer("shared/demo_model", "tokenizer")
+    return read_tokenizer(ModelSource("shared/demo_model", "tokenizer"))
 
 
 # Long runs of a few kinds of letters: what is longer than the bound, which is some 5,000 letters for this vocabulary.

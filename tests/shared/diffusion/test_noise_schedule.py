@@ -115,13 +115,17 @@ def test_a_folder_that_diffusers_saved_is_read(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"scheduler_config\.json does not exist"):
+    with pytest.raises(ValueError, match=r"no subfolder 'scheduler'\. Subfolders there: none"):
         NoiseSchedule.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'nobody/nothing': it is not a local folder"):
+    with pytest.raises(
+        ValueError, match=r"'nobody/nothing' is not a local folder.* scheduler_config\.json of nobody"
+    ):
         NoiseSchedule.from_pretrained("nobody/nothing", cache_dir=tmp_path / "cache")
-    with pytest.raises(ValueError, match="it is not a local folder"):
+    with pytest.raises(ValueError, match="is not a local folder"):
         NoiseSchedule.from_pretrained("/no/such/folder", cache_dir=tmp_path / "cache")
     (tmp_path / "scheduler").mkdir()
+    with pytest.raises(ValueError, match=r"scheduler has no scheduler_config\.json"):
+        NoiseSchedule.from_pretrained(tmp_path)
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         NoiseSchedule.from_pretrained(tmp_path)

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from shared.data.tokenization import load_tokenizer, tokenizer_function
+from shared.data.tokenization import tokenizer_function
 from shared.models.byte_tokenizer import VOCABULARY_SIZE, write_byte_tokenizer
+from shared.models.source import ModelSource
+from shared.models.tokenizer_files import read_tokenizer
 
 START, END = 512, 513
 words = st.lists(st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=9), max_size=6)
@@ -18,7 +20,7 @@ words = st.lists(st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=9), 
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer") / "not" / "there" / "yet"
     write_byte_tokenizer(folder)
-    return load_tokenizer(str(folder))
+    return read_tokenizer(ModelSource(folder))
 
 
 def ids_of_words(sentence: list[str]) -> list[int]:

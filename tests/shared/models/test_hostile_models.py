@@ -17,11 +17,12 @@ from transformers import CLIPTextModel
 from flax_trainer.base_models import load_base_models as load_flax_models
 from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxControlNetModel, FlaxUNet2DConditionModel
 from shared.config import TrainConfig
-from shared.data.tokenization import load_tokenizer, tokenizer_function
+from shared.data.tokenization import tokenizer_function
 from shared.diffusion.samplers import SAMPLERS, sampler_plan
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.configs import AutoencoderKLConfig, CLIPTextConfig, ControlNetConfig, UNet2DConditionConfig
-from shared.models.tokenizer_files import check_tokenizer_fits
+from shared.models.source import ModelSource
+from shared.models.tokenizer_files import check_tokenizer_fits, read_tokenizer
 from shared.models.weight_files import DIFFUSERS, stored_tensors
 from shared.user_errors import UserError
 from tests.shared.models import hostile_models as hostile
@@ -103,12 +104,12 @@ def outcomes(path: Path, edits: Iterable[tuple[str, hostile.Edit]], read: Callab
 
 
 def read_in_flax(model: Path, part: str) -> Any:
-    return FLAX[part].load_params(model, subfolder=part)
+    return FLAX[part].load_params(ModelSource(model, part))
 
 
 def read_in_torch(model: Path, part: str) -> Any:
     model_class, config_class = TORCH[part]
-    return load_model(model_class, config_class, str(model), subfolder=part)
+    return load_model(model_class, config_class, ModelSource(model, part))
 
 
 BACKENDS = {"flax": read_in_flax, "torch": read_in_torch}
@@ -122,7 +123,7 @@ every_part = pytest.mark.parametrize("part", [UNET, VAE, TEXT])
 @every_part
 def test_every_key_of_a_config_to_every_other_value(model: Path, part: str) -> None:
     path = model / part / "config.json"
-    found = outcomes(path, hostile.key_edits(path), lambda: FLAX[part].load_config(model, subfolder=part))
+    found = outcomes(path, hostile.key_edits(path), lambda: FLAX[part].load_config(ModelSource(model, part)))
     refused = [name for name, result in found.items() if result != "read"]
     assert len(refused) > 100
     assert all(str(path) in found[name] for name in refused)
@@ -238,15 +239,15 @@ def test_an_index_that_is_something_else(model: Path) -> None:
 # --- tokenizers ------------------------------------------------------------------------------------------------------
 
 
-def read_tokenizer(model: Path) -> None:
-    tokenizer = load_tokenizer(str(model), "tokenizer")
-    check_tokenizer_fits(tokenizer, str(model), FlaxCLIPTextModel.load_config(model, subfolder=TEXT))
+def read_tokenizer_of(model: Path) -> None:
+    tokenizer = read_tokenizer(ModelSource(model, "tokenizer"))
+    check_tokenizer_fits(tokenizer, str(model), FlaxCLIPTextModel.load_config(ModelSource(model, TEXT)))
     assert tokenizer_function(tokenizer)(["a photo", "\u00e9\U0001f642\0"]).max() < 514
 
 
 def test_every_key_of_a_tokenizers_settings_to_every_other_value(model: Path) -> None:
     path = model / "tokenizer" / "tokenizer_config.json"
-    found = outcomes(path, hostile.key_edits(path), lambda: read_tokenizer(model))
+    found = outcomes(path, hostile.key_edits(path), lambda: read_tokenizer_of(model))
     for name in (
         "zero",
         "minus one",
@@ -274,7 +275,7 @@ def test_settings_that_name_files_and_code_are_passed_over(model: Path, tmp_path
             | {"auto_map": {"AutoTokenizer": [f"{pipe}--code.Tokenizer", None]}, "chat_template": "{{ 1 / 0 }}"}
         )
     )
-    assert outcome(lambda: read_tokenizer(model)) == "read"
+    assert outcome(lambda: read_tokenizer_of(model)) == "read"
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "vocab.json", "merges.txt"])
@@ -283,18 +284,18 @@ def test_files_of_a_tokenizer_that_are_something_else(model: Path, name: str) ->
     edits = {
         name: hostile.write(content) for name, content in hostile.OTHER_DOCUMENTS.items()
     } | hostile.OTHER_DOCUMENT_FILES
-    found = outcomes(path, edits.items(), lambda: read_tokenizer(model))
+    found = outcomes(path, edits.items(), lambda: read_tokenizer_of(model))
     if name != "merges.txt":  # any text without pairs is a list of no merges
         assert [name for name, result in found.items() if result == "read"] == []
 
 
 def test_vocabularies_and_merges_that_make_no_tokenizer(model: Path) -> None:
     vocabulary, merges = model / "tokenizer" / "vocab.json", model / "tokenizer" / "merges.txt"
-    found = outcomes(vocabulary, hostile.vocabulary_edits(vocabulary).items(), lambda: read_tokenizer(model))
+    found = outcomes(vocabulary, hostile.vocabulary_edits(vocabulary).items(), lambda: read_tokenizer_of(model))
     assert "token ids up to 1000000000" in found["id of a billion"]
     # The library gives a special token that is missing the next free id.
     assert [name for name, result in found.items() if result == "read"] == ["no end", "no start"]
-    outcomes(merges, hostile.merges_edits().items(), lambda: read_tokenizer(model))
+    outcomes(merges, hostile.merges_edits().items(), lambda: read_tokenizer_of(model))
 
 
 @pytest.mark.parametrize("name", ["added_tokens.json", "special_tokens_map.json", "tokenizer.json"])
@@ -302,14 +303,14 @@ def test_further_files_of_a_tokenizer_that_are_something_else(model: Path, name:
     path = model / "tokenizer" / name
     for content in [*hostile.OTHER_DOCUMENTS.values(), *hostile.ADDED_TOKENS.values()]:
         path.write_bytes(content)
-        outcome(lambda: read_tokenizer(model))
+        outcome(lambda: read_tokenizer_of(model))
     path.unlink()
     os.mkfifo(path)
-    assert "a named pipe" in outcome(lambda: read_tokenizer(model))
+    assert "a named pipe" in outcome(lambda: read_tokenizer_of(model))
 
 
 def test_a_tokenizer_of_more_than_the_text_encoder_knows(model: Path) -> None:
-    tokenizer = load_tokenizer(str(model), "tokenizer")
+    tokenizer = read_tokenizer(ModelSource(model, "tokenizer"))
     for changes, says in (
         ({"vocab_size": 513}, "token ids up to 513"),
         ({"vocab_size": 514, "max_position_embeddings": 76}, "model_max_length 77"),
@@ -385,10 +386,10 @@ def test_the_infinity_that_diffusers_writes_is_read(model: Path) -> None:
 def test_names_of_no_model(name: str) -> None:
     config = TrainConfig(pretrained_model_name_or_path=name)
     for read in (
-        lambda: FlaxAutoencoderKL.load_params(name, subfolder=VAE),
-        lambda: FlaxControlNetModel.load_config(name),
+        lambda: FlaxAutoencoderKL.load_params(ModelSource(name, VAE)),
+        lambda: FlaxControlNetModel.load_config(ModelSource(name)),
         lambda: load_unet(config),
-        lambda: load_tokenizer(name, "tokenizer"),
+        lambda: read_tokenizer(ModelSource(name, "tokenizer")),
         lambda: NoiseSchedule.from_pretrained(name),
     ):
         message = outcome(read)

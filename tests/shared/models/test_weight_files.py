@@ -25,7 +25,7 @@ from flax_trainer.models.functional import split
 from flax_trainer.models.pretrained import PretrainedModel
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from flax_trainer.models.vae import FlaxAutoencoderKL
-from shared.models import hub_files
+from shared.models import source
 from shared.models.weight_files import DIFFUSERS, read_weights, write_weights
 
 VAE = {
@@ -270,7 +270,7 @@ def test_wrong_places_are_explained(tmp_path):
         FlaxAutoencoderKL.from_pretrained(tmp_path, subfolder="text_encoder")
     with pytest.raises(ValueError, match=r"no config\.json.*subfolder=, one of vae"):
         FlaxAutoencoderKL.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"neither a folder .* nor a repository's name"):
+    with pytest.raises(ValueError, match=r"is not a local folder, nor a repository's name"):
         FlaxAutoencoderKL.from_pretrained(tmp_path / "missing")
     assert FlaxAutoencoderKL.from_pretrained(str(tmp_path), subfolder="vae").config.norm_num_groups == 4
 
@@ -298,7 +298,7 @@ def test_a_cached_repository_is_read_offline(tmp_path, monkeypatch):
 
 def test_offline_without_the_files_is_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"'owner/name' is no folder .* cannot be reached"):
+    with pytest.raises(ValueError, match=r"'owner/name' is not a local folder, .* cannot be reached"):
         FlaxAutoencoderKL.from_pretrained("owner/name", cache_dir=tmp_path)
     make_vae().save_pretrained(cached_repository(tmp_path) / "vae")
     with pytest.raises(ValueError, match=r"not all weights of owner/name/vae .*variant 'fp16'"):
@@ -333,8 +333,8 @@ def hub(tmp_path, monkeypatch):
     make_vae().save_pretrained(fake.files / "vae")
     make_vae().save_pretrained(fake.files / "vae", safe_serialization=False)
     make_vae().save_pretrained(fake.files / "vae", variant="fp16", max_shard_size="20KB")
-    monkeypatch.setattr(hub_files, "hf_hub_download", fake.download)
-    monkeypatch.setattr(hub_files, "HfApi", lambda token: fake)
+    monkeypatch.setattr(source, "hf_hub_download", fake.download)
+    monkeypatch.setattr(source, "HfApi", lambda: fake)
     return fake
 
 
@@ -396,7 +396,7 @@ def test_flat_parameters_are_saved_and_loaded_without_a_module(tmp_path):
     definition, params = split(FlaxAutoencoderKL.from_config(VAE))
     config = FlaxAutoencoderKL.config_class.from_dict(VAE)
     FlaxAutoencoderKL.save_params(tmp_path, config, params, definition.layouts)
-    read_config, read = FlaxAutoencoderKL.load_params(tmp_path)
+    read_config, read = FlaxAutoencoderKL.load_params(source.ModelSource(tmp_path))
     assert read_config == config
     assert all(isinstance(value, np.ndarray) for value in read.values())
     for name, value in read.items():

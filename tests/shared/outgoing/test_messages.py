@@ -52,9 +52,10 @@ def test_an_error_of_a_builtin_called_by_our_code_keeps_its_traceback(capsys: py
 
 
 def test_the_cause_of_a_users_mistake_is_not_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from shared.data.tokenization import load_tokenizer
+    from shared.models.source import ModelSource
+    from shared.models.tokenizer_files import read_tokenizer
 
-    error = raised_by(lambda: load_tokenizer(str(tmp_path)))
+    error = raised_by(lambda: read_tokenizer(ModelSource(tmp_path)))
     assert explain(error) == 2
     assert "Traceback" not in capsys.readouterr().err
 

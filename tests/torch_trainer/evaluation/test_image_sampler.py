@@ -13,8 +13,10 @@ from flax_trainer.base_models import load_base_models as load_flax_models
 from flax_trainer.distributed.pmap import PmapEngine
 from flax_trainer.evaluation.image_sampler import ImageSampler as FlaxImageSampler
 from flax_trainer.models.adapter import from_torch_layout
-from shared.data.tokenization import Tokenize, load_tokenizer, tokenizer_function
+from shared.data.tokenization import Tokenize, tokenizer_function
 from shared.diffusion.samplers import initial_latents, unipc_plan
+from shared.models.source import ModelSource
+from shared.models.tokenizer_files import read_tokenizer
 from tests.torch_trainer.tiny_training import ROOT, awaken, configuration, schedule_of
 from torch_trainer.base_models import BaseModels, load_base_models
 from torch_trainer.evaluation.image_sampler import NUM_INFERENCE_STEPS, ImageSampler
@@ -37,7 +39,7 @@ def models() -> BaseModels:
 
 @pytest.fixture(scope="module")
 def tokenize() -> Tokenize:
-    return tokenizer_function(load_tokenizer(str(DEMO_MODEL), "tokenizer", None, None))
+    return tokenizer_function(read_tokenizer(ModelSource(DEMO_MODEL, "tokenizer")))
 
 
 @pytest.fixture(scope="module")
