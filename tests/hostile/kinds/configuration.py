@@ -3,11 +3,10 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import shared.compare.__main__ as compare
 from shared.config import TrainConfig, parse_command_line, to_yaml
-from shared.config.demo import __file__ as beside_the_demo_model
+from shared.config.demo import BASE_MODEL
 from shared.config.options import FLAGS, Backend
 from shared.run.setup import prepare, set_up_logging
 from tests.hostile.case import Case
@@ -18,8 +17,6 @@ from tests.hostile.mutations.places import displace
 from tests.hostile.mutations.values import hostile_text, mutated_yaml, number, pick
 from tests.hostile.signs import signs_in_files
 from tests.hostile.watched import Attempt
-
-_MODEL = Path(beside_the_demo_model).parent / "demo_model"
 
 Recipe = Callable[[Case], tuple[str, Sequence[str]]]
 """What is hostile about it, in words, and the command line."""
@@ -51,7 +48,7 @@ def build(case: Case) -> Attempt:
 
 def _honest(case: Case) -> list[str]:
     return [
-        *("--pretrained_model_name_or_path", str(_MODEL), "--generated_circles", "8", "--resolution", "64"),
+        *("--pretrained_model_name_or_path", str(BASE_MODEL), "--generated_circles", "8", "--resolution", "64"),
         *("--max_train_steps", "4", "--report_to", "none", "--output_dir", str(case.out / "run")),
     ]
 
@@ -239,14 +236,14 @@ def _secret_in_yaml(case: Case) -> tuple[str, Sequence[str]]:
     words = [
         word
         for word in _honest(case)
-        if "pretrained" not in line or word not in ("--pretrained_model_name_or_path", str(_MODEL))
+        if "pretrained" not in line or word not in ("--pretrained_model_name_or_path", str(BASE_MODEL))
     ]
     return f"a secret in YAML ({line.replace(token, 'TOKEN')!a})"[:150], [*words, "--config", str(path)]
 
 
 def _yaml(case: Case) -> tuple[str, Sequence[str]]:
     config = TrainConfig(
-        pretrained_model_name_or_path=str(_MODEL),
+        pretrained_model_name_or_path=str(BASE_MODEL),
         generated_circles=8,
         resolution=64,
         max_train_steps=4,

@@ -17,7 +17,7 @@ import pyarrow.parquet
 import webdataset  # noqa: F401 (in the warm process, for its children)
 
 from shared.config import TrainConfig
-from shared.config.demo import __file__ as beside_the_demo_model
+from shared.config.demo import BASE_MODEL
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources import Source, open_sources
 from shared.data.tokenization import tokenizer_function
@@ -37,8 +37,7 @@ from tests.hostile.outcome import Outcome, Sign
 from tests.hostile.signs import are_private_pixels, signs_in_files
 from tests.hostile.watched import Attempt
 
-_DEMO_MODEL = Path(beside_the_demo_model).parent / "demo_model"
-_TOKENIZE = tokenizer_function(read_tokenizer(ModelSource(_DEMO_MODEL, "tokenizer")))
+_TOKENIZE = tokenizer_function(read_tokenizer(ModelSource(BASE_MODEL, "tokenizer")))
 _PAIRS = 6
 _ROWS = 4  # of a batch
 _COLUMNS = ("image", "conditioning_image", "text")
