@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from shared.config import TrainConfig, to_yaml
 from shared.config.public import public_config
@@ -86,15 +86,15 @@ def write_model_card(
     base_model = str(public.pretrained_model_name_or_path)
     # The Hub refuses a card whose base model is not one of its repositories.
     is_on_the_hub = _HUB_NAME.fullmatch(base_model) is not None and not os.path.exists(base_model)
-    metadata = {
-        **({"base_model": base_model} if is_on_the_hub else {}),
-        "library_name": "diffusers",
-        "license": "creativeml-openrail-m",
-        "tags": _TAGS,
-        "inference": True,
-    }
+    metadata = ModelCardData(
+        base_model=base_model if is_on_the_hub else None,
+        library_name="diffusers",
+        license="creativeml-openrail-m",
+        tags=_TAGS,
+        inference=True,
+    )
     sections = [
-        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
+        f"---\n{metadata.to_yaml()}\n---",
         f"# {as_text(name)}",
         f"ControlNet weights for {as_code(base_model)}, trained on {data_description(config)} at {config.resolution} "
         "px.",
