@@ -78,7 +78,7 @@ class ModelSource:
             raise UserError(self._why_not(name, error)) from error
 
     def optional_file(self, name: str) -> Path | None:
-        """As `file`; None where there is no such subfolder or file, or, with the Hub out of reach, none in the cache."""
+        """As `file`; None where there is no such subfolder or file, or, offline, no such file in the cache."""
         if self.is_local:
             path = Path(self.path_or_repo, self.subfolder or "", name)
             return path if os.path.lexists(path) else None
@@ -116,8 +116,8 @@ class ModelSource:
         if not os.path.isdir(folder):
             there = ", ".join(name for name in names_in(root) if os.path.isdir(root / name)) or "none"
             raise UserError(
-                f"{shown(root)} has no subfolder {self.subfolder!r}. Subfolders there: {shown(there)}. Expected a "
-                "folder as diffusers' save_pretrained writes it, which for a whole model has unet/, vae/ and scheduler/."
+                f"{shown(root)} has no subfolder {self.subfolder!r}. Subfolders there: {shown(there)}. Expected "
+                "a folder as diffusers' save_pretrained writes it, with unet/, vae/ and scheduler/ for a whole model."
             )
         if not os.path.lexists(folder / name):
             with_file = [part for part in names_in(folder) if os.path.isfile(folder / part / name)]

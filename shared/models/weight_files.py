@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pickle
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -20,7 +22,6 @@ from shared.outgoing.atomic_files import write_atomically, write_text_atomically
 from shared.untrusted import MIB, check_plain_files, foreign_library, open_file, read_json, shown
 from shared.user_errors import UserError
 
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 _LARGEST = 64 * 1024 * MIB  # the largest in use is SDXL's UNet in float32, 10 GiB
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _PLAIN_NAME = re.compile(r"[\w-][\w.-]*\.(safetensors|bin)")
@@ -267,37 +268,36 @@ def write_weights(
     what was written are removed, so that no reader finds two models in one folder.
     """
     suffix = f".{variant}" if variant else ""
-    single = f"{names.safetensors}{suffix}.safetensors"
     index = candidates(names, variant)[0]
-    groups = _group(arrays, _bytes(max_shard_size))
-    if len(groups) == 1:
-        files = {single: groups[0]}
-    else:
-        files = {
-            f"{names.safetensors}{suffix}-{number:05}-of-{len(groups):05}.safetensors": group
-            for number, group in enumerate(groups, 1)
-        }
-    for file, group in files.items():
+    shards = _split(arrays, f"{names.safetensors}{suffix}{{suffix}}.safetensors", max_shard_size)
+    for file, group in shards.filename_to_tensors.items():
         _write_safetensors(folder / file, {name: arrays[name] for name in group})
-    if len(groups) > 1:
-        _write_index(folder / index, files, sum(array.nbytes for array in arrays.values()))
-    written = {*files, index} if len(groups) > 1 else set(files)
+    if shards.is_sharded:
+        content = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        write_text_atomically(folder / index, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    written = {*shards.filename_to_tensors, *([index] if shards.is_sharded else [])}
     _remove_stale(folder, names, variant, written)
+
+
+def _split(arrays: Mapping[str, Saveable], file_pattern: str, max_shard_size: int | str | None) -> StateDictSplit:
+    """Which array goes into which file; one larger than the limit has a file of its own."""
+    try:
+        return split_state_dict_into_shards_factory(
+            dict(arrays),
+            get_storage_size=lambda array: array.nbytes,
+            filename_pattern=file_pattern,
+            max_shard_size=sys.maxsize if max_shard_size is None else max_shard_size,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"max_shard_size is {max_shard_size!r}: expected bytes as an integer, or a text like '500MB' or '5GB'."
+        ) from error
 
 
 def _write_safetensors(path: Path, arrays: Mapping[str, Saveable]) -> None:
     tensors = {name: np.asarray(array) for name, array in arrays.items()}
     # transformers refuses files whose metadata do not name the framework
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
-
-
-def _write_index(path: Path, files: Mapping[str, list[str]], total_bytes: int) -> None:
-    index = {
-        "metadata": {"total_size": total_bytes},
-        "weight_map": {name: file for file, group in files.items() for name in group},
-    }
-    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    write_text_atomically(path, text)
 
 
 def _remove_stale(folder: Path, names: WeightNames, variant: str | None, written: Collection[str]) -> None:
@@ -307,25 +307,3 @@ def _remove_stale(folder: Path, names: WeightNames, variant: str | None, written
         is_weights = path.name in candidates(names, variant) or shard.fullmatch(path.name)
         if is_weights and path.name not in written:
             path.unlink()
-
-
-def _group(arrays: Mapping[str, Saveable], limit: int | None) -> list[list[str]]:
-    """Names in files of at most `limit` bytes, in order; an array larger than that has a file of its own."""
-    groups: list[list[str]] = [[]]
-    size = 0
-    for name, array in arrays.items():
-        if limit is not None and groups[-1] and size + array.nbytes > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += array.nbytes
-    return groups
-
-
-def _bytes(size: int | str | None) -> int | None:
-    if size is None or isinstance(size, int):
-        return size
-    match = re.fullmatch(r"(\d+)\s*([KMG]B)", size.strip().upper())
-    if match is None:
-        raise UserError(f"max_shard_size is {size!r}: expected bytes as an integer, or a text like '500MB' or '5GB'.")
-    return int(match[1]) * _UNITS[match[2]]
