@@ -97,7 +97,7 @@ def _flax(config: TrainConfig) -> tuple[float, dict[str, np.ndarray]]:
     import jax.numpy as jnp
 
     from flax_trainer.base_models import load_base_models
-    from flax_trainer.models.adapter import to_torch_layout
+    from flax_trainer.models.params import to_torch_layout
     from flax_trainer.training.step import Objective, encode_batch, per_sample_losses
 
     jax.config.update("jax_default_matmul_precision", "highest")

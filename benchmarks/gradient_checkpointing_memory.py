@@ -26,9 +26,9 @@ from flax_trainer.models import (
     FlaxControlNetModel,
     FlaxUNet2DConditionModel,
 )
-from flax_trainer.models.functional import Params, split
 from flax_trainer.models.kernels.attention import AttentionKernel
 from flax_trainer.models.layers.gradient_checkpointing import CheckpointingPolicy
+from flax_trainer.models.params import Params, split
 from flax_trainer.random_model import ARCHITECTURES, Architecture
 from flax_trainer.training.optimizer import AdamWSettings
 from flax_trainer.training.state import TrainState

@@ -28,10 +28,10 @@ from flax_trainer.compile_report.hlo import parse_program
 from flax_trainer.compile_report.kernels import kernel_flops
 from flax_trainer.compile_report.targets import parse_target
 from flax_trainer.models.controlnet import ControlNetConditioningEmbedding
-from flax_trainer.models.functional import cast, split
 from flax_trainer.models.layers.basic import AttentionLayer, Conv
 from flax_trainer.models.layers.resnet import ResnetBlock2D, ResnetSpec
 from flax_trainer.models.layers.transformer import Transformer2DModel, TransformerSpec
+from flax_trainer.models.params import cast, split
 from flax_trainer.models.vae import AutoencoderKLConfig, Encoder
 from flax_trainer.profiling.model_flops import flops_of
 from flax_trainer.random_model import ARCHITECTURES

@@ -22,9 +22,8 @@ from flax_trainer.models import (
     UNet2DConditionConfig,
 )
 from flax_trainer.models.controlnet import controlnet_params_from_unet
-from flax_trainer.models.functional import split
 from flax_trainer.models.kernels.attention import memory_efficient_kernel
-from flax_trainer.models.pretrained import HostParams
+from flax_trainer.models.params import HostParams, split
 from flax_trainer.training.step import FrozenParams, ModelDefs
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule

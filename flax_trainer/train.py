@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax_trainer.ahead_of_time import CompiledAhead, in_background, without_values
+from flax_trainer.compilation_cache import use_compilation_cache
+from flax_trainer.configured_step import configured_train_step, matmul_precision, objective_of
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from flax_trainer.ahead_of_time import CompiledAhead, in_background, without_values
 from flax_trainer.base_models import BaseModels, load_base_models, save_unet
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints, check_same_arrays
 from flax_trainer.checkpoints.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint, read_torch_record
-from flax_trainer.compilation_cache import use_compilation_cache
-from flax_trainer.configured_step import configured_train_step, matmul_precision, objective_of
 from flax_trainer.distributed.engine import Engine, make_engine
 from flax_trainer.distributed.processes import (
     all_or_none,
@@ -35,7 +35,7 @@ from flax_trainer.evaluation.evaluator import Evaluator, LossEvaluator
 from flax_trainer.evaluation.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
 from flax_trainer.models import FlaxControlNetModel
-from flax_trainer.models.pretrained import HostParams
+from flax_trainer.models.params import HostParams
 from flax_trainer.profiling.device_peaks import peak_tflops
 from flax_trainer.profiling.model_flops import model_flops_per_image
 from flax_trainer.profiling.profiler import Profiler, profiled_steps

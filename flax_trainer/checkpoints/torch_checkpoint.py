@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_trainer.models.adapter import from_torch_layout, torch_shape
+from flax_trainer.models.params import from_torch_layout, torch_shape
 from flax_trainer.training.loss_scaling import LossScaler
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.portable import (

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax_trainer.configured_step import configured_train_step, matmul_precision, objective_of
 
 from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, ModelConfigs, define_models
 from flax_trainer.compile_report.costs import Costs, costs_of
@@ -17,7 +18,6 @@ from flax_trainer.compile_report.hlo import parse_program
 from flax_trainer.compile_report.kernels import kernel_flops
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.compile_report.topology_engines import engine_on
-from flax_trainer.configured_step import configured_train_step, matmul_precision, objective_of
 from flax_trainer.models import (
     FlaxAutoencoderKL,
     FlaxCLIPTextModel,
@@ -25,7 +25,7 @@ from flax_trainer.models import (
     FlaxControlNetModel,
     FlaxUNet2DConditionModel,
 )
-from flax_trainer.models.functional import split
+from flax_trainer.models.params import split
 from flax_trainer.profiling.model_flops import flops_of, model_flops_per_image
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import FrozenParams

@@ -14,7 +14,7 @@ import numpy as np
 
 from flax_trainer.distributed.mesh import MeshEngine
 from flax_trainer.distributed.pmap import PmapEngine
-from flax_trainer.models.functional import Params
+from flax_trainer.models.params import Params
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import FrozenParams, ModelDefs, TrainStep
 from shared.config import TrainConfig

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
-from flax_trainer.models.functional import Params
+from flax_trainer.models.params import Params
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import ModelDefs, TrainStep
 from shared.user_errors import UserError

@@ -7,7 +7,7 @@ import numpy as np
 
 from flax_trainer.distributed.engine import Engine
 from flax_trainer.evaluation.image_sampler import ImageSampler
-from flax_trainer.models.functional import Params
+from flax_trainer.models.params import Params
 from flax_trainer.training.step import FrozenParams, ModelDefs, Objective, make_evaluation_step
 from shared.data.batches import Batch
 from shared.evaluation.validation import ModelsInTraining

@@ -13,7 +13,7 @@ import numpy as np
 from flax_trainer.base_models import BaseModels
 from flax_trainer.distributed.engine import Engine
 from flax_trainer.evaluation.sampling import Prompt, SamplingDefs, SamplingParams, sample_images
-from flax_trainer.models.functional import Params
+from flax_trainer.models.params import Params
 from flax_trainer.training.step import FrozenParams, ModelDefs, computing_params, normalise_condition
 from shared.config import TrainConfig
 from shared.data.tokenization import Tokenize

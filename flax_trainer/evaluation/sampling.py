@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flax_trainer.models.functional import ModelDef, Params
+from flax_trainer.models.params import ModelDef, Params
 from shared.diffusion.samplers import SamplerPlan, SamplerState, StepCoefficients, initial_state, sampler_step
 from shared.user_errors import UserError
 

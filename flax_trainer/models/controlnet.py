@@ -14,13 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flax_trainer.models.adapter import from_torch_layout, torch_shape
-from flax_trainer.models.functional import Params, split
 from flax_trainer.models.kernels.convolution import convolve, to_blocks, weight_for_blocks
 from flax_trainer.models.layers.basic import Conv
 from flax_trainer.models.layers.gradient_checkpointing import CheckpointedModule, checkpointed
-from flax_trainer.models.unet import FlaxUNet2DConditionModel
-from flax_trainer.models.unet_encoder import ENCODER_PREFIXES, UNetEncoder, state_channels
+from flax_trainer.models.params import Params, from_torch_layout, split, torch_shape
+from flax_trainer.models.unet import ENCODER_PREFIXES, FlaxUNet2DConditionModel, UNetEncoder, state_channels
 from shared.models.configs.unet import ControlNetConfig
 from shared.models.initialisation import ModuleKind, initial_values
 from shared.user_errors import UserError
@@ -69,7 +67,7 @@ def _on_blocks(conv: Conv, x_BHWC: jax.Array, block: int) -> jax.Array:
 class FlaxControlNetModel(UNetEncoder):
     """diffusers' `ControlNetModel`, channels last.
 
-    A new one has zeros for weights: start it with `from_unet`, load it, or bind parameters to it (see `functional.py`).
+    A new one has zeros for weights: start it with `from_unet`, load it, or bind parameters to it (see `params.py`).
     """
 
     config_class = ControlNetConfig

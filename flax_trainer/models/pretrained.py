@@ -14,18 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flax_trainer.models.adapter import from_torch_layout, to_torch_layout, torch_shape
-from flax_trainer.models.functional import Params, split
 from flax_trainer.models.kernels.attention import AttentionKernel
 from flax_trainer.models.layers import basic as layers
+from flax_trainer.models.params import HostParams, Params, from_torch_layout, split, to_torch_layout, torch_shape
 from shared.models.configs import Architecture, read_config
 from shared.models.fitting import fitting_weights
 from shared.models.initialisation import ModuleKind, initial_values
 from shared.models.source import CONFIG_FILE, ModelSource
 from shared.models.weight_files import DIFFUSERS, WeightNames, write_weights
 from shared.outgoing.atomic_files import write_text_atomically
-
-HostParams = dict[str, np.ndarray]
 
 _KINDS: dict[type[nnx.Module], ModuleKind] = {
     layers.Conv: ModuleKind.AFFINE,
@@ -59,7 +56,7 @@ class PretrainedModel(nnx.Module):
         self.config = config
 
     def enable_tpu_convolutions(self) -> None:
-        """Compute convolutions in the forms that suit a TPU (see `convolution_kernels.py`)."""
+        """Compute convolutions in the forms that suit a TPU (see `kernels/convolution.py`)."""
         for _, module in nnx.iter_modules(self):
             if isinstance(module, layers.Conv):
                 module.for_tpu = True

@@ -1,25 +1,103 @@
-"""The denoising UNet of Stable Diffusion 1.x, 2.x and SDXL.
+"""The denoising UNet of Stable Diffusion 1.x, 2.x and SDXL, and the half of it that a ControlNet copies.
 
-Axes: B batch, H height, W width, C channels, T time embedding features, L text length, D text features.
+Axes: B batch, H height, W width, C channels, T time embedding features, L text length, D text features,
+P pooled text features, I SDXL's six size numbers.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from flax_trainer.models.layers.basic import Conv, GroupNorm
-from flax_trainer.models.layers.unet_blocks import UpBlock2D
-from flax_trainer.models.unet_encoder import UNetEncoder, resnet_spec, state_channels, transformer_spec
-from shared.models.configs.unet import UNet2DConditionConfig
+from flax_trainer.models.layers.embeddings import TimestepEmbedding, timestep_embedding
+from flax_trainer.models.layers.gradient_checkpointing import CheckpointedModule, CheckpointingPolicy
+from flax_trainer.models.layers.resnet import ResnetSpec
+from flax_trainer.models.layers.transformer import TransformerSpec
+from flax_trainer.models.layers.unet_blocks import DownBlock2D, MidBlock2D, UpBlock2D
+from flax_trainer.models.pretrained import PretrainedModel
+from shared.models.configs.unet import (
+    CROSS_ATTENTION_BLOCKS,
+    CROSS_ATTENTION_MID_BLOCK,
+    EncoderConfig,
+    UNet2DConditionConfig,
+)
 from shared.user_errors import UserError
+
+ENCODER_PREFIXES = ("conv_in.", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.")
+
+
+class UNetEncoder(PretrainedModel):
+    """What a UNet and its ControlNet have in common: the path down to the mid block.
+
+    These parts stand at the root, where diffusers' names want them.
+    """
+
+    config: EncoderConfig
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__(config)
+        widths = config.block_out_channels
+        self.conv_in = Conv(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], config.time_embed_dim)
+        self.add_embedding = _add_embedding(config)
+        self.down_blocks = nnx.List([_down_block(config, index) for index in range(config.num_blocks)])
+        self.mid_block = _mid_block(config)
+
+    def enable_gradient_checkpointing(self, policy: CheckpointingPolicy = "everything") -> None:
+        """Keep less for the backward pass, which then recomputes one layer after another (see `checkpointed`).
+
+        It has no effect where no gradient passes, as in a frozen UNet down to its mid block.
+        """
+        for _, module in nnx.iter_modules(self):
+            if isinstance(module, CheckpointedModule):
+                module.checkpointing = policy
+
+    def embed_time(
+        self, timesteps_B: jax.Array, added_cond_kwargs: Mapping[str, jax.Array] | None, dtype: jax.typing.DTypeLike
+    ) -> jax.Array:
+        """The vector [B, T] that every residual block receives: the timestep and, in SDXL, pooled text and sizes."""
+        config = self.config
+        sinusoids_BC = self._sinusoids(timesteps_B, config.block_out_channels[0])
+        embedding_BT = self.time_embedding(sinusoids_BC.astype(dtype))
+        if self.add_embedding is None:
+            return embedding_BT
+        text_embeds_BP, time_ids_BI = _required_conditions(added_cond_kwargs)
+        assert config.addition_time_embed_dim is not None  # the configuration has checked it
+        sizes = self._sinusoids(time_ids_BI.reshape(-1), config.addition_time_embed_dim)
+        sizes = sizes.reshape(time_ids_BI.shape[0], -1)
+        added = jnp.concatenate((text_embeds_BP.astype(dtype), sizes.astype(dtype)), axis=-1)
+        return embedding_BT + self.add_embedding(added)
+
+    def run_down_blocks(
+        self, x_BHWC: jax.Array, time_embedding_BT: jax.Array, encoder_hidden_states_BLD: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """The embedded sample and every state on the way down, from first to last."""
+        states = [x_BHWC]
+        for index, block in enumerate(self.down_blocks):
+            with jax.named_scope(f"down_blocks.{index}"):
+                states.extend(block(states[-1], time_embedding_BT, encoder_hidden_states_BLD))
+        return tuple(states)
+
+    def run_mid_block(
+        self, x_BHWC: jax.Array, time_embedding_BT: jax.Array, encoder_hidden_states_BLD: jax.Array
+    ) -> jax.Array:
+        with jax.named_scope("mid_block"):
+            return self.mid_block(x_BHWC, time_embedding_BT, encoder_hidden_states_BLD)
+
+    def _sinusoids(self, numbers: jax.Array, features: int) -> jax.Array:
+        config = self.config
+        return timestep_embedding(
+            numbers, features, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
+        )
 
 
 class FlaxUNet2DConditionModel(UNetEncoder):
     """diffusers' `UNet2DConditionModel`, channels last (Rombach et al. 2022; Podell et al. 2023 for SDXL).
 
-    A new one has zeros for weights: load it, or bind parameters to it (see `functional.py`).
+    A new one has zeros for weights: load it, or bind parameters to it (see `params.py`).
     """
 
     config_class = UNet2DConditionConfig
@@ -94,6 +172,77 @@ class FlaxUNet2DConditionModel(UNetEncoder):
             with jax.named_scope(f"up_blocks.{index}"):
                 x_BHWC = block(x_BHWC, taken, time_embedding_BT, encoder_hidden_states_BLD, size=size)
         return x_BHWC
+
+
+def state_channels(config: EncoderConfig) -> list[int]:
+    """C of each of `UNetEncoder.run_down_blocks`' states: so of every skip connection and ControlNet residual."""
+    channels = [config.block_out_channels[0]]
+    layers_per_block = config.per_block(config.layers_per_block)
+    for index, width in enumerate(config.block_out_channels):
+        has_downsampler = index < config.num_blocks - 1
+        channels += [width] * (layers_per_block[index] + has_downsampler)
+    return channels
+
+
+def resnet_spec(config: EncoderConfig, *, output_scale_factor: float = 1.0) -> ResnetSpec:
+    """The residual blocks' common traits under this configuration."""
+    return ResnetSpec(config.time_embed_dim, config.norm_num_groups, config.norm_eps, output_scale_factor)
+
+
+def transformer_spec(config: EncoderConfig, block_type: str, resolution: int) -> TransformerSpec | None:
+    """The transformers of a block at a resolution (0 is the highest); None for a block type without attention."""
+    if block_type not in (*CROSS_ATTENTION_BLOCKS, CROSS_ATTENTION_MID_BLOCK):
+        return None
+    # As in diffusers, `only_cross_attention` does not reach the mid block.
+    only_cross_attention = (
+        block_type in CROSS_ATTENTION_BLOCKS and config.per_block(config.only_cross_attention)[resolution]
+    )
+    return TransformerSpec(
+        heads=config.heads_per_block[resolution],
+        layers=config.per_block(config.transformer_layers_per_block)[resolution],
+        cross_attention_dim=config.per_block(config.cross_attention_dim)[resolution],
+        norm_num_groups=config.norm_num_groups,
+        use_linear_projection=config.use_linear_projection,
+        only_cross_attention=bool(only_cross_attention),
+    )
+
+
+def _add_embedding(config: EncoderConfig) -> TimestepEmbedding | None:
+    if config.addition_embed_type is None:
+        return None
+    assert config.projection_class_embeddings_input_dim is not None  # the configuration has checked it
+    return TimestepEmbedding(config.projection_class_embeddings_input_dim, config.time_embed_dim)
+
+
+def _down_block(config: EncoderConfig, index: int) -> DownBlock2D:
+    widths = config.block_out_channels
+    return DownBlock2D(
+        widths[max(index - 1, 0)],
+        widths[index],
+        num_layers=config.per_block(config.layers_per_block)[index],
+        resnet=resnet_spec(config),
+        transformer=transformer_spec(config, config.down_block_types[index], index),
+        downsample_padding=config.downsample_padding if index < config.num_blocks - 1 else None,
+    )
+
+
+def _mid_block(config: EncoderConfig) -> MidBlock2D:
+    return MidBlock2D(
+        config.block_out_channels[-1],
+        resnet=resnet_spec(config, output_scale_factor=config.mid_block_scale_factor),
+        transformer=transformer_spec(config, config.mid_block_type, config.num_blocks - 1),
+    )
+
+
+def _required_conditions(added_cond_kwargs: Mapping[str, jax.Array] | None) -> tuple[jax.Array, jax.Array]:
+    given = dict(added_cond_kwargs or {})
+    missing = [name for name in ("text_embeds", "time_ids") if name not in given]
+    if missing:
+        raise UserError(
+            f"added_cond_kwargs has {sorted(given)}; this model (addition_embed_type 'text_time', SDXL) also needs "
+            f"{missing}: text_embeds [B, P] is the pooled text embedding, time_ids [B, 6] are SDXL's sizes and crops."
+        )
+    return given["text_embeds"], given["time_ids"]
 
 
 def _up_blocks(config: UNet2DConditionConfig) -> list[UpBlock2D]:

@@ -18,9 +18,9 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.interpreters import partial_eval
 
 from flax_trainer.evaluation.sampling import Prompt
-from flax_trainer.models.functional import ModelDef
 from flax_trainer.models.layers.basic import AttentionLayer, Conv
 from flax_trainer.models.layers.gradient_checkpointing import CheckpointedModule
+from flax_trainer.models.params import ModelDef
 from flax_trainer.training.step import FrozenParams, ModelDefs, Objective, encode_batch, per_sample_losses
 
 M = TypeVar("M", bound=nnx.Module)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flax_trainer.models.functional import Params
+from flax_trainer.models.params import Params
 from flax_trainer.training.state import TrainState
 
 Scalar = jax.Array | np.generic

@@ -21,7 +21,7 @@ from flax_trainer.models import (
     FlaxControlNetModel,
     FlaxUNet2DConditionModel,
 )
-from flax_trainer.models.functional import ModelDef, Params, cast
+from flax_trainer.models.params import ModelDef, Params, cast
 from flax_trainer.training.loss_scaling import unscaled_gradients
 from flax_trainer.training.optimizer import AdamWSettings, Scalar, adamw_update, kept_if
 from flax_trainer.training.state import TrainState
@@ -60,7 +60,7 @@ class ModelDefs:
 
     @property
     def trained_layouts(self) -> dict[str, str]:
-        """The layout (see `adapter.py`) of whatever may be trained, by its name in `TrainState`."""
+        """The layout (see `params.py`) of whatever may be trained, by its name in `TrainState`."""
         decoder = {name: layout for name, layout in self.unet.layouts.items() if is_decoder(name)}
         return self.controlnet.layouts | prefixed(decoder)
 

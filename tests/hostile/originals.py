@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from flax_trainer.base_models import BaseModels, load_base_models
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
 from flax_trainer.models import FlaxControlNetModel
-from flax_trainer.models.adapter import to_torch_layout
+from flax_trainer.models.params import to_torch_layout
 from flax_trainer.random_model import write_random_model
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.portable import AVERAGE_FILE, CONTROLNET_FOLDER, OPTIMIZER_FILE, STATE_FILE

@@ -22,7 +22,7 @@ from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints as FlaxCheckp
 from flax_trainer.checkpoints.orbax_checkpoints import check_same_arrays
 from flax_trainer.checkpoints.torch_checkpoint import read_torch_checkpoint
 from flax_trainer.models import FlaxControlNetModel
-from flax_trainer.models.adapter import from_torch_layout, to_torch_layout
+from flax_trainer.models.params import from_torch_layout, to_torch_layout
 from flax_trainer.training.optimizer import AdamWSettings
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import FrozenParams, TrainStep, make_evaluation_step, make_train_step

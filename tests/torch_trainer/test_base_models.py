@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from flax_trainer.base_models import load_base_models as load_flax_models
-from flax_trainer.models.adapter import to_torch_layout
+from flax_trainer.models.params import to_torch_layout
 from tests.torch_trainer.tiny_training import configuration, schedule_of
 from torch_trainer.base_models import BaseModels, load_base_models
 

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from flax_trainer.models.layers.gradient_checkpointing import CONVOLUTION
-
+CONVOLUTION = "convolution"  # the name under which results are given to `checkpoint_name`
 ENOUGH_IMAGES = 8  # per device, for XLA's own form to be the faster one
 KERNEL_SIZE = 3  # of the kernels that convolve blocks
 NEIGHBOURS = 3  # which the ones of that size read: the block before, the block itself and the block after

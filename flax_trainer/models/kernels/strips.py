@@ -1,4 +1,4 @@
-"""Feature maps cut into upright strips, so that few images fill a TPU's rows as many do (see `convolution_kernels.py`).
+"""Feature maps cut into upright strips, so that few images fill a TPU's rows as many do (see `convolution.py`).
 
 Axes: B batch, S strips from left to right, H height, W width (of a strip, where there is an axis S), C input channels,
 O output channels, Q P a kernel's width and height.

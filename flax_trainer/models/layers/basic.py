@@ -4,7 +4,7 @@ Axes: B batch, S strips, H height, W width, C channels, L sequence length, D fea
 Q P a kernel's width and height.
 
 Parameters carry PyTorch's names (`weight`, `bias`) and the layouts that suit TPUs (WHIO convolutions, IO linears);
-`adapter.py` turns one into the other. A layer computes in the dtype of its input: callers cast parameters, once.
+`params.py` turns one into the other. A layer computes in the dtype of its input: callers cast parameters, once.
 Constructors make zeros: values come from a file or from `shared.models.initialisation`, never from here.
 """
 
@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.adapter import CONV, LINEAR, PLAIN
 from flax_trainer.models.kernels.attention import AttentionKernel
 from flax_trainer.models.kernels.convolution import convolve
 from flax_trainer.models.kernels.strips import STRIPS_NDIM, convolve_strips
+from flax_trainer.models.params import CONV, LINEAR, PLAIN
 
 
 class Conv(nnx.Module):

@@ -6,10 +6,10 @@ from typing import Literal, TypeVar
 import jax
 from flax import nnx
 
+from flax_trainer.models.kernels.convolution import CONVOLUTION
+
 CheckpointingPolicy = Literal["everything", "all_but_products"]
 Result = TypeVar("Result")
-
-CONVOLUTION = "convolution"  # the name under which layers give their convolutions' results to `checkpoint_name`
 
 
 class CheckpointedModule(nnx.Module):

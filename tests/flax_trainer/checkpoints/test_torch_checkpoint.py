@@ -13,7 +13,7 @@ import torch
 from flax_trainer.base_models import load_base_models
 from flax_trainer.checkpoints.orbax_checkpoints import check_same_arrays
 from flax_trainer.checkpoints.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint
-from flax_trainer.models.adapter import from_torch_layout
+from flax_trainer.models.params import from_torch_layout
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.policy import check_resumable, checkpoint_record
 from shared.config import TrainConfig

@@ -21,7 +21,7 @@ from flax_trainer.compile_report.report import GIB, DoesNotFitError, Memory, Rep
 from flax_trainer.compile_report.targets import parse_target
 from flax_trainer.compile_report.text import does_not_fit_text
 from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection
-from flax_trainer.models.functional import split
+from flax_trainer.models.params import split
 from flax_trainer.random_model import ARCHITECTURES
 from shared.config import TrainConfig
 from tests.end_to_end.support.running import PROJECT

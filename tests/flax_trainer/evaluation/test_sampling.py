@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from flax import nnx
 
 from flax_trainer.evaluation.sampling import Prompt, SamplingDefs, SamplingParams, sample_images, sample_latents
-from flax_trainer.models.functional import cast, split
+from flax_trainer.models.params import cast, split
 from shared.diffusion.samplers import SamplerPlan, ddim_plan, initial_latents, unipc_plan
 from shared.diffusion.schedule import NoiseSchedule
 

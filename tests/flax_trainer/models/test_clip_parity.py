@@ -9,14 +9,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from flax_trainer.models.adapter import torch_shape
 from flax_trainer.models.clip import (
     CLIPTextConfig,
     FlaxCLIPTextModel,
     FlaxCLIPTextModelWithProjection,
     end_positions,
 )
-from flax_trainer.models.functional import cast, split
+from flax_trainer.models.params import cast, split, torch_shape
 
 BOS, EOS = 96, 97
 TINY = {

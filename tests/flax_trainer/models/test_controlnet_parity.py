@@ -10,9 +10,8 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from flax_trainer.models.adapter import from_torch_layout, torch_shape
 from flax_trainer.models.controlnet import FlaxControlNetModel, controlnet_params_from_unet
-from flax_trainer.models.functional import split
+from flax_trainer.models.params import from_torch_layout, split, torch_shape
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from shared.models.configs.unet import ControlNetConfig, UNet2DConditionConfig
 from tests.flax_trainer.models.unet_reference import (

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec, use_abstract_mesh
 
 from flax_trainer.distributed.mesh import DATA, MeshEngine
-from flax_trainer.models.adapter import CONV, from_torch_layout
 from flax_trainer.models.controlnet import ControlNetConditioningEmbedding
-from flax_trainer.models.functional import split
 from flax_trainer.models.kernels.convolution import (
     ENOUGH_IMAGES,
     convolve,
@@ -23,6 +21,7 @@ from flax_trainer.models.kernels.convolution import (
     to_blocks,
     weight_for_blocks,
 )
+from flax_trainer.models.params import CONV, from_torch_layout, split
 
 Arrays = tuple[np.ndarray, ...]
 

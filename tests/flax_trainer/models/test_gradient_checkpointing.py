@@ -13,9 +13,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from flax_trainer.evaluation.sampling import Prompt
 from flax_trainer.models import ControlNetConfig, FlaxControlNetModel, FlaxUNet2DConditionModel
-from flax_trainer.models.functional import Params, split
 from flax_trainer.models.kernels.attention import AttentionKernel
 from flax_trainer.models.layers.gradient_checkpointing import CheckpointingPolicy, checkpointed
+from flax_trainer.models.params import Params, split
 from flax_trainer.random_model import ARCHITECTURES
 from flax_trainer.training.step import ModelDefs, Objective, per_sample_losses
 from shared.diffusion.schedule import NoiseSchedule

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from flax_trainer.models.adapter import CONV, from_torch_layout
 from flax_trainer.models.kernels.strips import STRIPS, convolve_strips, from_strips, to_strips
+from flax_trainer.models.params import CONV, from_torch_layout
 
 
 def draw(*shape: int) -> np.ndarray:

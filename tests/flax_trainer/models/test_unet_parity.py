@@ -12,10 +12,9 @@ from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flax_trainer.models.adapter import torch_shape
-from flax_trainer.models.functional import cast, split
 from flax_trainer.models.layers.resnet import Downsample2D, Upsample2D
 from flax_trainer.models.layers.transformer import dot_product_attention
+from flax_trainer.models.params import cast, split, torch_shape
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from shared.models.configs.unet import UNet2DConditionConfig
 from tests.flax_trainer.models.unet_reference import (

@@ -8,8 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from flax_trainer.models.adapter import torch_shape
-from flax_trainer.models.functional import cast, split
+from flax_trainer.models.params import cast, split, torch_shape
 from flax_trainer.models.vae import AutoencoderKLConfig, FlaxAutoencoderKL
 
 TINY = {

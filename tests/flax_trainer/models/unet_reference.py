@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from flax_trainer.models.adapter import from_torch_layout
 from flax_trainer.models.controlnet import FlaxControlNetModel
-from flax_trainer.models.functional import ModelDef, Params, split
+from flax_trainer.models.params import ModelDef, Params, from_torch_layout, split
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 
 SD1 = {

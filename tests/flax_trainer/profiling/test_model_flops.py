@@ -21,7 +21,7 @@ from flax_trainer.models import (
     FlaxUNet2DConditionModel,
     UNet2DConditionConfig,
 )
-from flax_trainer.models.functional import split
+from flax_trainer.models.params import split
 from flax_trainer.profiling.device_peaks import peak_tflops
 from flax_trainer.profiling.model_flops import flops_of, model_flops_per_image
 from flax_trainer.profiling.utilisation import Utilisation

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flax_trainer.base_models import load_base_models
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
-from flax_trainer.models.adapter import from_torch_layout
+from flax_trainer.models.params import from_torch_layout
 from flax_trainer.training import loss_scaling
 from flax_trainer.training.loss_scaling import INITIAL_SCALE, unscaled_gradients
 from flax_trainer.training.optimizer import AdamWSettings

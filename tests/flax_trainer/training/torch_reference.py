@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from flax_trainer.models.adapter import from_torch_layout
+from flax_trainer.models.params import from_torch_layout
 from flax_trainer.training.step import ModelDefs
 
 

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from flax_trainer.models.clip import FlaxCLIPTextModel
 from flax_trainer.models.controlnet import FlaxControlNetModel
-from flax_trainer.models.functional import split
+from flax_trainer.models.params import split
 from flax_trainer.models.pretrained import PretrainedModel
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from flax_trainer.models.vae import FlaxAutoencoderKL

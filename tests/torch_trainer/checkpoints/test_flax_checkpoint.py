@@ -11,9 +11,8 @@ import torch
 
 from flax_trainer.base_models import load_base_models as load_flax_models
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints as FlaxCheckpoints
-from flax_trainer.models.adapter import CONV, LINEAR, PLAIN, to_torch_layout, torch_shape
 from flax_trainer.models.controlnet import FlaxControlNetModel
-from flax_trainer.models.functional import split
+from flax_trainer.models.params import CONV, LINEAR, PLAIN, split, to_torch_layout, torch_shape
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.policy import checkpoint_record
 from shared.config import TrainConfig

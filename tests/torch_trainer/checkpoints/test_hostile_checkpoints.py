@@ -16,7 +16,7 @@ import pytest
 
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints as FlaxCheckpoints
 from flax_trainer.checkpoints.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint, read_torch_record
-from flax_trainer.models.adapter import PLAIN
+from flax_trainer.models.params import PLAIN
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.policy import check_resumable, checkpoint_step
 from shared.user_errors import UserError

@@ -12,7 +12,7 @@ from PIL import Image
 from flax_trainer.base_models import load_base_models as load_flax_models
 from flax_trainer.distributed.pmap import PmapEngine
 from flax_trainer.evaluation.image_sampler import ImageSampler as FlaxImageSampler
-from flax_trainer.models.adapter import from_torch_layout
+from flax_trainer.models.params import from_torch_layout
 from shared.data.tokenization import Tokenize, tokenizer_function
 from shared.diffusion.samplers import initial_latents, unipc_plan
 from shared.models.source import ModelSource

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flax_trainer.base_models import load_base_models as load_flax_models
-from flax_trainer.models.adapter import from_torch_layout, to_torch_layout
+from flax_trainer.models.params import from_torch_layout, to_torch_layout
 from flax_trainer.training.optimizer import AdamWSettings
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective as FlaxObjective

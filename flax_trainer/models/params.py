@@ -1,18 +1,25 @@
-"""NNX modules used as pure functions of a flat parameter dict.
+"""Parameters as a flat dict: NNX modules used as pure functions of it, and the layouts of its arrays.
 
 The dict's keys are PyTorch's state-dict names (`down_blocks.0.resnets.1.conv1.weight`). Its values live outside the
 module, so one dict can be donated, replicated, sharded, cast or saved without anything knowing about modules.
+Every `nnx.Param` names its layout; loading and saving ask here, and nowhere else, what that means.
 """
 
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
 
 Params = dict[str, jax.Array]
+HostParams = dict[str, np.ndarray]
 Path = tuple[Any, ...]
 M = TypeVar("M", bound=nnx.Module)
+
+CONV = "conv"  # WHIO here, OIHW in PyTorch
+LINEAR = "linear"  # IO here, OI in PyTorch
+PLAIN = "plain"  # the same in both
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class ModelDef(Generic[M]):
 
     @property
     def layouts(self) -> dict[str, str]:
-        """PyTorch name → layout (see `adapter.py`)."""
+        """PyTorch name → layout."""
         return {name: layout for _, name, layout in self.paths}
 
     def bind(self, params: Params) -> M:
@@ -50,3 +57,18 @@ def split(model: M) -> tuple[ModelDef[M], Params]:
 def cast(params: Params, dtype: jax.typing.DTypeLike) -> Params:
     """The same parameters in another dtype."""
     return {name: value.astype(dtype) for name, value in params.items()}
+
+
+def from_torch_layout(array: np.ndarray, layout: str) -> np.ndarray:
+    """A view of a PyTorch-layout array in this project's layout: where it differs, all axes are in reverse order."""
+    return array if layout == PLAIN else array.T
+
+
+def to_torch_layout(array: np.ndarray, layout: str) -> np.ndarray:
+    """A view of one of our arrays in PyTorch's layout; the inverse of `from_torch_layout`."""
+    return from_torch_layout(array, layout)
+
+
+def torch_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """The shape that an array of ours has in PyTorch."""
+    return shape if layout == PLAIN else shape[::-1]
