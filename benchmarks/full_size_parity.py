@@ -98,7 +98,7 @@ def _flax(config: TrainConfig) -> tuple[float, dict[str, np.ndarray]]:
 
     from flax_trainer.base_models import load_base_models
     from flax_trainer.models.params import to_torch_layout
-    from flax_trainer.training.step import Objective, encode_batch, per_sample_losses
+    from flax_trainer.training.step import ComputeParams, Objective, encode_batch, per_sample_losses
 
     jax.config.update("jax_default_matmul_precision", "highest")
     schedule = NoiseSchedule.from_pretrained(str(config.pretrained_model_name_or_path))
@@ -114,9 +114,12 @@ def _flax(config: TrainConfig) -> tuple[float, dict[str, np.ndarray]]:
     @jax.jit
     def loss_and_grads(params, frozen, batch):  # type: ignore[no-untyped-def]
         latents, prompt = encode_batch(models.defs, frozen, batch, objective)
-        return jax.value_and_grad(
-            lambda params: per_sample_losses(params, frozen.unet, latents, prompt, batch, models.defs, objective).mean()
-        )(params)
+
+        def loss(params):  # type: ignore[no-untyped-def]
+            compute_params = ComputeParams.of(params, frozen.unet, objective.compute_dtype)
+            return per_sample_losses(models.defs, compute_params, latents, prompt, batch, objective).mean()
+
+        return jax.value_and_grad(loss)(params)
 
     loss, grads = loss_and_grads(initial.controlnet, initial.frozen, batch)
     layouts = models.defs.controlnet.layouts

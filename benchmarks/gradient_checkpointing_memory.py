@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_trainer.base_models import FrozenParams, ModelDefs
 from flax_trainer.models import (
     ControlNetConfig,
     FlaxAutoencoderKL,
@@ -32,7 +33,7 @@ from flax_trainer.models.params import Params, split
 from flax_trainer.random_model import ARCHITECTURES, Architecture
 from flax_trainer.training.optimizer import AdamWSettings
 from flax_trainer.training.state import TrainState
-from flax_trainer.training.step import FrozenParams, ModelDefs, Objective, make_train_step
+from flax_trainer.training.step import Objective, make_train_step
 from shared.diffusion.schedule import NoiseSchedule
 
 NONE = "none"

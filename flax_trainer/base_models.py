@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +22,17 @@ from flax_trainer.models import (
 )
 from flax_trainer.models.controlnet import controlnet_params_from_unet
 from flax_trainer.models.kernels.attention import memory_efficient_kernel
-from flax_trainer.models.params import HostParams, split
-from flax_trainer.training.step import FrozenParams, ModelDefs
+from flax_trainer.models.params import HostParams, ModelDef, split
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.compatibility import check_models_fit, check_trainable
 from shared.models.source import base_source, controlnet_source, vae_source
-from shared.models.trained_parts import DOWN_RESIDUALS, is_decoder, only_mid_control_notice, prefixed
+from shared.models.trained_parts import (
+    DOWN_RESIDUALS,
+    is_decoder,
+    only_mid_control_notice,
+    prefixed,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,46 @@ class ModelConfigs(NamedTuple):
             CLIPTextConfig.from_dict(text_encoder),
             None if text_encoder_2 is None else CLIPTextConfig.from_dict(text_encoder_2),
         )
+
+
+class FrozenParams(NamedTuple):
+    """Parameters that are used and not trained, in the compute dtype; numpy until they are placed.
+
+    With `--sd_unlocked`, `unet` lacks the decoder, which is trained.
+    """
+
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    text_encoder: dict[str, Any]
+    text_encoder_2: dict[str, Any] = {}  # noqa: RUF012 (nothing writes to it); SDXL's
+
+
+@dataclass(frozen=True)
+class ModelDefs:
+    """The structures of the models of a run."""
+
+    controlnet: ModelDef[FlaxControlNetModel]
+    unet: ModelDef[FlaxUNet2DConditionModel]
+    vae: ModelDef[FlaxAutoencoderKL]
+    text_encoder: ModelDef[FlaxCLIPTextModel]
+    text_encoder_2: ModelDef[FlaxCLIPTextModelWithProjection] | None = None
+    """SDXL's; the UNet and the ControlNet of a run that has one are SDXL's, too."""
+
+    @property
+    def trained_layouts(self) -> dict[str, str]:
+        """The layout (see `params.py`) of whatever may be trained, by its name in `TrainState`."""
+        decoder = {name: layout for name, layout in self.unet.layouts.items() if is_decoder(name)}
+        return self.controlnet.layouts | prefixed(decoder)
+
+
+class Prompt(NamedTuple):
+    """What the text encoders made of captions. `added_cond_kwargs` is SDXL's, arrays of axis B first.
+
+    Axes: B batch, L tokens, D features.
+    """
+
+    encoder_hidden_states_BLD: jax.Array
+    added_cond_kwargs: dict[str, jax.Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +143,7 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
     base = str(config.pretrained_model_name_or_path)
     dtype = COMPUTE_DTYPES[config.mixed_precision or "no"]
     check_trainable(base, FlaxUNet2DConditionModel.load_config(base_source(config, "unet")))
-    unet_config, unet = FlaxUNet2DConditionModel.load_params(base_source(config, "unet"))
+    unet_config, unet = load_unet(config)
     text_config, text_encoder = FlaxCLIPTextModel.load_params(base_source(config, "text_encoder"), dtype=dtype)
     vae_config, vae = FlaxAutoencoderKL.load_params(vae_source(config), dtype=dtype)
     controlnet_config, controlnet = _load_controlnet(config, unet_config, unet)
@@ -174,16 +217,13 @@ def define_models(
     return BaseModels(defs, configs, schedule)
 
 
-def save_unet(folder: Path, config: TrainConfig, decoder: HostParams) -> None:
-    """Write the base model's UNet with another decoder, whole and in float32, in diffusers' layout.
+def load_unet(config: TrainConfig) -> tuple[UNet2DConditionConfig, HostParams]:
+    """The base model's UNet as it is stored, in float32.
 
     Raises:
-        UserError: the base model cannot be read any more.
+        UserError: it is missing or not supported.
     """
-    # Read again: in memory the rest of it may be rounded.
-    unet_config, unet = FlaxUNet2DConditionModel.load_params(base_source(config, "unet"))
-    layouts = split(FlaxUNet2DConditionModel.abstract(unet_config))[0].layouts
-    FlaxUNet2DConditionModel.save_params(folder, unet_config, unet | decoder, layouts)
+    return FlaxUNet2DConditionModel.load_params(base_source(config, "unet"))
 
 
 def _load_controlnet(

@@ -3,25 +3,25 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 
+from flax_trainer.base_models import FrozenParams
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
+from flax_trainer.compilation import CompiledAhead
 from flax_trainer.distributed.engine import Engine
 from flax_trainer.distributed.processes import CommonRequest
 from flax_trainer.evaluation.evaluator import Evaluator
 from flax_trainer.profiling.profiler import Profiler
 from flax_trainer.training.state import TrainState
-from flax_trainer.training.step import FrozenParams, Metrics, TrainStep
-from shared.config import TrainConfig
-from shared.config.learning_rate import LearningRateSchedule
+from flax_trainer.training.step import Metrics
+from shared.checkpoints.policy import last_save_may_fail
 from shared.data.batches import Batch, BatchLoader
-from shared.evaluation.validation import Validation
+from shared.evaluation.validation import ModelsInTraining, Validation
 from shared.run.interruption import Interruption
 from shared.run.log import NonFiniteError, RunLog, StepFigures
-from shared.tracking.sparing import result_comes_first
+from shared.run.setup import Steps
 
 
 @dataclass
@@ -49,69 +49,53 @@ class _Dispatched:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loop:
-    """Everything the loop uses. `record` goes into every checkpoint."""
+    """Everything the loop uses."""
 
-    config: TrainConfig
+    steps: Steps
     engine: Engine
-    train_step: TrainStep
+    train_step: CompiledAhead
     frozen: FrozenParams
     loader: BatchLoader
-    learning_rate: LearningRateSchedule
     checkpoints: Checkpoints
-    record: dict[str, Any]
     validation: Validation
     evaluator: Evaluator
     log: RunLog
     profiler: Profiler
 
-    def run(self, state: TrainState, first_step: int, last_step: int, interruption: Interruption) -> TrainState:
-        """Steps `first_step` … `last_step - 1`; ends early, with a checkpoint, when any process is interrupted.
+    def run(self, state: TrainState, interruption: Interruption) -> TrainState:
+        """The steps of the run; ends early, with a checkpoint, when any process is interrupted.
 
         Raises:
             NonFiniteError: after saving the last good state.
             UserError: from the data, after saving the state that it stopped at.
         """
-        if first_step == last_step:  # interrupted after the last step, before its validation
-            models = self.evaluator.at(state.result)
-            self.profiler.before_validation(last_step)
-            self.validation.measure_again(models, last_step)
-            self.validation.draw(models, last_step)
-            self.profiler.after_validation(last_step)
-        dispatched: _Dispatched | None = None
-        to_stop = CommonRequest()
-        batches = self.loader.iterate(first_step)
-        for finished in range(first_step + 1, last_step + 1):
-            self.profiler.before_step(finished, state)
-            previous = dispatched
-            state, dispatched = self._dispatch(finished, state, batches)
-            self.profiler.after_step(finished, state)
-            if previous is not None:
-                self.log.add(self._finished(previous, state))
+        first, last = self.steps.first, self.steps.last
+        step = first
+        if first == last:  # interrupted after the last step, before its validation
+            models = self.evaluator.models_in_training(state.result)
+            self.profiler.before_validation(last)
+            self.validation.measure_again(models, last)
+            self._draw(models, last)
+        pending: _Dispatched | None = None
+        stop_request = CommonRequest()
+        batches = self.loader.iterate(first)
+        for step in range(first + 1, last + 1):
+            self.profiler.before_step(step, state)
+            before = pending
+            state, pending = self._dispatch(step, state, batches)
+            self.profiler.after_step(step, state)
+            if before is not None:
+                self.log.add(self._finished(before, state))
 
-            last, interrupted = finished == last_step, to_stop.heard(interruption.requested is not None)
-            save = finished % self.config.checkpointing_steps == 0 or interrupted
-            validate = last or (finished % self.config.validation_steps == 0 and not interrupted)
-            if save or validate:
-                figures, dispatched = self._finished(dispatched, state), None
-                models = self.evaluator.at(state.result)
-                if validate:
-                    self.profiler.before_validation(finished)
-                # Before saving: a step that a killed run's checkpoint contains is then also in its log.
-                self.log.add(figures, self.validation.measure(models, finished) if validate else None)
-                if save:
-                    with result_comes_first(last):
-                        self.checkpoints.save(self.engine.to_save(state), self.record)
-                if validate:
-                    self.validation.draw(models, finished)
-                    self.profiler.after_validation(finished)
-                self.log.restart_clock()
-            if interrupted and not last:
+            due = self.steps.due(step, interrupted=stop_request.heard(interruption.requested is not None))
+            if due.save or due.validate:
+                self._save_and_validate(pending, state, save=due.save, validate=due.validate)
+                pending = None
+            if due.stop:
                 break
-        else:
-            last = True
-        with result_comes_first(last):
+        with last_save_may_fail(step == last):
             self.checkpoints.wait()
         return state
 
@@ -126,7 +110,7 @@ class Loop:
             with jax.profiler.TraceAnnotation("host_to_device"):
                 placed = self.engine.place_batch(batch)
             copied_at = time.perf_counter()
-            learning_rate = self.learning_rate(step - 1)
+            learning_rate = self.steps.learning_rate(step - 1)
             state, metrics = self.train_step(state, self.frozen, placed, np.float32(learning_rate))
         data_wait, host_to_device = copying_since - waiting_since, copied_at - copying_since
         return state, _Dispatched(step, metrics, learning_rate, data_wait, host_to_device)
@@ -138,7 +122,7 @@ class Loop:
         except ValueError:
             # Saving is a common act, and the other processes are in the middle of their step.
             if jax.process_count() == 1:
-                self._save(state)
+                self._save_before_error(state)
             raise
 
     def _finished(self, dispatched: _Dispatched, state: TrainState) -> StepFigures:
@@ -147,12 +131,30 @@ class Loop:
         try:
             figures.check()
         except NonFiniteError:
-            self._save(state)
+            self._save_before_error(state)
             raise
         return figures
 
-    def _save(self, state: TrainState) -> None:
-        """Save before an error ends the run; a state without a step would hold nothing that the base model does not."""
+    def _save_and_validate(self, dispatched: _Dispatched, state: TrainState, *, save: bool, validate: bool) -> None:
+        figures, step = self._finished(dispatched, state), dispatched.step
+        models = self.evaluator.models_in_training(state.result)
+        if validate:
+            self.profiler.before_validation(step)
+        # Before saving: a step that a killed run's checkpoint contains is then also in its log.
+        self.log.add(figures, self.validation.measure(models, step) if validate else None)
+        if save:
+            with last_save_may_fail(step == self.steps.last):
+                self.checkpoints.save(self.engine.to_save(state), self.steps.record)
+        if validate:
+            self._draw(models, step)
+        self.log.restart_clock()
+
+    def _draw(self, models: ModelsInTraining, step: int) -> None:
+        self.validation.draw(models, step)
+        self.profiler.after_validation(step)
+
+    def _save_before_error(self, state: TrainState) -> None:
+        """A state without a step would hold nothing that the base model does not."""
         if self.engine.fetch(state.step) > 0:
-            self.checkpoints.save(self.engine.to_save(state), self.record)
+            self.checkpoints.save(self.engine.to_save(state), self.steps.record)
             self.checkpoints.wait()

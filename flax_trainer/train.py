@@ -3,23 +3,26 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax_trainer.ahead_of_time import CompiledAhead, in_background, without_values
-from flax_trainer.compilation_cache import use_compilation_cache
-from flax_trainer.configured_step import configured_train_step, matmul_precision, objective_of
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from flax_trainer.base_models import BaseModels, load_base_models, save_unet
-from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints, check_same_arrays
-from flax_trainer.checkpoints.torch_checkpoint import is_torch_checkpoint, read_torch_checkpoint, read_torch_record
-from flax_trainer.distributed.engine import Engine, make_engine
+from flax_trainer.base_models import BaseModels, FrozenParams, InitialParams, load_base_models
+from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
+from flax_trainer.checkpoints.result import result_to_save
+from flax_trainer.checkpoints.resume import restore
+from flax_trainer.compilation import (
+    CompiledAhead,
+    in_background,
+    matmul_precision,
+    shape_dtype_structs,
+    use_compilation_cache,
+)
+from flax_trainer.distributed.engine import Engine, compile_train_step, make_engine, peak_device_memory_gib
 from flax_trainer.distributed.processes import (
     all_or_none,
     check_joined,
@@ -31,39 +34,36 @@ from flax_trainer.distributed.processes import (
     wait_for_all,
     without_processes,
 )
-from flax_trainer.evaluation.evaluator import Evaluator, LossEvaluator
+from flax_trainer.evaluation.evaluator import Evaluator
 from flax_trainer.evaluation.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
-from flax_trainer.models import FlaxControlNetModel
 from flax_trainer.models.params import HostParams
 from flax_trainer.profiling.device_peaks import peak_tflops
 from flax_trainer.profiling.model_flops import model_flops_per_image
 from flax_trainer.profiling.profiler import Profiler, profiled_steps
 from flax_trainer.profiling.utilisation import Utilisation
 from flax_trainer.training.state import TrainState
-from shared.checkpoints.policy import check_resumable, checkpoint_step
+from flax_trainer.training.step import Objective, make_evaluation_step
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
 from shared.evaluation.held_out import HeldOutEvaluation
-from shared.evaluation.validation import Validation, most_images_at_once
-from shared.models.trained_parts import UNET_FOLDER, separated
+from shared.evaluation.validation import most_images_at_once
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
-from shared.run.log import RunLog
-from shared.run.result import BackendFacts, SaveWeights, complete_run
+from shared.run.result import BackendFacts, complete_run
 from shared.run.setup import (
     Preparation,
+    Steps,
     announce,
     check_resolution,
     nothing_left_to_do,
     open_held_out_evaluation,
-    open_run_tracker,
+    open_run,
     plan_steps,
     prepare,
     set_aside_other_course,
     set_up_logging,
 )
-from shared.tracking import Tracker
 
 logger = logging.getLogger("flax_trainer")
 
@@ -85,186 +85,174 @@ def train(config: TrainConfig) -> int:
         with all_or_none():
             if is_main:
                 ending.enter_context(held_run_folder(config))
-        exit_code = _train(config, is_main, started, ending)
+        exit_code = _train(config, started, ending)
     wait_for_all("the run is complete")
     return exit_code
 
 
-def _train(config: TrainConfig, is_main: bool, started: float, ending: ExitStack) -> int:
+def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
     """`ending` closes at the end of the run, when its result is saved."""
     with all_or_none():
-        # --- everything that can be wrong before a device is touched -------------------------------------------------
-        prepared = prepare(config, "flax", is_main_process=is_main)
-        output_dir = prepared.output_dir
+        prepared = prepare(config, "flax", is_main_process=is_main_process())
         models, initial = load_base_models(config, prepared.schedule)
-        check_resolution(config, models.configs.vae.scale_factor)
-
-        # --- devices, batches, steps ---------------------------------------------------------------------------------
-        check_joined()
-        use_compilation_cache(config.ccache)
-        engine = make_engine(config)
-        steps = plan_steps(prepared, jax.device_count())
-        if nothing_left_to_do(prepared, steps):
+        run = _plan_run(prepared, models)
+        if nothing_left_to_do(prepared, run.steps):
             return 0
-        profiled = profiled_steps(config, steps.first, steps.last)
-        loader = BatchLoader(
-            prepared.source,
-            config,
-            prepared.tokenize,
-            steps.batch,
-            latent_shape=models.latent_shape(config.resolution),
-            num_train_timesteps=models.schedule.num_train_timesteps,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        held_out = open_held_out_evaluation(
-            prepared, config.train_batch_size * jax.device_count(), models.latent_shape(config.resolution)
-        )
-    check_shared_folder(output_dir)
-    objective = objective_of(config, models)
-    jax.config.update("jax_default_matmul_precision", matmul_precision(config))
+    check_shared_folder(prepared.output_dir)
+    host_state, untrained = _initial_state(run, initial), initial.trained
+    frozen = run.engine.place_frozen(initial.frozen)
+    _begin_run(run, initial)
+    loop = _build_loop(run, untrained, frozen, started, ending)
+    del initial
 
-    # --- state: fresh, or continued ----------------------------------------------------------------------------------
-    fresh = TrainState.create(
-        initial.trained, scales_loss=objective.compute_dtype == jnp.float16, averages=config.use_ema
-    )
-    host_state = (
-        fresh
-        if prepared.resume_from is None
-        else _resumed_state(prepared.resume_from, fresh, steps.record, models.defs.trained_layouts)
-    )
-    frozen = engine.place_frozen(initial.frozen)
-
-    # --- the run -----------------------------------------------------------------------------------------------------
-    if is_main:
-        set_aside_other_course(prepared, steps)
-        write_config(output_dir, without_processes(config))
-    wait_for_all("the folder is as this run needs it")
-    devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
-    announce(
-        "Training a ControlNet with JAX",
-        prepared,
-        steps,
-        devices=f"{devices} ({jax.default_backend()})",
-        parameters=sum(value.size for value in initial.controlnet.values()),
-        precision=str(jnp.dtype(objective.compute_dtype)),
-    )
-    checkpoints = Checkpoints(output_dir, keep=config.checkpoints_total_limit)
-    ending.callback(checkpoints.close)
-    tracker = open_run_tracker(prepared, steps.first) if is_main else Tracker([])
-    ending.callback(tracker.close)
-    validation = Validation(prepared.images, held_out, tracker, output_dir, writes=is_main)
-    evaluator = Evaluator(
-        LossEvaluator(engine, models.defs, objective), _sampler(engine, prepared, models, held_out), frozen
-    )
-    train_step = CompiledAhead(configured_train_step(config, models, engine))
-    profiler = Profiler(config, profiled, steps.last, train_step.text)
-    flops_per_image = in_background(
-        model_flops_per_image,
-        models.defs,
-        objective,
-        *without_values((initial.trained, initial.frozen, loader.blank())),
-    )
-    log = RunLog(
-        tracker,
-        steps.first,
-        steps.last,
-        steps.batch.global_batch_size,
-        steps.epoch_size,
-        config.logging_steps,
-        shows_progress=is_main,
-        started=started,
-        speed_figures=Utilisation(
-            flops_per_image,
-            jax.device_count(),
-            peak_tflops(jax.devices()[0].device_kind, objective.compute_dtype),
-        ),
-    )
-    loop = Loop(
-        config,
-        engine,
-        train_step,
-        frozen,
-        loader,
-        steps.learning_rate,
-        checkpoints,
-        steps.record,
-        validation,
-        evaluator,
-        log,
-        profiler,
-    )
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
-        for resource in (log, loader, profiler, train_step):
+        for resource in (loop.log, loop.loader, loop.profiler, loop.train_step):
             closing.callback(resource.close)
-        validation.measure_untrained(evaluator.at(engine.place_state(initial.trained)), steps.first)
-        state = engine.place_state(host_state)
-        if steps.first < steps.last and engine.compiles_ahead:
-            train_step.compile_for(state, frozen, engine.place_batch(loader.blank()), np.float32(0))
-        del initial, fresh, host_state
-        log.restart_clock()
-        profiler.profile_memory("initial")
-        state = loop.run(state, steps.first, steps.last, interruption)
-        profiler.profile_memory("final")
-        step = int(engine.fetch(state.step))
-    if step < steps.last:
-        reason = "another process" if interruption.requested is None else interruption.requested.name
-        logger.info("Stopped by %s; continue with --resume_from_checkpoint latest", reason)
+        models_in_training = loop.evaluator.models_in_training(run.engine.place_state(untrained))
+        loop.validation.measure_untrained(models_in_training, run.steps.first)
+        state = run.engine.place_state(host_state)
+        if run.steps.first < run.steps.last and run.engine.compiles_ahead:
+            batch = run.engine.place_batch(run.loader.blank())
+            loop.train_step.compile_for(state, frozen, batch, np.float32(0))
+        del untrained, models_in_training, host_state
+        loop.log.restart_clock()
+        loop.profiler.profile_memory("initial")
+        state = loop.run(state, interruption)
+        loop.profiler.profile_memory("final")
+        step = int(run.engine.fetch(state.step))
+    if step < run.steps.last:
+        interruption.say_stopped()
         return interruption.exit_code
-
-    # --- the finished ControlNet and what belongs to it --------------------------------------------------------------
-    result, skipped = engine.fetch(state.result), sum_over_processes(loader.skipped)
-    if is_main:
-        backend_facts = BackendFacts("flax", devices, _PACKAGES, skipped, _peak_device_memory_gib())
-        complete_run(prepared, step, log, validation, backend_facts, started, _result_to_save(config, models, result))
+    _publish(run, loop, state, started)
     return 0
 
 
-def _result_to_save(config: TrainConfig, models: BaseModels, result: HostParams) -> Mapping[str, SaveWeights]:
-    """How to write the ControlNet and, where its decoder was trained, the UNet into a folder, in diffusers' layout."""
-    controlnet, decoder = separated(result)
+@dataclass(frozen=True)
+class _Run:
+    """What is known of a run before anything of it is on a device."""
 
-    def save_controlnet(folder: Path) -> None:
-        FlaxControlNetModel.save_params(folder, models.configs.controlnet, controlnet, models.defs.controlnet.layouts)
+    prepared: Preparation
+    models: BaseModels
+    objective: Objective
+    engine: Engine
+    steps: Steps
+    profiled_steps: range
+    loader: BatchLoader
+    held_out: HeldOutEvaluation | None
 
-    def save_decoder(folder: Path) -> None:
-        save_unet(folder / UNET_FOLDER, config, decoder)
+    @property
+    def config(self) -> TrainConfig:
+        return self.prepared.config
 
-    decoders: dict[str, SaveWeights] = {"the UNet": save_decoder} if decoder else {}
-    return {"the ControlNet": save_controlnet, **decoders}
-
-
-def _resumed_state(
-    checkpoint: Path, fresh: TrainState, record: dict[str, Any], layouts: Mapping[str, str]
-) -> TrainState:
-    """The state of a checkpoint of either backend."""
-    if is_torch_checkpoint(checkpoint):
-        check_resumable(checkpoint, read_torch_record(checkpoint), record)
-        state, _ = read_torch_checkpoint(checkpoint, layouts, fresh)
-        state = state.with_loss_scaler_of(fresh)
-        check_same_arrays(checkpoint, state, fresh)
-        return state
-    checkpoints = Checkpoints(checkpoint.parent, keep=None, read_only=True)
-    step = checkpoint_step(checkpoint)
-    check_resumable(checkpoint, checkpoints.record(step), record)
-    state = checkpoints.restore(step, fresh)
-    checkpoints.close()
-    return state
+    @property
+    def devices(self) -> str:
+        return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
 
 
-def _sampler(
-    engine: Engine, prepared: Preparation, models: BaseModels, held_out: HeldOutEvaluation | None
-) -> ImageSampler | None:
+def _plan_run(prepared: Preparation, models: BaseModels) -> _Run:
+    """The devices, the steps, the batches.
+
+    Raises:
+        UserError: these do not fit the flags, the models or the data.
+    """
+    config, latent_shape = prepared.config, models.latent_shape(prepared.config.resolution)
+    check_resolution(config, models.configs.vae.scale_factor)
+    check_joined()
+    use_compilation_cache(config.ccache)
+    jax.config.update("jax_default_matmul_precision", matmul_precision(config))
+    engine = make_engine(config)
+    steps = plan_steps(prepared, jax.device_count())
+    profiled = profiled_steps(config, steps.first, steps.last)
+    loader = BatchLoader(
+        prepared.source,
+        config,
+        prepared.tokenize,
+        steps.batch,
+        latent_shape=latent_shape,
+        num_train_timesteps=models.schedule.num_train_timesteps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    held_out = open_held_out_evaluation(prepared, config.train_batch_size * jax.device_count(), latent_shape)
+    return _Run(prepared, models, Objective.create(config, models), engine, steps, profiled, loader, held_out)
+
+
+def _initial_state(run: _Run, initial: InitialParams) -> TrainState:
+    """Fresh, or that of the checkpoint to resume; numpy."""
+    scales_loss = run.objective.compute_dtype == jnp.float16
+    fresh = TrainState.create(initial.trained, scales_loss=scales_loss, averages=run.config.use_ema)
+    if run.prepared.resume_from is None:
+        return fresh
+    return restore(run.prepared.resume_from, fresh, run.steps.record, run.models.defs.trained_layouts)
+
+
+def _begin_run(run: _Run, initial: InitialParams) -> None:
+    """Make the run's folder its own, and say what is about to happen."""
+    if is_main_process():
+        set_aside_other_course(run.prepared, run.steps)
+        write_config(run.prepared.output_dir, without_processes(run.config))
+    wait_for_all("the folder is as this run needs it")
+    announce(
+        "Training a ControlNet with JAX",
+        run.prepared,
+        run.steps,
+        devices=f"{run.devices} ({jax.default_backend()})",
+        parameters=sum(value.size for value in initial.controlnet.values()),
+        precision=str(jnp.dtype(run.objective.compute_dtype)),
+    )
+
+
+def _build_loop(run: _Run, trained: HostParams, frozen: FrozenParams, started: float, ending: ExitStack) -> Loop:
+    """Open the run's folder, and make what the loop uses. Only the shapes of `trained` count."""
+    config, engine = run.config, run.engine
+    checkpoints = Checkpoints(run.prepared.output_dir, keep=config.checkpoints_total_limit)
+    ending.callback(checkpoints.close)
+    validation, log = open_run(
+        run.prepared,
+        run.steps,
+        run.held_out,
+        is_main=is_main_process(),
+        started=started,
+        speed_figures=_utilisation(run, trained, frozen),
+    )
+    ending.callback(validation.tracker.close)
+    train_step = CompiledAhead(compile_train_step(config, run.models, engine))
+    losses = engine.compile_for_rows(make_evaluation_step(run.models.defs, run.objective, engine.gather_params))
+    return Loop(
+        steps=run.steps,
+        engine=engine,
+        train_step=train_step,
+        frozen=frozen,
+        loader=run.loader,
+        checkpoints=checkpoints,
+        validation=validation,
+        evaluator=Evaluator(losses, _sampler(run), frozen),
+        log=log,
+        profiler=Profiler(config, run.profiled_steps, run.steps.last, train_step.text),
+    )
+
+
+def _utilisation(run: _Run, trained: HostParams, frozen: FrozenParams) -> Utilisation:
+    """The model's FLOPs are counted in the background, which takes seconds for a full-size model."""
+    shapes = shape_dtype_structs((trained, frozen, run.loader.blank()))
+    flops_per_image = in_background(model_flops_per_image, run.models.defs, run.objective, *shapes)
+    peak = peak_tflops(jax.devices()[0].device_kind, run.objective.compute_dtype)
+    return Utilisation(flops_per_image, jax.device_count(), peak)
+
+
+def _sampler(run: _Run) -> ImageSampler | None:
     """For as many images at once as are ever asked for; None for a run that makes none."""
-    most = most_images_at_once(prepared.images, held_out)
+    most = most_images_at_once(run.prepared.images, run.held_out)
     if most == 0:
         return None
-    per_device = min(prepared.config.train_batch_size, -(-most // jax.device_count()))
-    return ImageSampler(engine, models, prepared.tokenize, prepared.config, images_per_device=per_device)
+    per_device = min(run.config.train_batch_size, -(-most // jax.device_count()))
+    return ImageSampler(run.engine, run.models, run.prepared.tokenize, run.config, images_per_device=per_device)
 
 
-def _peak_device_memory_gib() -> float | None:
-    """Of the fullest local device."""
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-    counted = [peak for peak in peaks if peak is not None]
-    return max(counted) / 2**30 if counted else None
+def _publish(run: _Run, loop: Loop, state: TrainState, started: float) -> None:
+    """The finished ControlNet and what belongs to it."""
+    result, skipped = run.engine.fetch(state.result), sum_over_processes(run.loader.skipped)
+    if is_main_process():
+        facts = BackendFacts("flax", run.devices, _PACKAGES, skipped, peak_device_memory_gib())
+        weights = result_to_save(run.config, run.models, result)
+        complete_run(run.prepared, run.steps.last, loop.log, loop.validation, facts, started, weights)

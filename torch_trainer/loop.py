@@ -3,39 +3,35 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from accelerate import Accelerator
 
-from shared.config import TrainConfig
-from shared.config.learning_rate import LearningRateSchedule
+from shared.checkpoints.policy import last_save_may_fail
 from shared.data.batches import Batch, BatchLoader
 from shared.evaluation.validation import ModelsInTraining, Validation
 from shared.run.interruption import Interruption
 from shared.run.log import NonFiniteError, RunLog, StepFigures
-from shared.tracking.sparing import result_comes_first
+from shared.run.setup import Steps
 from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints
 from torch_trainer.distributed.accelerator import any_process
 from torch_trainer.training.step import TrainStep
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loop:
-    """Everything the loop uses. `record` goes into every checkpoint."""
+    """Everything the loop uses."""
 
-    config: TrainConfig
+    steps: Steps
     accelerator: Accelerator
     train_step: TrainStep
     loader: BatchLoader
-    learning_rate: LearningRateSchedule
     checkpoints: Checkpoints
-    record: dict[str, Any]
     validation: Validation
     models: ModelsInTraining
     log: RunLog
 
-    def run(self, first_step: int, last_step: int, interruption: Interruption) -> int:
-        """Steps `first_step` … `last_step - 1`; ends early, with a checkpoint, when any process is interrupted.
+    def run(self, interruption: Interruption) -> int:
+        """The steps of the run; ends early, with a checkpoint, when any process is interrupted.
 
         Returns the number of steps that are done.
 
@@ -43,37 +39,36 @@ class Loop:
             NonFiniteError: after saving the last good state.
             UserError: from the data, after saving the state that it stopped at.
         """
-        if first_step == last_step:  # interrupted after the last step, before its validation
-            self.validation.measure_again(self.models, last_step)
-            self.validation.draw(self.models, last_step)
-        batches = self.loader.iterate(first_step)
-        for finished in range(first_step + 1, last_step + 1):
-            figures = self._step(batches, finished)
-            last = finished == last_step
+        first, last = self.steps.first, self.steps.last
+        if first == last:  # interrupted after the last step, before its validation
+            self.validation.measure_again(self.models, last)
+            self.validation.draw(self.models, last)
+        batches = self.loader.iterate(first)
+        for step in range(first + 1, last + 1):
+            figures = self._step(batches, step)
             interrupted = any_process(self.accelerator, interruption.requested is not None)
-            save = finished % self.config.checkpointing_steps == 0 or interrupted
-            validate = last or (finished % self.config.validation_steps == 0 and not interrupted)
+            due = self.steps.due(step, interrupted=interrupted)
             # Before saving: a step that a killed run's checkpoint contains is then also in its log.
-            self.log.add(figures, self.validation.measure(self.models, finished) if validate else None)
-            if save:
-                with result_comes_first(last):
-                    self.checkpoints.save(finished, self.record)
-            if validate:
-                self.validation.draw(self.models, finished)
-            if save or validate:
+            self.log.add(figures, self.validation.measure(self.models, step) if due.validate else None)
+            if due.save:
+                with last_save_may_fail(step == last):
+                    self.checkpoints.save(step, self.steps.record)
+            if due.validate:
+                self.validation.draw(self.models, step)
+            if due.save or due.validate:
                 self.log.restart_clock()
-            if interrupted and not last:
-                return finished
-        return last_step
+            if due.stop:
+                return step
+        return last
 
-    def _step(self, batches: Iterator[tuple[int, Batch]], finished: int) -> StepFigures:
+    def _step(self, batches: Iterator[tuple[int, Batch]], step: int) -> StepFigures:
         waiting_since = time.perf_counter()
-        batch = self._next_batch(batches, finished - 1)
+        batch = self._next_batch(batches, step - 1)
         data_wait = time.perf_counter() - waiting_since
-        learning_rate = self.learning_rate(finished - 1)
+        learning_rate = self.steps.learning_rate(step - 1)
         loss, grad_norm = self.train_step(batch, learning_rate)
         figures = StepFigures(
-            finished,
+            step,
             loss,
             grad_norm,
             learning_rate,
@@ -84,7 +79,7 @@ class Loop:
         try:
             figures.check()
         except NonFiniteError:
-            self._save(finished - 1)
+            self._save_before_error(step - 1)
             raise
         return figures
 
@@ -94,10 +89,10 @@ class Loop:
         except ValueError:
             # Saving is a common act, and the other processes are in the middle of their step.
             if self.accelerator.num_processes == 1:
-                self._save(done)
+                self._save_before_error(done)
             raise
 
-    def _save(self, done: int) -> None:
-        """Save before an error ends the run; a state without a step would hold nothing that the base model does not."""
+    def _save_before_error(self, done: int) -> None:
+        """A state without a step would hold nothing that the base model does not."""
         if done > 0:
-            self.checkpoints.save(done, self.record)
+            self.checkpoints.save(done, self.steps.record)

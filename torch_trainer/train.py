@@ -4,6 +4,8 @@ import dataclasses
 import logging
 import time
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,33 +17,35 @@ from transformers.utils import logging as transformers_logging
 from shared.checkpoints.policy import check_resumable
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
-from shared.diffusion.samplers import unipc_plan
-from shared.evaluation.validation import Validation, most_images_at_once
+from shared.diffusion.samplers import validation_plan
+from shared.evaluation.held_out import HeldOutEvaluation
+from shared.evaluation.validation import most_images_at_once
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
-from shared.run.log import RunLog
 from shared.run.result import BackendFacts, complete_run
 from shared.run.setup import (
     Preparation,
+    Steps,
     announce,
     check_resolution,
     nothing_left_to_do,
     open_held_out_evaluation,
-    open_run_tracker,
+    open_run,
     plan_steps,
     prepare,
     set_aside_other_course,
     set_up_logging,
 )
-from shared.tracking import Tracker
 from torch_trainer.base_models import BaseModels, load_base_models
 from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints, checkpoint_record_of, result_to_save
 from torch_trainer.distributed.accelerator import COMPUTE_DTYPES, make_accelerator, peak_device_memory_gib
 from torch_trainer.distributed.placement import place
+from torch_trainer.distributed.trainable_state import TrainableState
 from torch_trainer.evaluation.evaluator import Evaluator
-from torch_trainer.evaluation.image_sampler import NUM_INFERENCE_STEPS, ImageSampler
+from torch_trainer.evaluation.image_sampler import ImageSampler
 from torch_trainer.loop import Loop
 from torch_trainer.training.step import Objective, TrainStep
+from torch_trainer.training.weight_average import WeightAverage
 
 logger = logging.getLogger("torch_trainer")
 
@@ -80,11 +84,7 @@ def train(config: TrainConfig) -> int:
 
 def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending: ExitStack) -> int:
     """`ending` closes at the end of the run, when its result is saved."""
-    is_main = accelerator.is_main_process
-
-    # --- everything that can be wrong before work starts -------------------------------------------------------------
-    prepared = prepare(config, "torch", is_main_process=is_main)
-    output_dir = prepared.output_dir
+    prepared = prepare(config, "torch", is_main_process=accelerator.is_main_process)
     steps = plan_steps(prepared, accelerator.num_processes)
     if nothing_left_to_do(prepared, steps):
         return 0
@@ -92,10 +92,52 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
         check_resumable(prepared.resume_from, checkpoint_record_of(prepared.resume_from), steps.record)
     models = load_base_models(config, COMPUTE_DTYPES[accelerator.mixed_precision])
     check_resolution(config, models.vae_scale_factor)
-    latent_shape = models.latent_shape(config.resolution)
+    parameters = sum(param.numel() for param in models.controlnet.parameters())  # FSDP divides them
+    run = _place_run(prepared, steps, accelerator, models)
+    _begin_run(run, parameters)
+    loop = _build_loop(run, started, ending)
 
-    # --- models, optimizer and batches on the device -----------------------------------------------------------------
-    parameters = sum(param.numel() for param in models.controlnet.parameters())
+    with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
+        for resource in (loop.log, loop.loader):
+            closing.callback(resource.close)
+        loop.validation.measure_untrained(loop.models, steps.first)
+        if prepared.resume_from is not None:
+            loop.checkpoints.restore(prepared.resume_from)
+        loop.log.restart_clock()
+        step = loop.run(interruption)
+    if step < steps.last:
+        interruption.say_stopped()
+        return interruption.exit_code
+    _publish(run, loop, started)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run whose models, optimizer and batches are on their devices."""
+
+    prepared: Preparation
+    steps: Steps
+    accelerator: Accelerator
+    models: BaseModels
+    objective: Objective
+    optimizer: Any
+    state: TrainableState
+    average: WeightAverage | None
+    loader: BatchLoader
+    held_out: HeldOutEvaluation | None
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.prepared.config
+
+    @property
+    def devices(self) -> str:
+        return f"{self.accelerator.num_processes} × {_device_name(self.accelerator.device)}"
+
+
+def _place_run(prepared: Preparation, steps: Steps, accelerator: Accelerator, models: BaseModels) -> _Run:
+    config, latent_shape = prepared.config, models.latent_shape(prepared.config.resolution)
     optimizer, state, average = place(config, accelerator, models)
     objective = Objective.create(prepared.schedule, config.snr_gamma, accelerator.device)
     loader = BatchLoader(
@@ -109,72 +151,56 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
         process_count=accelerator.num_processes,
     )
     held_out = open_held_out_evaluation(prepared, config.train_batch_size * accelerator.num_processes, latent_shape)
-    sampler = _sampler(prepared, accelerator, models, most_images_at_once(prepared.images, held_out))
-    evaluator = Evaluator(accelerator, models, objective, sampler, average)
+    return _Run(prepared, steps, accelerator, models, objective, optimizer, state, average, loader, held_out)
 
-    # --- the run -----------------------------------------------------------------------------------------------------
-    devices = f"{accelerator.num_processes} × {_device_name(accelerator.device)}"
+
+def _begin_run(run: _Run, parameters: int) -> None:
+    """Say what is about to happen, and make the run's folder its own."""
     announce(
         "Training a ControlNet with PyTorch",
-        prepared,
-        steps,
-        devices=f"{devices} ({accelerator.distributed_type.value})",
+        run.prepared,
+        run.steps,
+        devices=f"{run.devices} ({run.accelerator.distributed_type.value})",
         parameters=parameters,
-        precision=str(models.dtype).removeprefix("torch."),
+        precision=str(run.models.dtype).removeprefix("torch."),
     )
-    if is_main:
-        set_aside_other_course(prepared, steps)
-        write_config(output_dir, config)
-    tracker = open_run_tracker(prepared, steps.first) if is_main else Tracker([])
-    ending.callback(tracker.close)
-    checkpoints = Checkpoints(accelerator, models.controlnet, state, output_dir, config.checkpoints_total_limit)
-    validation = Validation(prepared.images, held_out, tracker, output_dir, writes=is_main)
-    log = RunLog(
-        tracker,
-        steps.first,
-        steps.last,
-        steps.batch.global_batch_size,
-        steps.epoch_size,
-        config.logging_steps,
-        shows_progress=is_main,
-        started=started,
-    )
-    train_step = TrainStep(accelerator, models, objective, optimizer, config, average)
-    models_in_training = evaluator.models_in_training()
-    loop = Loop(
-        config,
-        accelerator,
-        train_step,
-        loader,
-        steps.learning_rate,
-        checkpoints,
-        steps.record,
-        validation,
-        models_in_training,
-        log,
-    )
-    with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
-        for resource in (log, loader):
-            closing.callback(resource.close)
-        validation.measure_untrained(models_in_training, steps.first)
-        if prepared.resume_from is not None:
-            checkpoints.restore(prepared.resume_from)
-        log.restart_clock()
-        step = loop.run(steps.first, steps.last, interruption)
-    if step < steps.last:
-        reason = "another process" if interruption.requested is None else interruption.requested.name
-        logger.info("Stopped by %s; continue with --resume_from_checkpoint latest", reason)
-        return interruption.exit_code
+    if run.accelerator.is_main_process:
+        set_aside_other_course(run.prepared, run.steps)
+        write_config(run.prepared.output_dir, run.config)
 
-    # --- the finished ControlNet and what belongs to it --------------------------------------------------------------
-    with nullcontext() if average is None else average.in_place():
-        params = state.params()
-    skipped = accelerator.reduce(torch.tensor(loader.skipped, device=accelerator.device), reduction="sum").item()
-    if is_main:
-        weights = result_to_save(config, accelerator.unwrap_model(models.controlnet), params)
-        backend_facts = BackendFacts("torch", devices, _PACKAGES, int(skipped), peak_device_memory_gib())
-        complete_run(prepared, step, log, validation, backend_facts, started, weights)
-    return 0
+
+def _build_loop(run: _Run, started: float, ending: ExitStack) -> Loop:
+    """Open the run's folder, and make what the loop uses."""
+    config, accelerator = run.config, run.accelerator
+    validation, log = open_run(
+        run.prepared, run.steps, run.held_out, is_main=accelerator.is_main_process, started=started
+    )
+    ending.callback(validation.tracker.close)
+    evaluator = Evaluator(accelerator, run.models, run.objective, _sampler(run), run.average)
+    return Loop(
+        steps=run.steps,
+        accelerator=accelerator,
+        train_step=TrainStep(accelerator, run.models, run.objective, run.optimizer, config, run.average),
+        loader=run.loader,
+        checkpoints=Checkpoints(
+            accelerator, run.models.controlnet, run.state, run.prepared.output_dir, config.checkpoints_total_limit
+        ),
+        validation=validation,
+        models=evaluator.models_in_training(),
+        log=log,
+    )
+
+
+def _publish(run: _Run, loop: Loop, started: float) -> None:
+    """The finished ControlNet and what belongs to it."""
+    accelerator = run.accelerator
+    with nullcontext() if run.average is None else run.average.in_place():
+        params = run.state.params()
+    skipped = accelerator.reduce(torch.tensor(run.loader.skipped, device=accelerator.device), reduction="sum").item()
+    if accelerator.is_main_process:
+        facts = BackendFacts("torch", run.devices, _PACKAGES, int(skipped), peak_device_memory_gib())
+        weights = result_to_save(run.config, accelerator.unwrap_model(run.models.controlnet), params)
+        complete_run(run.prepared, run.steps.last, loop.log, loop.validation, facts, started, weights)
 
 
 def _resolved(config: TrainConfig, accelerator: Accelerator) -> TrainConfig:
@@ -183,17 +209,17 @@ def _resolved(config: TrainConfig, accelerator: Accelerator) -> TrainConfig:
     return broadcast_object_list([config])[0] if accelerator.num_processes > 1 else config
 
 
-def _sampler(prepared: Preparation, accelerator: Accelerator, models: BaseModels, most_images: int) -> ImageSampler:
-    config = prepared.config
+def _sampler(run: _Run) -> ImageSampler:
+    most_images = most_images_at_once(run.prepared.images, run.held_out)
     return ImageSampler(
-        models,
-        unipc_plan(prepared.schedule, NUM_INFERENCE_STEPS),
-        prepared.tokenize,
-        accelerator.device,
-        resolution=config.resolution,
-        seed=config.seed,
-        guidance_scale=config.guidance_scale,
-        images_at_once=min(config.train_batch_size, max(1, -(-most_images // accelerator.num_processes))),
+        run.models,
+        validation_plan(run.prepared.schedule),
+        run.prepared.tokenize,
+        run.accelerator.device,
+        resolution=run.config.resolution,
+        seed=run.config.seed,
+        guidance_scale=run.config.guidance_scale,
+        images_at_once=min(run.config.train_batch_size, max(1, -(-most_images // run.accelerator.num_processes))),
     )
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from flax_trainer.compile_report.text import does_not_fit_text, notes, report_te
 from flax_trainer.random_model import ARCHITECTURES
 from shared.config import TrainConfig, validate
 from shared.config.command_line import read_beside_own_flags
-from shared.config.flags import flags_in_group, flags_of
+from shared.config.flags import flag, flags_of
+from shared.config.options import FLAGS
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.source import base_source
 from shared.outgoing.atomic_files import write_text_atomically
@@ -37,15 +39,11 @@ from shared.outgoing.redaction import described
 from shared.run.setup import check_resolution
 from shared.untrusted import shown
 
-_MODELS = (
-    "pretrained_model_name_or_path",
-    "controlnet_model_name_or_path",
-    "pretrained_vae_model_name_or_path",
-)
-_DATA = ("dataset_name", "train_data_dir", "train_shards", "generated_circles")
+_MODELS = [name for name, declared in FLAGS.items() if declared.names == "weights"]
+_DATA = [name for name, declared in FLAGS.items() if declared.names == "data"]
 
 
-_own = flags_in_group("compile_report")
+_own = partial(flag, "compile_report")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax_trainer.configured_step import configured_train_step, matmul_precision, objective_of
 
-from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, ModelConfigs, define_models
+from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, FrozenParams, ModelConfigs, define_models
+from flax_trainer.compilation import matmul_precision
 from flax_trainer.compile_report.costs import Costs, costs_of
 from flax_trainer.compile_report.hlo import parse_program
 from flax_trainer.compile_report.kernels import kernel_flops
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.compile_report.topology_engines import engine_on
+from flax_trainer.distributed.engine import compile_train_step
 from flax_trainer.models import (
     FlaxAutoencoderKL,
     FlaxCLIPTextModel,
@@ -28,7 +29,7 @@ from flax_trainer.models import (
 from flax_trainer.models.params import split
 from flax_trainer.profiling.model_flops import flops_of, model_flops_per_image
 from flax_trainer.training.state import TrainState
-from flax_trainer.training.step import FrozenParams
+from flax_trainer.training.step import Objective
 from shared.config import TrainConfig
 from shared.config.options import FLAGS, SECRETS
 from shared.config.public import public_config
@@ -148,7 +149,7 @@ def compile_report(
     engine = engine_on(config, devices)
     models = define_models(config, configs, schedule, devices[0])
     state, frozen, batch = _shapes(config, models, target, from_cache)
-    step = configured_train_step(config, models, engine)
+    step = compile_train_step(config, models, engine)
     arguments = (*engine.shapes(state, frozen, batch), np.float32(0))
     traced = jax.make_jaxpr(step)(*arguments)
 
@@ -174,7 +175,7 @@ def compile_report(
         costs,
         flops_of(traced.jaxpr) / target.chips,
         analysis["bytes accessed"] + costs.bytes_not_counted,
-        model_flops_per_image(models.defs, objective_of(config, models), state.params, frozen, batch),
+        model_flops_per_image(models.defs, Objective.create(config, models), state.params, frozen, batch),
         compile_seconds,
     )
 

@@ -12,11 +12,13 @@ from typing import Any, Protocol, TypeVar
 import jax
 import numpy as np
 
+from flax_trainer.base_models import BaseModels, FrozenParams
 from flax_trainer.distributed.mesh import MeshEngine
 from flax_trainer.distributed.pmap import PmapEngine
 from flax_trainer.models.params import Params
+from flax_trainer.training.optimizer import AdamWSettings
 from flax_trainer.training.state import TrainState
-from flax_trainer.training.step import FrozenParams, ModelDefs, TrainStep
+from flax_trainer.training.step import Objective, TrainStep, make_train_step
 from shared.config import TrainConfig
 
 Tree = TypeVar("Tree")
@@ -24,16 +26,6 @@ RowsFunction = Callable[[Params, FrozenParams, Any], jax.Array]
 """(ControlNet, frozen models, tree of arrays [B, ...]) → array [B, ...], every row by itself."""
 RowsOnHost = Callable[[Params, FrozenParams, Any], np.ndarray]
 """The same from numpy arrays [R, ...], equal in all processes, to numpy [R, ...]; R is a multiple of the devices."""
-
-
-class CompiledStep(Protocol):
-    """A train step whose state is donated; `lower` is that of `jax.jit`, for compiling ahead of time."""
-
-    def __call__(
-        self, state: TrainState, frozen: FrozenParams, batch: dict[str, jax.Array], learning_rate: Any, /
-    ) -> tuple[TrainState, dict[str, jax.Array]]: ...
-
-    def lower(self, *args: Any) -> jax.stages.Lowered: ...
 
 
 class Engine(Protocol):
@@ -49,8 +41,11 @@ class Engine(Protocol):
         """Whether the step, once `lower(…).compile()` has compiled it, takes arrays as they are placed."""
         ...
 
-    def adapt(self, defs: ModelDefs) -> ModelDefs:
-        """The models as this engine's functions are to use them."""
+    def gather_params(self, params: Params, dtype: jax.typing.DTypeLike) -> Params:
+        """For use inside compiled functions: trained parameters, as this engine places them, whole and in this dtype.
+
+        Of their gradients, each device gets what it keeps.
+        """
         ...
 
     def place_state(self, tree: Any) -> Any:
@@ -65,8 +60,11 @@ class Engine(Protocol):
         """Split this process's part [A, H, ...] of a step's batch between its devices. Returns before copies end."""
         ...
 
-    def compile_train_step(self, step: TrainStep) -> CompiledStep:
-        """The step on placed arguments; the learning rate is a float32 scalar. Its metrics are for `fetch`."""
+    def compile_train_step(self, step: TrainStep) -> jax.stages.Wrapped:
+        """The step on placed arguments, whose state is donated; the learning rate is a float32 scalar.
+
+        Its metrics are for `fetch`.
+        """
         ...
 
     def compile_for_rows(self, function: RowsFunction) -> RowsOnHost:
@@ -91,3 +89,25 @@ def make_engine(config: TrainConfig) -> Engine:
     if config.parallelism == "mesh":
         return MeshEngine.over(jax.devices(), config.fsdp_devices)
     return PmapEngine()
+
+
+def compile_train_step(config: TrainConfig, models: BaseModels, engine: Engine) -> jax.stages.Wrapped:
+    """The training step that a configuration asks for: what `train_flax.py` runs and `compile_report` compiles.
+
+    It compiles when it is first called or lowered.
+    """
+    step = make_train_step(
+        models.defs,
+        Objective.create(config, models),
+        AdamWSettings.from_config(config),
+        gather_params=engine.gather_params,
+        axis_name=engine.axis_name,
+    )
+    return engine.compile_train_step(step)
+
+
+def peak_device_memory_gib() -> float | None:
+    """Of the fullest local device; None where devices keep no count."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    counted = [peak for peak in peaks if peak is not None]
+    return max(counted) / 2**30 if counted else None

@@ -10,7 +10,7 @@ Axes: A accumulation slices, R rows over all devices, H rows of this process.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstr
 
 from flax_trainer.models.params import Params
 from flax_trainer.training.state import TrainState
-from flax_trainer.training.step import ModelDefs, TrainStep
+from flax_trainer.training.step import TrainStep
 from shared.user_errors import UserError
 
 DATA, FSDP = "data", "fsdp"
@@ -72,8 +72,21 @@ class MeshEngine:
         grid = np.array(in_order).reshape(count // fsdp_devices, fsdp_devices)
         return cls(Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto)))
 
-    def adapt(self, defs: ModelDefs) -> ModelDefs:
-        return replace(defs, cast=self._gathered)
+    def gather_params(self, params: Params, dtype: jax.typing.DTypeLike) -> Params:
+        """Cast, then whole on every device; of the gradients, each device keeps its share.
+
+        XLA adds gradients up over the devices where they arise, so in the dtype of the computation.
+        """
+
+        def whole(array: jax.Array) -> jax.Array:
+            return self._constrained(array.astype(dtype), WHOLE)
+
+        def divided(gradient: jax.Array) -> jax.Array:
+            return self._constrained(gradient.astype(jnp.float32), self._spec(gradient))
+
+        gather = jax.custom_vjp(whole)
+        gather.defvjp(lambda array: (whole(array), None), lambda _, gradient: (divided(gradient),))
+        return {name: gather(array) for name, array in params.items()}
 
     def place_state(self, tree: Tree) -> Tree:
         return jax.tree.map(lambda array: self._place(np.asarray(array), self._spec(array)), tree)
@@ -118,22 +131,6 @@ class MeshEngine:
     def to_save(self, state: TrainState) -> TrainState:
         """As it lies: every process saves what its devices hold."""
         return state
-
-    def _gathered(self, params: Params, dtype: jax.typing.DTypeLike) -> Params:
-        """Cast, then whole on every device; of the gradients, each device keeps its share.
-
-        XLA adds gradients up over the devices where they arise, so in the dtype of the computation.
-        """
-
-        def whole(array: jax.Array) -> jax.Array:
-            return self._constrained(array.astype(dtype), WHOLE)
-
-        def divided(gradient: jax.Array) -> jax.Array:
-            return self._constrained(gradient.astype(jnp.float32), self._spec(gradient))
-
-        gather = jax.custom_vjp(whole)
-        gather.defvjp(lambda array: (whole(array), None), lambda _, gradient: (divided(gradient),))
-        return {name: gather(array) for name, array in params.items()}
 
     def _fetch(self, array: jax.Array) -> np.ndarray:
         if not (array.is_fully_addressable or array.is_fully_replicated):

@@ -13,15 +13,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flax_trainer.models.params import Params, cast
 from flax_trainer.training.state import TrainState
-from flax_trainer.training.step import ModelDefs, TrainStep
+from flax_trainer.training.step import TrainStep
 
 AXIS = "batch"
 Tree = TypeVar("Tree")
 
 
 class PmapEngine:
-    """See `flax_trainer.distributed.engine.Engine`. Placed arrays have a leading axis N."""
+    """See `engine.Engine`. Placed arrays have a leading axis N."""
 
     axis_name = AXIS
 
@@ -34,8 +35,8 @@ class PmapEngine:
         """A compiled program wants arrays that span all processes, and only pmap itself makes them of local ones."""
         return jax.process_count() == 1
 
-    def adapt(self, defs: ModelDefs) -> ModelDefs:
-        return defs
+    def gather_params(self, params: Params, dtype: jax.typing.DTypeLike) -> Params:
+        return cast(params, dtype)
 
     def place_state(self, tree: Tree) -> Tree:
         """A copy of every array on every local device."""

@@ -37,7 +37,7 @@ _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attribu
 _SECONDS_FOR_METADATA = 5
 _LARGEST_METADATA = 2**20  # bytes; the longest attribute lists the hosts of a pod, some 60 bytes each
 _SECONDS_FOR_SHUTDOWN = 60
-_OF_ONE_START = ("coordinator_address", "num_processes", "process_id", "local_rank")
+_OF_ONE_START = [name for name, flag in FLAGS.items() if flag.of_one_start]
 
 
 # --- finding each other ----------------------------------------------------------------------------------------------

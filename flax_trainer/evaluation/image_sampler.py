@@ -10,16 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_trainer.base_models import BaseModels
+from flax_trainer.base_models import BaseModels, FrozenParams, Prompt
 from flax_trainer.distributed.engine import Engine
-from flax_trainer.evaluation.sampling import Prompt, SamplingDefs, SamplingParams, sample_images
+from flax_trainer.evaluation.sampling import decode_latents, sample_latents
 from flax_trainer.models.params import Params
-from flax_trainer.training.step import FrozenParams, ModelDefs, computing_params, normalise_condition
+from flax_trainer.training.step import ComputeParams, GatherParams, normalise_condition
 from shared.config import TrainConfig
 from shared.data.tokenization import Tokenize
-from shared.diffusion.samplers import SamplerPlan, initial_latents, unipc_plan
-
-NUM_INFERENCE_STEPS = 20  # of UniPC, as diffusers' train_controlnet.py validates
+from shared.diffusion.samplers import SamplerPlan, initial_latents, validation_plan
 
 
 class _Rows(NamedTuple):
@@ -41,9 +39,9 @@ class ImageSampler:
         self._latent_shape = models.latent_shape(config.resolution)
         self._seed = config.seed
         self._rows = images_per_device * jax.device_count()
-        plan = unipc_plan(models.schedule, NUM_INFERENCE_STEPS)
+        plan = validation_plan(models.schedule)
         self._sample = engine.compile_for_rows(
-            partial(_sample, engine.adapt(models.defs), plan, models.configs.vae.scaling_factor, config.guidance_scale)
+            partial(_sample, models, plan, config.guidance_scale, engine.gather_params)
         )
 
     def __call__(
@@ -72,26 +70,26 @@ class ImageSampler:
 
 
 def _sample(
-    defs: ModelDefs,
+    models: BaseModels,
     plan: SamplerPlan,
-    scaling_factor: float,
     guidance_scale: float,
-    params: Params,
+    gather_params: GatherParams,
+    trained: Params,
     frozen: FrozenParams,
     rows: _Rows,
 ) -> jax.Array:
     """uint8 images [B,H,W,C]."""
-    encode = defs.text_encoder.bind(frozen.text_encoder)
+    encode = models.defs.text_encoder.bind(frozen.text_encoder)
     dtype = next(iter(frozen.unet.values())).dtype
-    controlnet_params, unet_params = computing_params(defs, params, frozen.unet, dtype)
-    images_BHWC = sample_images(
-        SamplingDefs(defs.unet, defs.controlnet, defs.vae, scaling_factor),
+    latents_BHWC = sample_latents(
+        models.defs,
         plan,
-        SamplingParams(unet_params, controlnet_params, frozen.vae),
+        ComputeParams.of(trained, frozen.unet, dtype, gather_params),
         Prompt(encode(rows.prompt_ids_BL)[0]),
         Prompt(encode(rows.negative_ids_BL)[0]),
         normalise_condition(rows.condition_BHWC),
         rows.latents_BHWC,
         guidance_scale=guidance_scale,
     )
+    images_BHWC = decode_latents(models.defs, frozen.vae, latents_BHWC, models.configs.vae.scaling_factor)
     return jnp.round(images_BHWC * 255).astype(jnp.uint8)

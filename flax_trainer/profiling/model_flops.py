@@ -17,11 +17,11 @@ from flax import nnx
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.interpreters import partial_eval
 
-from flax_trainer.evaluation.sampling import Prompt
+from flax_trainer.base_models import FrozenParams, ModelDefs, Prompt
 from flax_trainer.models.layers.basic import AttentionLayer, Conv
 from flax_trainer.models.layers.gradient_checkpointing import CheckpointedModule
 from flax_trainer.models.params import ModelDef
-from flax_trainer.training.step import FrozenParams, ModelDefs, Objective, encode_batch, per_sample_losses
+from flax_trainer.training.step import ComputeParams, Objective, encode_batch, per_sample_losses
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -45,7 +45,8 @@ def model_flops_per_image(
     latents, prompt = jax.eval_shape(partial(encode_batch, defs, objective=objective), frozen, image)
 
     def loss(params: Any, unet: Any, latents: jax.Array, prompt: Prompt, image: dict[str, jax.Array]) -> jax.Array:
-        return per_sample_losses(params, unet, latents, prompt, image, defs, objective)[0]
+        compute_params = ComputeParams.of(params, unet, objective.compute_dtype)
+        return per_sample_losses(defs, compute_params, latents, prompt, image, objective)[0]
 
     return flops_of(jax.make_jaxpr(jax.grad(loss))(params, frozen.unet, latents, prompt, image).jaxpr)
 

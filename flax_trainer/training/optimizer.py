@@ -10,6 +10,7 @@ import optax
 
 from flax_trainer.models.params import Params
 from flax_trainer.training.state import TrainState
+from shared.config import TrainConfig
 
 Scalar = jax.Array | np.generic
 
@@ -23,6 +24,17 @@ class AdamWSettings:
     epsilon: float
     weight_decay: float
     max_grad_norm: float
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> "AdamWSettings":
+        """What the flags say."""
+        return cls(
+            beta1=config.adam_beta1,
+            beta2=config.adam_beta2,
+            epsilon=config.adam_epsilon,
+            weight_decay=config.adam_weight_decay,
+            max_grad_norm=config.max_grad_norm,
+        )
 
 
 def adamw_update(

@@ -1,68 +1,35 @@
 """The training step, as pure functions of the state, the frozen models and a batch.
 
-Axes: A accumulation slices, B batch, H W latent height and width, C channels, L tokens, D features, P pooled features.
-The batch is the contract of `shared.data.batches`: everything random in it is already drawn, so a step draws nothing.
+Axes: A microbatches (gradient accumulation), B batch, H W latent height and width, C channels, L tokens, D features,
+P pooled features. The batch is the contract of `shared.data.batches`: everything random in it is already drawn, so a
+step draws nothing.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flax_trainer.evaluation.sampling import Prompt
-from flax_trainer.models import (
-    FlaxAutoencoderKL,
-    FlaxCLIPTextModel,
-    FlaxCLIPTextModelWithProjection,
-    FlaxControlNetModel,
-    FlaxUNet2DConditionModel,
-)
-from flax_trainer.models.params import ModelDef, Params, cast
+from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, FrozenParams, ModelDefs, Prompt
+from flax_trainer.models.params import Params, cast
 from flax_trainer.training.loss_scaling import unscaled_gradients
 from flax_trainer.training.optimizer import AdamWSettings, Scalar, adamw_update, kept_if
 from flax_trainer.training.state import TrainState
+from shared.config import TrainConfig
+from shared.diffusion.loss_weighting import loss_weights
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
-from shared.models.trained_parts import is_decoder, prefixed, separated
+from shared.models.trained_parts import separated
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, "FrozenParams", Batch, Scalar], tuple[TrainState, Metrics]]
-
-
-class FrozenParams(NamedTuple):
-    """Parameters that are used and not trained, in the compute dtype; numpy until they are placed.
-
-    With `--sd_unlocked`, `unet` lacks the decoder, which is trained.
-    """
-
-    unet: dict[str, Any]
-    vae: dict[str, Any]
-    text_encoder: dict[str, Any]
-    text_encoder_2: dict[str, Any] = {}  # noqa: RUF012 (nothing writes to it); SDXL's
-
-
-@dataclass(frozen=True)
-class ModelDefs:
-    """The structures of the models of a run."""
-
-    controlnet: ModelDef[FlaxControlNetModel]
-    unet: ModelDef[FlaxUNet2DConditionModel]
-    vae: ModelDef[FlaxAutoencoderKL]
-    text_encoder: ModelDef[FlaxCLIPTextModel]
-    text_encoder_2: ModelDef[FlaxCLIPTextModelWithProjection] | None = None
-    """SDXL's; the UNet and the ControlNet of a run that has one are SDXL's, too."""
-    cast: Callable[[Params, jax.typing.DTypeLike], Params] = cast
-    """What brings trained parameters, as they are kept, into the form that is computed with."""
-
-    @property
-    def trained_layouts(self) -> dict[str, str]:
-        """The layout (see `params.py`) of whatever may be trained, by its name in `TrainState`."""
-        decoder = {name: layout for name, layout in self.unet.layouts.items() if is_decoder(name)}
-        return self.controlnet.layouts | prefixed(decoder)
+TrainStep = Callable[[TrainState, FrozenParams, Batch, Scalar], tuple[TrainState, Metrics]]
+EvaluationStep = Callable[[Params, FrozenParams, Batch], jax.Array]
+GatherParams = Callable[[Params, jax.typing.DTypeLike], Params]
+"""Brings trained parameters, as they rest on the devices, into the form that is computed with: whole, in this dtype."""
 
 
 @dataclass(frozen=True)
@@ -74,100 +41,39 @@ class Objective:
     scaling_factor: float
     compute_dtype: jnp.dtype
 
-
-def normalise_pixels(pixel_values: jax.Array) -> jax.Array:
-    """uint8 [0, 255] → float32 [-1, 1], the VAE's range."""
-    return pixel_values.astype(jnp.float32) / 127.5 - 1.0
-
-
-def normalise_condition(conditioning_pixel_values: jax.Array) -> jax.Array:
-    """uint8 [0, 255] → float32 [0, 1], the ControlNet's range."""
-    return conditioning_pixel_values.astype(jnp.float32) / 255.0
-
-
-def encode_batch(defs: ModelDefs, frozen: FrozenParams, batch: Batch, objective: Objective) -> tuple[jax.Array, Prompt]:
-    """What the frozen encoders make of a batch: (latents float32 [B,H,W,C], encoded captions).
-
-    A batch for SDXL has captions for both encoders, `input_ids` and `input_ids_2` int32 [B,L], and `time_ids` float32
-    [B,6]: original height and width, top and left edge of the crop, target height and width.
-
-    A batch in its second form has that already: `latent_mean`, `latent_std` [B,H,W,C] for `pixel_values`, and
-    `prompt_embeds` [B,L,D] for `input_ids`; for those of SDXL, `pooled_prompt_embeds` [B,P] as well, and `time_ids` as
-    before. Its run needs no VAE and no text encoder, and `frozen` may lack theirs.
-    """
-    dtype = objective.compute_dtype
-    if "latent_mean" in batch:
-        mean_BHWC, std_BHWC = batch["latent_mean"], batch["latent_std"]
-        hidden_states_BLD, pooled_BP = batch["prompt_embeds"], batch.get("pooled_prompt_embeds")
-    else:
-        with jax.named_scope("vae"):
-            pixels_BYXC = normalise_pixels(batch["pixel_values"]).astype(dtype)
-            mean_BHWC, std_BHWC = defs.vae.bind(frozen.vae).encode(pixels_BYXC)
-        with jax.named_scope("text_encoder"):
-            hidden_states_BLD, pooled_BP = _encode_captions(defs, frozen, batch)
-    sample_BHWC = mean_BHWC.astype(jnp.float32) + std_BHWC.astype(jnp.float32) * batch["vae_noise"]
-    added = None if pooled_BP is None else {"text_embeds": pooled_BP, "time_ids": batch["time_ids"]}
-    return sample_BHWC * objective.scaling_factor, Prompt(hidden_states_BLD.astype(dtype), added)
-
-
-def _encode_captions(defs: ModelDefs, frozen: FrozenParams, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-    """(hidden states [B,L,D], for SDXL the pooled vector [B,P])"""
-    text_encoder = defs.text_encoder.bind(frozen.text_encoder)
-    if defs.text_encoder_2 is None:
-        return text_encoder(batch["input_ids"])[0], None
-    # Podell et al. 2023 (SDXL), section 2.1: both encoders' penultimate states side by side, the second's pooled text.
-    first_BLD, _ = text_encoder(batch["input_ids"], penultimate=True)
-    second_BLD, pooled_BP = defs.text_encoder_2.bind(frozen.text_encoder_2)(batch["input_ids_2"], penultimate=True)
-    return jnp.concatenate((first_BLD, second_BLD), axis=-1), pooled_BP
-
-
-def computing_params(
-    defs: ModelDefs, trained: Params, frozen_unet: Params, dtype: jax.typing.DTypeLike
-) -> tuple[Params, Params]:
-    """The parameters that the ControlNet and the UNet compute with: (the former's, the latter's), in this dtype."""
-    controlnet, decoder = separated(defs.cast(trained, dtype))
-    return controlnet, frozen_unet | decoder
-
-
-def per_sample_losses(
-    params: Params,
-    frozen_unet: Params,
-    latents_BHWC: jax.Array,
-    prompt: Prompt,
-    batch: Batch,
-    defs: ModelDefs,
-    objective: Objective,
-) -> jax.Array:
-    """Mean squared error of the ControlNet-guided prediction, float32 [B], unweighted (Ho et al. 2020, eq. 14)."""
-    dtype, schedule, timesteps_B = objective.compute_dtype, objective.schedule, batch["timesteps"]
-    signal_B111 = gather(jnp.asarray(schedule.sqrt_alphas_cumprod), timesteps_B)
-    sigma_B111 = gather(jnp.asarray(schedule.sqrt_one_minus_alphas_cumprod), timesteps_B)
-    noisy_BHWC = add_noise(latents_BHWC, batch["noise"], signal_B111, sigma_B111).astype(dtype)
-    target_BHWC = training_target(schedule.prediction_type, latents_BHWC, batch["noise"], signal_B111, sigma_B111)
-
-    controlnet_params, unet_params = computing_params(defs, params, frozen_unet, dtype)
-    with jax.named_scope("controlnet"):
-        down_residuals, mid_residual = defs.controlnet.bind(controlnet_params)(
-            noisy_BHWC,
-            timesteps_B,
-            prompt.encoder_hidden_states_BLD,
-            normalise_condition(batch["conditioning_pixel_values"]).astype(dtype),
-            added_cond_kwargs=prompt.added_cond_kwargs,
+    @classmethod
+    def create(cls, config: TrainConfig, models: BaseModels) -> "Objective":
+        """What the flags and the base model say."""
+        return cls(
+            schedule=models.schedule,
+            loss_weights=loss_weights(models.schedule, config.snr_gamma),
+            scaling_factor=models.configs.vae.scaling_factor,
+            compute_dtype=jnp.dtype(COMPUTE_DTYPES[config.mixed_precision or "no"]),
         )
-    with jax.named_scope("unet"):
-        prediction_BHWC = defs.unet.bind(unet_params)(
-            noisy_BHWC,
-            timesteps_B,
-            prompt.encoder_hidden_states_BLD,
-            down_block_additional_residuals=down_residuals,
-            mid_block_additional_residual=mid_residual,
-            added_cond_kwargs=prompt.added_cond_kwargs,
-        )
-    return jnp.square(prediction_BHWC.astype(jnp.float32) - target_BHWC).mean(axis=(1, 2, 3))
+
+
+class ComputeParams(NamedTuple):
+    """What the ControlNet and the UNet compute with, in the compute dtype."""
+
+    controlnet: Params
+    unet: Params
+
+    @classmethod
+    def of(
+        cls, trained: Params, frozen_unet: Params, dtype: jax.typing.DTypeLike, gather_params: GatherParams = cast
+    ) -> "ComputeParams":
+        """`trained` are a `TrainState`'s, the rest of the UNet is frozen."""
+        controlnet, decoder = separated(gather_params(trained, dtype))
+        return cls(controlnet, frozen_unet | decoder)
 
 
 def make_train_step(
-    defs: ModelDefs, objective: Objective, settings: AdamWSettings, *, axis_name: str | None = None
+    models: ModelDefs,
+    objective: Objective,
+    settings: AdamWSettings,
+    *,
+    gather_params: GatherParams = cast,
+    axis_name: str | None = None,
 ) -> TrainStep:
     """The step `(state, frozen, batch, learning_rate) → (state, metrics)`.
 
@@ -181,13 +87,14 @@ def make_train_step(
     scales_loss = objective.compute_dtype == jnp.float16
 
     def loss_and_grads(
-        params: Params, frozen: FrozenParams, slice_: Batch, scale: jax.Array | None
+        params: Params, frozen: FrozenParams, microbatch: Batch, scale: jax.Array | None
     ) -> tuple[jax.Array, Params]:
-        latents_BHWC, prompt = encode_batch(defs, frozen, slice_, objective)
+        latents_BHWC, prompt = encode_batch(models, frozen, microbatch, objective)
 
         def loss(params: Params) -> jax.Array:
-            losses_B = per_sample_losses(params, frozen.unet, latents_BHWC, prompt, slice_, defs, objective)
-            return jnp.mean(jnp.asarray(objective.loss_weights)[slice_["timesteps"]] * losses_B)
+            compute_params = ComputeParams.of(params, frozen.unet, objective.compute_dtype, gather_params)
+            losses_B = per_sample_losses(models, compute_params, latents_BHWC, prompt, microbatch, objective)
+            return jnp.mean(jnp.asarray(objective.loss_weights)[microbatch["timesteps"]] * losses_B)
 
         if scale is None:
             return jax.value_and_grad(loss)(params)
@@ -199,26 +106,26 @@ def make_train_step(
         scaled_grads, value = jax.grad(scaled_loss, has_aux=True)(params)
         return value, jax.tree.map(lambda grad: grad / scale, scaled_grads)
 
-    def mean_over_slices(
+    def mean_over_microbatches(
         params: Params, frozen: FrozenParams, batch: Batch, scale: jax.Array | None
     ) -> tuple[jax.Array, Params]:
-        slices = len(batch["timesteps"])
-        if slices == 1:
+        microbatches = len(batch["timesteps"])
+        if microbatches == 1:
             return loss_and_grads(params, frozen, {name: array[0] for name, array in batch.items()}, scale)
         if scale is not None:
-            scale = scale / slices  # a slice's gradients are scaled as its share in the mean, as in PyTorch
-        total, _ = jax.lax.scan(
-            lambda total, slice_: (jax.tree.map(jnp.add, total, loss_and_grads(params, frozen, slice_, scale)), None),
-            (jnp.float32(0), jax.tree.map(jnp.zeros_like, params)),
-            batch,
-        )
-        return jax.tree.map(lambda value: value / slices, total)
+            scale = scale / microbatches  # a microbatch's gradients are scaled as its share in the mean, as in PyTorch
+
+        def add(total: tuple[jax.Array, Params], microbatch: Batch) -> tuple[tuple[jax.Array, Params], None]:
+            return jax.tree.map(jnp.add, total, loss_and_grads(params, frozen, microbatch, scale)), None
+
+        total, _ = jax.lax.scan(add, (jnp.float32(0), jax.tree.map(jnp.zeros_like, params)), batch)
+        return jax.tree.map(lambda value: value / microbatches, total)
 
     def train_step(
         state: TrainState, frozen: FrozenParams, batch: Batch, learning_rate: Scalar
     ) -> tuple[TrainState, Metrics]:
         def mean_of_all(scale: jax.Array | None) -> tuple[jax.Array, Params]:
-            local = mean_over_slices(state.params, frozen, batch, scale)
+            local = mean_over_microbatches(state.params, frozen, batch, scale)
             return local if axis_name is None else jax.lax.pmean(local, axis_name)
 
         if scales_loss:
@@ -238,11 +145,111 @@ def make_train_step(
     return train_step
 
 
-def make_evaluation_step(defs: ModelDefs, objective: Objective) -> Callable[[Params, FrozenParams, Batch], jax.Array]:
+def make_evaluation_step(models: ModelDefs, objective: Objective, gather_params: GatherParams = cast) -> EvaluationStep:
     """`(params, frozen, batch) → losses [B]`: the training loss of each sample, not weighted by timestep."""
 
     def evaluation_step(params: Params, frozen: FrozenParams, batch: Batch) -> jax.Array:
-        latents_BHWC, prompt = encode_batch(defs, frozen, batch, objective)
-        return per_sample_losses(params, frozen.unet, latents_BHWC, prompt, batch, defs, objective)
+        latents_BHWC, prompt = encode_batch(models, frozen, batch, objective)
+        compute_params = ComputeParams.of(params, frozen.unet, objective.compute_dtype, gather_params)
+        return per_sample_losses(models, compute_params, latents_BHWC, prompt, batch, objective)
 
     return evaluation_step
+
+
+def normalise_pixels(pixel_values: jax.Array) -> jax.Array:
+    """uint8 [0, 255] → float32 [-1, 1], the VAE's range."""
+    return pixel_values.astype(jnp.float32) / 127.5 - 1.0
+
+
+def normalise_condition(conditioning_pixel_values: jax.Array) -> jax.Array:
+    """uint8 [0, 255] → float32 [0, 1], the ControlNet's range."""
+    return conditioning_pixel_values.astype(jnp.float32) / 255.0
+
+
+def encode_batch(
+    models: ModelDefs, frozen: FrozenParams, batch: Batch, objective: Objective
+) -> tuple[jax.Array, Prompt]:
+    """What the frozen encoders make of a batch: (latents float32 [B,H,W,C], encoded captions).
+
+    A batch for SDXL has captions for both encoders, `input_ids` and `input_ids_2` int32 [B,L], and `time_ids` float32
+    [B,6]: original height and width, top and left edge of the crop, target height and width.
+
+    A batch in its second form has that already: `latent_mean`, `latent_std` [B,H,W,C] for `pixel_values`, and
+    `prompt_embeds` [B,L,D] for `input_ids`; for those of SDXL, `pooled_prompt_embeds` [B,P] as well, and `time_ids` as
+    before. Its run needs no VAE and no text encoder, and `frozen` may lack theirs.
+    """
+    dtype = objective.compute_dtype
+    if "latent_mean" in batch:
+        mean_BHWC, std_BHWC = batch["latent_mean"], batch["latent_std"]
+        hidden_states_BLD, pooled_BP = batch["prompt_embeds"], batch.get("pooled_prompt_embeds")
+    else:
+        with jax.named_scope("vae"):
+            pixels_BYXC = normalise_pixels(batch["pixel_values"]).astype(dtype)
+            mean_BHWC, std_BHWC = models.vae.bind(frozen.vae).encode(pixels_BYXC)
+        with jax.named_scope("text_encoder"):
+            hidden_states_BLD, pooled_BP = _encode_captions(models, frozen, batch)
+    sample_BHWC = mean_BHWC.astype(jnp.float32) + std_BHWC.astype(jnp.float32) * batch["vae_noise"]
+    added = None if pooled_BP is None else {"text_embeds": pooled_BP, "time_ids": batch["time_ids"]}
+    return sample_BHWC * objective.scaling_factor, Prompt(hidden_states_BLD.astype(dtype), added)
+
+
+def _encode_captions(models: ModelDefs, frozen: FrozenParams, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+    """(hidden states [B,L,D], for SDXL the pooled vector [B,P])"""
+    text_encoder = models.text_encoder.bind(frozen.text_encoder)
+    if models.text_encoder_2 is None:
+        return text_encoder(batch["input_ids"])[0], None
+    # Podell et al. 2023 (SDXL), section 2.1: both encoders' penultimate states side by side, the second's pooled text.
+    first_BLD, _ = text_encoder(batch["input_ids"], penultimate=True)
+    second_BLD, pooled_BP = models.text_encoder_2.bind(frozen.text_encoder_2)(batch["input_ids_2"], penultimate=True)
+    return jnp.concatenate((first_BLD, second_BLD), axis=-1), pooled_BP
+
+
+def per_sample_losses(
+    models: ModelDefs,
+    params: ComputeParams,
+    latents_BHWC: jax.Array,
+    prompt: Prompt,
+    batch: Batch,
+    objective: Objective,
+) -> jax.Array:
+    """Mean squared error of the ControlNet-guided prediction, float32 [B], unweighted (Ho et al. 2020, eq. 14)."""
+    dtype, schedule, timesteps_B = objective.compute_dtype, objective.schedule, batch["timesteps"]
+    signal_B111 = gather(jnp.asarray(schedule.sqrt_alphas_cumprod), timesteps_B)
+    sigma_B111 = gather(jnp.asarray(schedule.sqrt_one_minus_alphas_cumprod), timesteps_B)
+    noisy_BHWC = add_noise(latents_BHWC, batch["noise"], signal_B111, sigma_B111).astype(dtype)
+    target_BHWC = training_target(schedule.prediction_type, latents_BHWC, batch["noise"], signal_B111, sigma_B111)
+    condition_BHWC = normalise_condition(batch["conditioning_pixel_values"]).astype(dtype)
+    prediction_BHWC = predict(models, params, noisy_BHWC, timesteps_B, prompt, condition_BHWC)
+    return jnp.square(prediction_BHWC - target_BHWC).mean(axis=(1, 2, 3))
+
+
+def predict(
+    models: ModelDefs,
+    params: ComputeParams,
+    sample_BHWC: jax.Array,
+    timesteps_B: jax.Array,
+    prompt: Prompt,
+    controlnet_cond_BHWC: jax.Array,
+    *,
+    conditioning_scale: float = 1.0,
+) -> jax.Array:
+    """The UNet's output under the ControlNet's control, float32. Inputs are in the compute dtype."""
+    with jax.named_scope("controlnet"):
+        down_residuals, mid_residual = models.controlnet.bind(params.controlnet)(
+            sample_BHWC,
+            timesteps_B,
+            prompt.encoder_hidden_states_BLD,
+            controlnet_cond_BHWC,
+            conditioning_scale=conditioning_scale,
+            added_cond_kwargs=prompt.added_cond_kwargs,
+        )
+    with jax.named_scope("unet"):
+        prediction_BHWC = models.unet.bind(params.unet)(
+            sample_BHWC,
+            timesteps_B,
+            prompt.encoder_hidden_states_BLD,
+            down_block_additional_residuals=down_residuals,
+            mid_block_additional_residual=mid_residual,
+            added_cond_kwargs=prompt.added_cond_kwargs,
+        )
+    return prediction_BHWC.astype(jnp.float32)

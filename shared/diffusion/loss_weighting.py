@@ -6,6 +6,13 @@ from shared.diffusion.schedule import NoiseSchedule
 from shared.user_errors import UserError
 
 
+def loss_weights(schedule: NoiseSchedule, snr_gamma: float | None) -> np.ndarray:
+    """What `--snr_gamma` asks for, float32 [T]: Min-SNR weights, or the same weight for all where it is None."""
+    if snr_gamma is None:
+        return np.ones(schedule.num_train_timesteps, np.float32)
+    return min_snr_weights(schedule, snr_gamma)
+
+
 def min_snr_weights(schedule: NoiseSchedule, gamma: float) -> np.ndarray:
     """Min-SNR weight of each timestep, float32 [T] (Hang et al. 2023, "Efficient Diffusion Training…", section 3.4).
 

@@ -83,6 +83,11 @@ def sampler_step(plan: SamplerPlan, step: StepCoefficients, state: SamplerState,
     return SamplerState(following, corrected, x0, state.x0_before)
 
 
+def guided(unconditional: Array, conditional: Array, guidance_scale: float) -> Array:
+    """Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", eq. 6, in Imagen's parametrisation."""
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
 def initial_latents(seed: int, indices: list[int], shape: tuple[int, ...]) -> np.ndarray:
     """float32 unit Gaussian noise [len(indices), *shape]: each entry depends on the seed and its own index alone.
 
@@ -102,6 +107,11 @@ def sampler_plan(name: str, schedule: NoiseSchedule, num_inference_steps: int) -
     if name not in SAMPLERS:
         raise UserError(f"The sampler is {name!r}; expected one of {', '.join(SAMPLERS)}.")
     return SAMPLERS[name](schedule, num_inference_steps)
+
+
+def validation_plan(schedule: NoiseSchedule) -> SamplerPlan:
+    """How validation images are sampled: 20 steps of UniPC, as diffusers' `train_controlnet.py` does it."""
+    return unipc_plan(schedule, 20)
 
 
 def ddim_plan(schedule: NoiseSchedule, num_inference_steps: int) -> SamplerPlan:

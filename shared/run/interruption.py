@@ -1,6 +1,7 @@
 """Ends a run between two steps when it is asked to stop, or when nobody can read any more what it says."""
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, TextIO
+
+logger = logging.getLogger(__name__)
 
 _WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -30,6 +33,11 @@ class Interruption:
     @property
     def exit_code(self) -> int:
         return 130 if self.requested == signal.SIGINT else 0
+
+    def say_stopped(self) -> None:
+        """In the log, after the state is saved."""
+        reason = "another process" if self.requested is None else self.requested.name
+        logger.info("Stopped by %s; continue with --resume_from_checkpoint latest", reason)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None:

@@ -3,9 +3,10 @@
 import logging
 import math
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shared.checkpoints.policy import checkpoint_record, checkpoint_step, checkpoint_to_resume, set_aside_later
 from shared.config import Backend, TrainConfig, notices
@@ -16,6 +17,7 @@ from shared.data.tokenization import Tokenize, tokenizer_function
 from shared.diffusion.schedule import NoiseSchedule
 from shared.evaluation.fidelity import check_fidelity
 from shared.evaluation.held_out import HeldOutEvaluation
+from shared.evaluation.validation import Validation
 from shared.evaluation.validation_images import ValidationImages
 from shared.models.configs import CLIPTextConfig, read_config
 from shared.models.source import base_source, tokenizer_source
@@ -24,7 +26,7 @@ from shared.models.trained_parts import sd_unlocked_warning
 from shared.outgoing.messages import OutgoingFormatter, print_uncaught
 from shared.run import hub
 from shared.run.folder import is_finished, make_run_folder
-from shared.run.log import banner
+from shared.run.log import RunLog, banner
 from shared.run.model_card import data_description
 from shared.tracking import Tracker, check_trackers, open_trackers
 from shared.untrusted.border import reason
@@ -96,6 +98,25 @@ class Steps:
     last: int
     learning_rate: LearningRateSchedule
     record: dict[str, Any]
+    checkpointing_steps: int
+    validation_steps: int
+
+    def due(self, step: int, *, interrupted: bool) -> "Due":
+        """What has to be done after a step, which counts from 1."""
+        last = step == self.last
+        return Due(
+            save=step % self.checkpointing_steps == 0 or interrupted,
+            validate=last or (step % self.validation_steps == 0 and not interrupted),
+            stop=last or interrupted,
+        )
+
+
+class Due(NamedTuple):
+    """What follows a step: a checkpoint, a validation, the end of the loop."""
+
+    save: bool
+    validate: bool
+    stop: bool
 
 
 def total_steps(
@@ -139,6 +160,8 @@ def plan_steps(prepared: Preparation, devices: int) -> Steps:
         last,
         LearningRateSchedule.from_config(config, last, batch.global_batch_size),
         checkpoint_record(config, prepared.source.manifest, batch.global_batch_size, last),
+        config.checkpointing_steps,
+        config.validation_steps,
     )
 
 
@@ -197,6 +220,38 @@ def open_held_out_evaluation(
         latent_shape=latent_shape,
         num_train_timesteps=prepared.schedule.num_train_timesteps,
     )
+
+
+def open_run(
+    prepared: Preparation,
+    steps: Steps,
+    held_out: HeldOutEvaluation | None,
+    *,
+    is_main: bool,
+    started: float,
+    speed_figures: Callable[[float], Mapping[str, float]] = lambda images_per_second: {},
+) -> tuple[Validation, RunLog]:
+    """The run's folder as this run needs it, and what writes to it. Whoever calls this closes both, and the tracker.
+
+    Args:
+        is_main: of several processes, one writes.
+        started: the reading of `time.perf_counter` when the program began.
+        speed_figures: what to log beside images per second, made from it.
+    """
+    tracker = open_run_tracker(prepared, steps.first) if is_main else Tracker([])
+    validation = Validation(prepared.images, held_out, tracker, prepared.output_dir, writes=is_main)
+    log = RunLog(
+        tracker=tracker,
+        first_step=steps.first,
+        last_step=steps.last,
+        global_batch_size=steps.batch.global_batch_size,
+        epoch_size=steps.epoch_size,
+        logging_steps=prepared.config.logging_steps,
+        shows_progress=is_main,
+        started=started,
+        speed_figures=speed_figures,
+    )
+    return validation, log
 
 
 def open_run_tracker(prepared: Preparation, first_step: int) -> Tracker:

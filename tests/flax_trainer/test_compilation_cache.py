@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from flax_trainer.compilation_cache import default_folder, use_compilation_cache
+from flax_trainer.compilation import default_folder, use_compilation_cache
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from flax_trainer.base_models import BaseModels as FlaxBaseModels
+from flax_trainer.base_models import FrozenParams
 from flax_trainer.base_models import load_base_models as load_flax_models
 from flax_trainer.base_models import save_unet as save_flax_unet
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints as FlaxCheckpoints
@@ -25,8 +26,8 @@ from flax_trainer.models import FlaxControlNetModel
 from flax_trainer.models.params import from_torch_layout, to_torch_layout
 from flax_trainer.training.optimizer import AdamWSettings
 from flax_trainer.training.state import TrainState
-from flax_trainer.training.step import FrozenParams, TrainStep, make_evaluation_step, make_train_step
 from flax_trainer.training.step import Objective as FlaxObjective
+from flax_trainer.training.step import TrainStep, make_evaluation_step, make_train_step
 from shared.checkpoints.policy import check_resumable, checkpoint_record
 from shared.checkpoints.portable import AVERAGE_FILE
 from shared.models.trained_parts import DOWN_RESIDUALS, UNET_PREFIX, separated

@@ -12,9 +12,10 @@ from accelerate.utils import (
 )
 
 from shared.config import TrainConfig
+from shared.config.options import FLAGS
 from shared.user_errors import UserError
 
-_ONLY_WITH_WHOLE_WEIGHTS = ("use_ema", "only_mid_control", "sd_unlocked")
+_ONLY_WITH_WHOLE_WEIGHTS = [name for name, flag in FLAGS.items() if flag.needs_whole_weights]
 COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

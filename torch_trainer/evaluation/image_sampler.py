@@ -7,11 +7,9 @@ import numpy as np
 import torch
 
 from shared.data.tokenization import Tokenize
-from shared.diffusion.samplers import SamplerPlan, initial_latents, initial_state, sampler_step
+from shared.diffusion.samplers import SamplerPlan, guided, initial_latents, initial_state, sampler_step
 from torch_trainer.base_models import BaseModels
 from torch_trainer.training.step import normalise_condition, predict
-
-NUM_INFERENCE_STEPS = 20  # of UniPC, as diffusers' train_controlnet.py validates
 
 
 class ImageSampler:
@@ -46,24 +44,23 @@ class ImageSampler:
         return torch.cat(images)
 
     def _sample(self, prompts: list[str], conditions_BHWC: np.ndarray, indices: list[int]) -> torch.Tensor:
-        models, guided = self._models, self._guidance_scale > 1
-        hidden_states_BLD = self._encode(([""] * len(prompts) if guided else []) + prompts)
+        models, is_guided = self._models, self._guidance_scale > 1
+        hidden_states_BLD = self._encode(([""] * len(prompts) if is_guided else []) + prompts)
         condition_BCHW = normalise_condition(torch.from_numpy(conditions_BHWC).to(self._device).permute(0, 3, 1, 2))
         condition_BCHW = condition_BCHW.to(models.dtype)
         latents_BHWC = torch.from_numpy(initial_latents(self._seed, indices, self._latent_shape)).to(self._device)
         state = initial_state(latents_BHWC.permute(0, 3, 1, 2))
         for step in self._plan.steps():
             # Unconditional first: one forward pass serves both.
-            copies = 2 if guided else 1
+            copies = 2 if is_guided else 1
             sample_BCHW = torch.cat([state.sample] * copies).to(models.dtype)
             timesteps_B = torch.full((len(sample_BCHW),), step.timestep, device=self._device)
             output_BCHW = predict(
                 models, sample_BCHW, timesteps_B, hidden_states_BLD, torch.cat([condition_BCHW] * copies)
             )
-            if guided:
-                # Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", eq. 6, in Imagen's parametrisation.
+            if is_guided:
                 unconditional_BCHW, conditional_BCHW = output_BCHW.chunk(2)
-                output_BCHW = unconditional_BCHW + self._guidance_scale * (conditional_BCHW - unconditional_BCHW)
+                output_BCHW = guided(unconditional_BCHW, conditional_BCHW, self._guidance_scale)
             state = sampler_step(self._plan, step, state, output_BCHW)
         return self._decode(state.sample)
 

@@ -1,6 +1,7 @@
 """The training step: loss, gradients and the optimizer's move, from a batch in which everything random is drawn.
 
-Axes: A accumulation slices, B batch of this process, H W latent height and width, C channels, L tokens, D features.
+Axes: A microbatches (gradient accumulation), B batch of this process, H W latent height and width, C channels,
+L tokens, D features.
 Batches come in NHWC, as `shared.data.batches` makes them; PyTorch's modules take BCHW.
 """
 
@@ -8,14 +9,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from shared.config import TrainConfig
 from shared.data.batches import Batch
-from shared.diffusion.loss_weighting import min_snr_weights
+from shared.diffusion.loss_weighting import loss_weights
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
 from torch_trainer.base_models import BaseModels
 from torch_trainer.training.weight_average import WeightAverage
@@ -35,11 +35,7 @@ class Objective:
     @classmethod
     def create(cls, schedule: NoiseSchedule, snr_gamma: float | None, device: torch.device) -> "Objective":
         """`snr_gamma` is `--snr_gamma`: None weighs all timesteps the same."""
-        weights = (
-            np.ones(schedule.num_train_timesteps, np.float32)
-            if snr_gamma is None
-            else min_snr_weights(schedule, snr_gamma)
-        )
+        weights = loss_weights(schedule, snr_gamma)
         tables = (schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod, weights)
         return cls(schedule, *(torch.from_numpy(table).to(device) for table in tables))
 
@@ -152,15 +148,15 @@ class TrainStep:
 
     def _gradients(self, batch: Batch) -> tuple[float, float]:
         accelerator = self.accelerator
-        slices = len(batch["timesteps"])
+        microbatches = len(batch["timesteps"])
         total = torch.zeros((), device=accelerator.device)
-        for index in range(slices):
-            slice_ = to_device({name: array[index] for name, array in batch.items()}, accelerator.device)
+        for index in range(microbatches):
+            microbatch = to_device({name: array[index] for name, array in batch.items()}, accelerator.device)
             with accelerator.accumulate(*self.models.trained):
-                losses_B = per_sample_losses(self.models, slice_, self.objective)
-                loss = (self.objective.loss_weights[slice_["timesteps"].long()] * losses_B).mean()
+                losses_B = per_sample_losses(self.models, microbatch, self.objective)
+                loss = (self.objective.loss_weights[microbatch["timesteps"].long()] * losses_B).mean()
                 accelerator.backward(loss)
-            total += loss.detach() / slices
+            total += loss.detach() / microbatches
         parameters = [param for model in self.models.trained for param in model.parameters()]
         grad_norm = accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
         return accelerator.reduce(total, reduction="mean").item(), float(grad_norm)

@@ -49,7 +49,13 @@ def test_steps_are_the_engines_own(config: TrainConfig, base_model: Path) -> Non
     engine = engine_of(config)
 
     def after_two_steps(compiling: Engine) -> list[Any]:
-        step = make_train_step(compiling.adapt(STAND_INS), objective, optimizer, axis_name=compiling.axis_name)
+        step = make_train_step(
+            STAND_INS,
+            objective,
+            optimizer,
+            gather_params=compiling.gather_params,
+            axis_name=compiling.axis_name,
+        )
         compiled = compiling.compile_train_step(step)
         state = engine.place_state(TrainState.create({"weight": np.float32([[[0.5]]])}))
         for _ in range(2):

@@ -28,6 +28,7 @@ from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective, make_train_step
 from shared.checkpoints.policy import checkpoint_record
 from shared.config import TrainConfig
+from shared.diffusion.samplers import unipc_plan
 from shared.diffusion.schedule import NoiseSchedule
 from tests.flax_trainer.training.stand_in_models import NOTHING_FROZEN, STAND_INS, StandIn, batch_of
 
@@ -209,7 +210,7 @@ def test_steps_are_those_of_pmap_and_leave_the_state_divided(base_model: Path, d
     engines: list[Engine] = [PmapEngine(), MeshEngine.over(jax.devices(), 8), MeshEngine.over(jax.devices(), 2)]
     for engine in engines:
         step = engine.compile_train_step(
-            make_train_step(engine.adapt(defs), objective, optimizer, axis_name=engine.axis_name)
+            make_train_step(defs, objective, optimizer, gather_params=engine.gather_params, axis_name=engine.axis_name)
         )
         state, frozen, batch = engine.place_state(start), NOTHING_FROZEN, engine.place_batch(batch_of(2, N))
         at_rest, first = bytes_per_device(state), state.params["large"]
@@ -235,15 +236,14 @@ def test_steps_are_those_of_pmap_and_leave_the_state_divided(base_model: Path, d
 
 def test_pictures_are_those_of_pmap(base_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than are made at once, and a number that nothing divides."""
-    monkeypatch.setattr(image_sampler, "NUM_INFERENCE_STEPS", 2)
+    monkeypatch.setattr(image_sampler, "validation_plan", lambda schedule: unipc_plan(schedule, 2))
     config = TrainConfig(pretrained_model_name_or_path=str(base_model), resolution=64)
     models, initial = load_base_models(config, NoiseSchedule.from_pretrained(str(base_model)))
     conditions_RHWC = np.random.default_rng(0).integers(0, 256, (N + 1, 64, 64, 3), np.uint8)
     drawn = []
     engines: list[Engine] = [PmapEngine(), MeshEngine.over(jax.devices(), 2)]
     for engine in engines:
-        adapted = dataclasses.replace(models, defs=engine.adapt(models.defs))
-        sampler = ImageSampler(engine, adapted, tokenize, config, images_per_device=1)
+        sampler = ImageSampler(engine, models, tokenize, config, images_per_device=1)
         params, frozen = engine.place_state(initial.trained), engine.place_frozen(initial.frozen)
         drawn.append(sampler(params, frozen, ["a circle"] * (N + 1), conditions_RHWC))
     assert drawn[0].shape == (N + 1, 64, 64, 3)

@@ -14,10 +14,13 @@ import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from flax import nnx
 
-from flax_trainer.evaluation.sampling import Prompt, SamplingDefs, SamplingParams, sample_images, sample_latents
-from flax_trainer.models.params import cast, split
+from flax_trainer.base_models import ModelDefs, Prompt
+from flax_trainer.evaluation.sampling import decode_latents, sample_latents
+from flax_trainer.models.params import Params, cast, split
+from flax_trainer.training.step import ComputeParams
 from shared.diffusion.samplers import SamplerPlan, ddim_plan, initial_latents, unipc_plan
 from shared.diffusion.schedule import NoiseSchedule
+from shared.user_errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -118,13 +121,20 @@ def reference_images(
 
 
 @pytest.fixture
-def fakes() -> tuple[SamplingDefs, SamplingParams]:
+def fakes() -> tuple[ModelDefs, ComputeParams, Params]:
+    """Models, and the parameters of the networks and of the VAE."""
     unet, unet_params = split(FakeUNet())
     controlnet, controlnet_params = split(FakeControlNet())
     vae, vae_params = split(FakeVAE())
-    return SamplingDefs(unet, controlnet, vae, SCALING_FACTOR), SamplingParams(
-        unet_params, controlnet_params, vae_params
-    )
+    defs: Any = ModelDefs(controlnet, unet, vae, text_encoder=None)  # type: ignore[arg-type]
+    return defs, ComputeParams(controlnet_params, unet_params), vae_params
+
+
+def sample_images(
+    defs: ModelDefs, plan: SamplerPlan, params: ComputeParams, vae_params: Params, *inputs: Any, **options: Any
+) -> jax.Array:
+    latents = sample_latents(defs, plan, params, *inputs, **options)
+    return decode_latents(defs, vae_params, latents, SCALING_FACTOR)
 
 
 @pytest.fixture
@@ -156,10 +166,10 @@ def arguments(inputs: dict[str, np.ndarray]) -> tuple[Prompt, Prompt, jax.Array,
 def test_images_are_those_of_diffusers_loop(
     fakes: Any, inputs: dict[str, np.ndarray], plan_function: Any, scheduler: Any, guidance_scale: float
 ) -> None:
-    defs, params = fakes
+    defs, params, vae_params = fakes
     plan = plan_function(NoiseSchedule.from_config(SCHEDULER), 6)
     sample = jax.jit(partial(sample_images, defs, plan, guidance_scale=guidance_scale, conditioning_scale=0.7))
-    images = sample(params, *arguments(inputs))
+    images = sample(params, vae_params, *arguments(inputs))
     expected = reference_images(
         scheduler.from_config(SCHEDULER),
         inputs["prompt"],
@@ -178,7 +188,7 @@ def test_images_are_those_of_diffusers_loop(
 
 
 def test_without_guidance_the_negative_prompt_plays_no_part(fakes: Any, inputs: dict[str, np.ndarray]) -> None:
-    defs, params = fakes
+    defs, params, _ = fakes
     prompt, negative, condition, latents = arguments(inputs)
     alone = sample_latents(defs, plan_of(), params, prompt, None, condition, latents, guidance_scale=1.0)
     # Guidance from a prompt to itself is no guidance.
@@ -189,28 +199,28 @@ def test_without_guidance_the_negative_prompt_plays_no_part(fakes: Any, inputs: 
 
 
 def test_guidance_needs_a_negative_prompt(fakes: Any, inputs: dict[str, np.ndarray]) -> None:
-    defs, params = fakes
+    defs, params, _ = fakes
     prompt, _, condition, latents = arguments(inputs)
-    with pytest.raises(ValueError, match="negative prompt"):
-        sample_images(defs, plan_of(), params, prompt, None, condition, latents, guidance_scale=7.5)
+    with pytest.raises(UserError, match="negative prompt"):
+        sample_latents(defs, plan_of(), params, prompt, None, condition, latents, guidance_scale=7.5)
 
 
-def test_models_compute_in_their_own_dtype_and_the_sampler_in_float32(
+def test_models_compute_in_their_parameters_dtype_and_the_sampler_in_float32(
     fakes: Any, inputs: dict[str, np.ndarray]
 ) -> None:
-    defs, params = fakes
-    half = SamplingParams(cast(params.unet, jnp.bfloat16), params.controlnet, cast(params.vae, jnp.bfloat16))
-    exact = sample_images(defs, plan_of(), params, *arguments(inputs), guidance_scale=2.0)
-    rounded = sample_images(defs, plan_of(), half, *arguments(inputs), guidance_scale=2.0)
+    defs, params, vae_params = fakes
+    half = ComputeParams(*(cast(part, jnp.bfloat16) for part in params)), cast(vae_params, jnp.bfloat16)
+    exact = sample_images(defs, plan_of(), params, vae_params, *arguments(inputs), guidance_scale=2.0)
+    rounded = sample_images(defs, plan_of(), *half, *arguments(inputs), guidance_scale=2.0)
     assert rounded.dtype == jnp.float32
     assert 0 < np.abs(exact - rounded).max() < 0.05
 
 
 def test_added_conditions_reach_the_networks(fakes: Any, inputs: dict[str, np.ndarray]) -> None:
-    defs, params = fakes
+    defs, params, _ = fakes
     prompt, negative, condition, latents = arguments(inputs)
     added = {"text_embeds": jnp.ones((BATCH, 3))}
-    plain = sample_latents(defs, plan_of(), params, prompt, negative, condition, latents)
+    plain = sample_latents(defs, plan_of(), params, prompt, negative, condition, latents, guidance_scale=7.5)
     both = sample_latents(
         defs,
         plan_of(),
@@ -219,18 +229,20 @@ def test_added_conditions_reach_the_networks(fakes: Any, inputs: dict[str, np.nd
         negative._replace(added_cond_kwargs=added),
         condition,
         latents,
+        guidance_scale=7.5,
     )
     assert np.abs(plain - both).max() > 0.1
 
 
 def test_pmap_gives_what_jit_gives(fakes: Any, inputs: dict[str, np.ndarray]) -> None:
-    defs, params = fakes
+    defs, params, vae_params = fakes
     sample = partial(sample_images, defs, plan_of(), guidance_scale=3.0)
     devices = jax.local_device_count()
 
     def on_devices(tree: Any) -> Any:
         return jax.tree.map(lambda array: jnp.stack([array] * devices), tree)
 
-    mapped = jax.pmap(sample)(on_devices(params), *map(on_devices, arguments(inputs)))
+    given = (params, vae_params, *arguments(inputs))
+    mapped = jax.pmap(sample)(*map(on_devices, given))
     assert mapped.shape[0] == devices
-    np.testing.assert_allclose(mapped[-1], jax.jit(sample)(params, *arguments(inputs)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(mapped[-1], jax.jit(sample)(*given), rtol=0, atol=1e-6)

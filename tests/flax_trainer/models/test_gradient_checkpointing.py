@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from flax_trainer.evaluation.sampling import Prompt
+from flax_trainer.base_models import ModelDefs, Prompt
 from flax_trainer.models import ControlNetConfig, FlaxControlNetModel, FlaxUNet2DConditionModel
 from flax_trainer.models.kernels.attention import AttentionKernel
 from flax_trainer.models.layers.gradient_checkpointing import CheckpointingPolicy, checkpointed
 from flax_trainer.models.params import Params, split
 from flax_trainer.random_model import ARCHITECTURES
-from flax_trainer.training.step import ModelDefs, Objective, per_sample_losses
+from flax_trainer.training.step import ComputeParams, Objective, per_sample_losses
 from shared.diffusion.schedule import NoiseSchedule
 
 TINY = ARCHITECTURES["tiny"]
@@ -66,7 +66,8 @@ class Loss:
 
     def __call__(self, params: Params, unet: Params, batch: Batch) -> jax.Array:
         prompt = Prompt(batch["text"])
-        return per_sample_losses(params, unet, batch["latents"], prompt, batch, self.defs, self.objective).mean()
+        compute_params = ComputeParams(params, unet)
+        return per_sample_losses(self.defs, compute_params, batch["latents"], prompt, batch, self.objective).mean()
 
     def gradients(self, params: Params, unet: Params, batch: Batch) -> Gradients:
         return jax.value_and_grad(self)(params, unet, batch)

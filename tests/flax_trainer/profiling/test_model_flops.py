@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flax_trainer.base_models import FrozenParams, ModelDefs
 from flax_trainer.models import (
     ControlNetConfig,
     FlaxAutoencoderKL,
@@ -26,7 +27,7 @@ from flax_trainer.profiling.device_peaks import peak_tflops
 from flax_trainer.profiling.model_flops import flops_of, model_flops_per_image
 from flax_trainer.profiling.utilisation import Utilisation
 from flax_trainer.random_model import ARCHITECTURES
-from flax_trainer.training.step import FrozenParams, ModelDefs, Objective
+from flax_trainer.training.step import Objective
 from shared.diffusion.schedule import NoiseSchedule
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_trainer.training.step import FrozenParams, ModelDefs
+from flax_trainer.base_models import FrozenParams, ModelDefs
 
 
 @dataclass(frozen=True)

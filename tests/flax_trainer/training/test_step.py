@@ -10,10 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax_trainer.configured_step import matmul_precision, objective_of
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from flax_trainer.base_models import BaseModels, InitialParams, define_models, load_base_models, read_configs
+from flax_trainer.base_models import (
+    BaseModels,
+    FrozenParams,
+    InitialParams,
+    define_models,
+    load_base_models,
+    read_configs,
+)
+from flax_trainer.compilation import matmul_precision
 from flax_trainer.models import (
     FlaxAutoencoderKL,
     FlaxCLIPTextModel,
@@ -23,14 +30,7 @@ from flax_trainer.models import (
 from flax_trainer.random_model import write_random_model
 from flax_trainer.training.optimizer import AdamWSettings
 from flax_trainer.training.state import TrainState
-from flax_trainer.training.step import (
-    FrozenParams,
-    Objective,
-    TrainStep,
-    encode_batch,
-    make_evaluation_step,
-    make_train_step,
-)
+from flax_trainer.training.step import Objective, TrainStep, encode_batch, make_evaluation_step, make_train_step
 from shared.config import TrainConfig
 from shared.diffusion.loss_weighting import min_snr_weights
 from shared.diffusion.schedule import NoiseSchedule
@@ -213,7 +213,7 @@ def test_products_are_as_precise_as_the_flags_say(
     configuration = config(base_model, **flags)
     models, initial = load(configuration)
     arguments = (TrainState.create(initial.controlnet), initial.frozen, in_slices(batch_of(2), 1), np.float32(0))
-    step = make_train_step(models.defs, objective_of(configuration, models), SETTINGS)
+    step = make_train_step(models.defs, Objective.create(configuration, models), SETTINGS)
     with jax.default_matmul_precision(matmul_precision(configuration)):
         program = jax.make_jaxpr(step)(*arguments)
     assert set(precisions_of(program.jaxpr)) == precisions

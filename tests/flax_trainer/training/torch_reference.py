@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from flax_trainer.base_models import ModelDefs
 from flax_trainer.models.params import from_torch_layout
-from flax_trainer.training.step import ModelDefs
 
 
 def channels_first(array: np.ndarray) -> torch.Tensor:

@@ -14,12 +14,12 @@ from flax_trainer.distributed.pmap import PmapEngine
 from flax_trainer.evaluation.image_sampler import ImageSampler as FlaxImageSampler
 from flax_trainer.models.params import from_torch_layout
 from shared.data.tokenization import Tokenize, tokenizer_function
-from shared.diffusion.samplers import initial_latents, unipc_plan
+from shared.diffusion.samplers import initial_latents, validation_plan
 from shared.models.source import ModelSource
 from shared.models.tokenizer_files import read_tokenizer
 from tests.torch_trainer.tiny_training import ROOT, awaken, configuration, schedule_of
 from torch_trainer.base_models import BaseModels, load_base_models
-from torch_trainer.evaluation.image_sampler import NUM_INFERENCE_STEPS, ImageSampler
+from torch_trainer.evaluation.image_sampler import ImageSampler
 
 DEMO_MODEL = ROOT / "shared" / "demo_model"
 PROMPTS = ["red circle with blue background", "a cyan circle", "green circle with white background"]
@@ -55,7 +55,7 @@ def sampler(
 ) -> ImageSampler:
     return ImageSampler(
         models,
-        unipc_plan(schedule_of(DEMO_MODEL), NUM_INFERENCE_STEPS),
+        validation_plan(schedule_of(DEMO_MODEL)),
         tokenize,
         torch.device("cpu"),
         resolution=RESOLUTION,

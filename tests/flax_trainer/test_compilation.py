@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flax_trainer.ahead_of_time import CompiledAhead, in_background
+from flax_trainer.compilation import CompiledAhead, in_background
 
 PROJECT = Path(__file__).resolve().parents[2]
 DEVICES = 8  # tests/conftest.py
@@ -95,7 +95,7 @@ def test_a_process_ends_after_its_background_work_with_its_own_exit_code() -> No
     """A thread that is taken out of a compiler when the interpreter ends takes the whole process down."""
     code = (
         "import sys, time\n"
-        "from flax_trainer.ahead_of_time import in_background\n"
+        "from flax_trainer.compilation import in_background\n"
         "in_background(lambda: (time.sleep(0.3), print('compiled')))\n"
         "print('mistake', flush=True)\n"
         "sys.exit(2)\n"

@@ -1,0 +1,149 @@
+"""Compiling the training step: ahead of its first call, at which precision, and where programs are kept."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+from shared.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+OFF = "none"
+_FOLDER = Path("controlnet-trainer") / "compiled"
+
+
+class CompiledAhead:
+    """A jitted or pmapped function that is compiled once, in a thread of its own, for arguments of known shapes.
+
+    Without `compile_for` it is compiled when it is first called, by itself.
+
+    A compiler works for minutes without Python's lock: the data threads and whoever calls this go on meanwhile, and
+    signals are heard.
+    """
+
+    def __init__(self, function: jax.stages.Wrapped):
+        self._function = function
+        self._compiled: Future[jax.stages.Compiled] | None = None
+
+    def compile_for(self, *example: Any) -> None:
+        """Begin. Only shapes, dtypes and placement of the example's arrays count; none of them is kept."""
+        self._compiled = in_background(self._compile, *map(shape_dtype_structs, example))
+
+    def __call__(self, *args: Any) -> Any:
+        """Raises whatever compiling raised."""
+        return self._function(*args) if self._compiled is None else self._compiled.result()(*args)
+
+    def text(self) -> str:
+        """The compiled program in XLA's notation; empty without `compile_for`."""
+        return "" if self._compiled is None else self._compiled.result().as_text() or ""
+
+    def close(self) -> None:
+        """Say so where an error will not end the process at once."""
+        if self._compiled is not None and not self._compiled.done():
+            logger.info("The training step is still being compiled, and cannot be stopped: the process ends after it")
+
+    def _compile(self, *example: Any) -> jax.stages.Compiled:
+        started = time.perf_counter()
+        compiled = self._function.lower(*example).compile()
+        logger.info("The training step is compiled (%.1f s)", time.perf_counter() - started)
+        return compiled
+
+
+def in_background(function: Callable[..., Result], *args: Any) -> "Future[Result]":
+    """Call a function in a thread of its own. What it raises, the future's `result()` raises.
+
+    The interpreter ends after the thread, because it cannot take the thread out of a compiler without crashing.
+    """
+    future: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            result = function(*args)
+        except BaseException as error:  # whatever it is belongs to the thread that asks for the result
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=work, name=getattr(function, "__name__", "background")).start()
+    return future
+
+
+def shape_dtype_structs(tree: Any) -> Any:
+    """A tree of arrays as `jax.ShapeDtypeStruct`s, placed as the arrays are."""
+
+    def shape(value: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=getattr(value, "sharding", None))
+
+    return jax.tree.map(shape, tree)
+
+
+def matmul_precision(config: TrainConfig) -> str:
+    """What `jax_default_matmul_precision` has to be."""
+    if config.mixed_precision == "bf16":
+        # Nothing else is multiplied, and these products are exact in float32. Asked for more, XLA takes the trained
+        # weights before they are rounded to bfloat16, which a TPU then multiplies in three passes.
+        return "default"
+    return "tensorfloat32" if config.allow_tf32 else "highest"
+
+
+def use_compilation_cache(ccache: str | None) -> None:
+    """Let JAX keep what takes more than a second to compile, for this process from its next compilation on.
+
+    Where, in this order: `ccache` (the value of --ccache, `none` for nowhere), the environment variable
+    JAX_COMPILATION_CACHE_DIR, which JAX reads itself, and the user's cache folder (XDG Base Directory Specification).
+    Programs are found again by their code, their compiler and their device, so folders may be shared by runs. Without a
+    folder that can be written to there is a warning and no cache: it saves time, so its lack must not cost a run.
+
+    On CPUs there is no default: some Intel ones reject their own programs when these are read back, with alarming
+    messages (https://github.com/jax-ml/jax/issues/38445).
+
+    A cached program runs with the rights of whoever loads it, so the folder is made for the user alone.
+    """
+    if ccache == OFF:
+        jax.config.update("jax_compilation_cache_dir", None)
+    elif ccache is not None and "://" in ccache:  # JAX reads and writes object stores
+        jax.config.update("jax_compilation_cache_dir", ccache)
+    elif ccache is not None:
+        _use(Path(ccache).expanduser())
+    elif _named_by_environment() is None and jax.default_backend() != "cpu":
+        _use(default_folder())
+
+
+def _use(folder: Path) -> None:
+    problem = _problem(folder)
+    if problem is not None:
+        logger.warning(
+            "Compiled programs are not kept for the next run: %s cannot be %s. Name another folder with --ccache, or "
+            "do without one by --ccache none.",
+            *(folder, problem),
+        )
+    jax.config.update("jax_compilation_cache_dir", str(folder) if problem is None else None)
+
+
+def default_folder() -> Path:
+    """The project's part of the user's cache folder."""
+    # The specification tells to ignore relative paths.
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / _FOLDER
+
+
+def _named_by_environment() -> str | None:
+    return jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made when JAX is imported
+
+
+def _problem(folder: Path) -> str | None:
+    """What prevents keeping files there, in words."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        return f"made ({error.strerror})"
+    return None if os.access(folder, os.W_OK | os.X_OK) else "written to"
