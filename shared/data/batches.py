@@ -17,8 +17,7 @@ import numpy.typing as npt
 from shared.config import TrainConfig
 from shared.data.candidates import Candidates, ShuffledCandidates, StreamCandidates
 from shared.data.preprocessing import preprocess
-from shared.data.sample import BadSampleError, RawSample
-from shared.data.skipping import SkippedSamples
+from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources.base import RandomAccessSource, Source
 from shared.data.tokenization import CaptionTokenizer, Tokenize
 from shared.data.workers import Workers

@@ -1,14 +1,19 @@
-"""What every source yields: one undecoded training pair."""
+"""What every source yields, one undecoded training pair, and the count of those that could not be used."""
 
+import itertools
+import logging
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
 from shared.untrusted import shown
+from shared.user_errors import UserError
+
+logger = logging.getLogger(__name__)
 
 EncodedImage = bytes | Path | str | PIL.Image.Image
 """An image before decoding: a file's content, a local path, an address that `shared.data.addresses` reads, or an image
@@ -16,6 +21,9 @@ drawn by a source."""
 
 MOST_CAPTIONS = 10_000
 """Of one sample. Datasets with several captions have five, some a hundred."""
+
+_NAMED_IN_ERROR = 5
+_LONGEST_REASON = 1500  # a sentence with two paths in it, each already cut
 
 
 class BadSampleError(Exception):
@@ -74,6 +82,38 @@ def captions_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,)
     if isinstance(value, Iterable) and not isinstance(value, bytes | dict):
-        captions = tuple(islice(value, MOST_CAPTIONS + 1))
+        captions = tuple(itertools.islice(value, MOST_CAPTIONS + 1))
         return captions if all(isinstance(caption, str) for caption in captions) else ()
     return ()
+
+
+class SkippedSamples:
+    """The distinct bad samples this process met, each logged once. Safe to use from several threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._reasons: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def add(self, name: str, error: BadSampleError) -> None:
+        """Count a bad sample. UserError, naming some, when there are now more than the limit."""
+        with self._lock:
+            if name in self._reasons:
+                return
+            self._reasons[name] = str(error)
+            logger.warning("skipped %s: %s", shown(name), shown(error, _LONGEST_REASON))
+            if len(self) > self._limit:
+                raise UserError(self._summary())
+
+    def _summary(self) -> str:
+        some = "; ".join(
+            f"{shown(name)}: {shown(reason, _LONGEST_REASON)}"
+            for name, reason in itertools.islice(self._reasons.items(), _NAMED_IN_ERROR)
+        )
+        return (
+            f"{len(self)} training samples cannot be used, more than --max_skipped_samples={self._limit} allows, "
+            f"among them {some}. Repair or remove them, or raise --max_skipped_samples"
+        )

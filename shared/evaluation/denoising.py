@@ -18,8 +18,7 @@ import numpy.typing as npt
 from shared.config import TrainConfig
 from shared.data.batches import Batch
 from shared.data.preprocessing import preprocess
-from shared.data.sample import BadSampleError, RawSample
-from shared.data.skipping import SkippedSamples
+from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources.base import RandomAccessSource
 from shared.data.tokenization import Tokenize
 from shared.randomness import Purpose, generator

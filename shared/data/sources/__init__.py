@@ -1,6 +1,5 @@
 """Where samples come from. `open_source` picks the source that a configuration names."""
 
-import os
 from pathlib import Path
 
 from shared.config import TrainConfig
@@ -13,8 +12,7 @@ from shared.data.sources.base import (
     hold_out,
     train_subset,
 )
-from shared.data.sources.named_files import NamedFiles, allowed_folders
-from shared.untrusted import shown
+from shared.data.sources.named_files import allowed_folders
 from shared.user_errors import UserError
 
 __all__ = ["Manifest", "RandomAccessSource", "Source", "StreamSource", "SubsetSource", "open_source", "open_sources"]
@@ -65,7 +63,9 @@ def _open(config: TrainConfig) -> Source:
 
         return open_shards(config)
     if config.train_data_dir is not None and not config.load_from_disk:
-        folder_source = _open_folder(config, Path(config.train_data_dir))
+        from shared.data.sources.folders import open_folder
+
+        folder_source = open_folder(config, Path(config.train_data_dir))
         if folder_source is not None:
             return folder_source
     from shared.data.sources.huggingface import open_huggingface
@@ -85,40 +85,3 @@ def _check_exactly_one(config: TrainConfig) -> None:
         raise UserError(
             f"the training data is given by {' and '.join(named) or 'no flag'}; give one of {', '.join(given)}"
         )
-
-
-def _open_folder(config: TrainConfig, folder: Path) -> Source | None:
-    """The source of a layout that is read without datasets, None for any other folder."""
-    from shared.data.sources import image_folder, prompt_json
-
-    _check_folder(folder)
-    files = NamedFiles(str(folder), folder, allowed_folders(config))
-    is_prompt_json = os.path.isfile(folder / "prompt.json")
-    if config.streaming:
-        if is_prompt_json:
-            raise UserError(
-                f"--streaming reads folders through datasets, which does not know the prompt.json of "
-                f"{shown(folder)!r}; leave --streaming out: this layout is not copied or loaded as a whole in any case"
-            )
-        return None
-    if is_prompt_json:
-        return prompt_json.open_prompt_json(folder, files)
-    metadata = image_folder.find_metadata(folder)
-    if metadata is None:
-        return None
-    files.check_own(metadata)
-    keys = image_folder.find_keys(
-        metadata, config.image_column, config.conditioning_image_column, config.caption_column
-    )
-    return image_folder.open_image_folder(metadata, keys, files) if keys else None
-
-
-def _check_folder(folder: Path) -> None:
-    if not os.path.isdir(folder):
-        raise UserError(f"--train_data_dir is {shown(folder)!r}, which is not a folder; give one that exists")
-    try:
-        empty = not any(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"--train_data_dir is {shown(folder)!r}, which cannot be read: {error.strerror}") from error
-    if empty:
-        raise UserError(f"--train_data_dir is {shown(folder)!r}, which is empty; give a folder with training data")

@@ -1,18 +1,13 @@
-"""Folders of images listed by a JSON-lines file. The two layouts that use it differ in the keys alone."""
+"""Rows of others, an object per line of JSON: read with bounds, and as they come."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from shared.data.sample import BadSampleError, RawSample, captions_of
-from shared.data.sources.base import Manifest
-from shared.data.sources.named_files import NamedFiles
 from shared.untrusted import MIB, open_file, shown
 from shared.user_errors import UserError
 
@@ -26,63 +21,6 @@ _decode_row = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str | list[str]).decode
 
 Text = str | list[str] | None
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Which key of a line holds what. Image names are relative to the folder of the JSON-lines file."""
-
-    image: str
-    conditioning_image: str
-    caption: str
-
-
-class JsonLinesSource:
-    """Random access to the pairs that a JSON-lines file lists. Images are opened when they are decoded, not before."""
-
-    def __init__(self, kind: str, path: Path, keys: Keys, files: NamedFiles) -> None:
-        """Read the whole list.
-
-        Args:
-            kind: the layout's name in the manifest.
-            path: the list.
-            keys: of its lines.
-            files: what the lines may name.
-
-        Raises:
-            UserError: for a list that cannot be read, leads out of the data's folder or has no lines, and for a line
-                that is not a JSON object.
-        """
-        files.check_own(path)
-        digest = hashlib.sha256()
-        self._path, self._keys, self._files = path, keys, files
-        wanted = (keys.image, keys.conditioning_image, keys.caption)
-        self._rows = [
-            (number, tuple(text_of(row.get(key)) for key in wanted)) for number, row in read_rows(path, digest)
-        ]
-        if not self._rows:
-            raise UserError(f"{shown(path)} lists no samples; expected one JSON object per line")
-        self.manifest: Manifest = {
-            "kind": kind,
-            "location": str(path),
-            "samples": len(self._rows),
-            "fingerprint": digest.hexdigest(),
-            "columns": [keys.image, keys.conditioning_image, keys.caption],
-        }
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> RawSample:
-        number, (image, conditioning_image, caption) = self._rows[index]
-        captions, name = captions_of(caption), f"{self._path} line {number} ({image})"
-        try:
-            found, found_conditioning = (
-                self._files.find(name, self._path.parent) for name in (image, conditioning_image)
-            )
-        except BadSampleError as error:
-            return RawSample(None, None, captions, name, str(error))
-        return RawSample(found, found_conditioning, captions, name)
 
 
 def read_rows(path: Path, digest: Any = None) -> Iterator[tuple[int, dict[str, Any]]]:

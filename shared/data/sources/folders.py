@@ -1,0 +1,155 @@
+"""Folders of images that are read without building a datasets cache, in either of two layouts.
+
+Hugging Face's image folder lists its pairs in `metadata.jsonl`. ControlNet's fill50k has `prompt.json` with a line
+{"source", "target", "prompt"} per pair, `source` being the condition and `target` the image (Zhang et al., ControlNet
+repository, docs/train.md). Beside the list's name they differ in the keys alone.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.config import TrainConfig
+from shared.data.sample import BadSampleError, RawSample, captions_of
+from shared.data.sources.base import Manifest
+from shared.data.sources.json_lines import read_rows, text_of
+from shared.data.sources.named_files import NamedFiles, allowed_folders
+from shared.untrusted import shown
+from shared.user_errors import UserError
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Which key of a line holds what. Image names are relative to the folder of the JSON-lines file."""
+
+    image: str
+    conditioning_image: str
+    caption: str
+
+
+_PROMPT_JSON = "prompt.json"
+_PROMPT_JSON_KEYS = Keys(image="target", conditioning_image="source", caption="prompt")
+
+
+def open_folder(config: TrainConfig, folder: Path) -> "JsonLinesSource | None":
+    """The pairs of a folder in one of the two layouts; None for any other folder, which datasets may know.
+
+    Raises:
+        UserError: it is no folder, or empty, cannot be read, or its list is malformed.
+    """
+    _check_folder(folder)
+    files = NamedFiles(str(folder), folder, allowed_folders(config))
+    has_prompt_json = os.path.isfile(folder / _PROMPT_JSON)
+    if config.streaming:
+        if has_prompt_json:
+            raise UserError(
+                f"--streaming reads folders through datasets, which does not know the prompt.json of "
+                f"{shown(folder)!r}; leave --streaming out: this layout is not copied or loaded as a whole in any case"
+            )
+        return None
+    return _open_prompt_json(folder, files) if has_prompt_json else _open_image_folder(config, folder, files)
+
+
+class JsonLinesSource:
+    """Random access to the pairs that a JSON-lines file lists. Images are opened when they are decoded, not before."""
+
+    def __init__(self, kind: str, path: Path, keys: Keys, files: NamedFiles) -> None:
+        """Read the whole list.
+
+        Args:
+            kind: the layout's name in the manifest.
+            path: the list.
+            keys: of its lines.
+            files: what the lines may name.
+
+        Raises:
+            UserError: for a list that cannot be read, leads out of the data's folder or has no lines, and for a line
+                that is not a JSON object.
+        """
+        files.check_own(path)
+        digest = hashlib.sha256()
+        self._path, self._keys, self._files = path, keys, files
+        wanted = (keys.image, keys.conditioning_image, keys.caption)
+        self._rows = [
+            (number, tuple(text_of(row.get(key)) for key in wanted)) for number, row in read_rows(path, digest)
+        ]
+        if not self._rows:
+            raise UserError(f"{shown(path)} lists no samples; expected one JSON object per line")
+        self.manifest: Manifest = {
+            "kind": kind,
+            "location": str(path),
+            "samples": len(self._rows),
+            "fingerprint": digest.hexdigest(),
+            "columns": [keys.image, keys.conditioning_image, keys.caption],
+        }
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> RawSample:
+        number, (image, conditioning_image, caption) = self._rows[index]
+        captions, name = captions_of(caption), f"{self._path} line {number} ({image})"
+        try:
+            found, found_conditioning = (
+                self._files.find(name, self._path.parent) for name in (image, conditioning_image)
+            )
+        except BadSampleError as error:
+            return RawSample(None, None, captions, name, str(error))
+        return RawSample(found, found_conditioning, captions, name)
+
+
+def _check_folder(folder: Path) -> None:
+    if not os.path.isdir(folder):
+        raise UserError(f"--train_data_dir is {shown(folder)!r}, which is not a folder; give one that exists")
+    try:
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"--train_data_dir is {shown(folder)!r}, which cannot be read: {error.strerror}") from error
+    if empty:
+        raise UserError(f"--train_data_dir is {shown(folder)!r}, which is empty; give a folder with training data")
+
+
+def _open_prompt_json(folder: Path, files: NamedFiles) -> JsonLinesSource:
+    """The pairs of `folder/prompt.json`. UserError when the list is malformed, empty, or has other keys."""
+    source = JsonLinesSource("prompt_json", folder / _PROMPT_JSON, _PROMPT_JSON_KEYS, files)
+    first = source[0]
+    if not first.defect and (first.image is None or first.conditioning_image is None):
+        raise UserError(
+            f'the first line of {shown(folder / _PROMPT_JSON)} lacks "source" or "target"; expected lines like '
+            '{"source": "source/0.png", "target": "target/0.png", "prompt": "a caption"}'
+        )
+    return source
+
+
+def _open_image_folder(config: TrainConfig, folder: Path, files: NamedFiles) -> JsonLinesSource | None:
+    """The pairs of `metadata.jsonl`. None without it, or where its first line lacks the columns asked for."""
+    candidates = (folder / "metadata.jsonl", folder / "train" / "metadata.jsonl")
+    metadata = next((path for path in candidates if os.path.isfile(path)), None)
+    if metadata is None:
+        return None
+    files.check_own(metadata)
+    keys = _find_keys(metadata, config.image_column, config.conditioning_image_column, config.caption_column)
+    return JsonLinesSource("image_folder", metadata, keys, files) if keys else None
+
+
+def _find_keys(metadata: Path, image_column: str, conditioning_image_column: str, caption_column: str) -> Keys | None:
+    """The keys of the first line that hold the three columns, or None when one is not there.
+
+    Image columns are found with and without Hugging Face's `_file_name` suffix; the image also as plain `file_name`.
+    UserError for a list that cannot be read or is empty.
+    """
+    first = next(read_rows(metadata), None)
+    if first is None:
+        raise UserError(f"{shown(metadata)} lists no samples; expected one JSON object per line")
+    present = first[1]
+    image = _first(present, f"{image_column}_file_name", image_column, "file_name")
+    conditioning_image = _first(present, f"{conditioning_image_column}_file_name", conditioning_image_column)
+    caption = _first(present, caption_column)
+    if image is None or conditioning_image is None or caption is None:
+        return None
+    return Keys(image, conditioning_image, caption)
+
+
+def _first(present: dict[str, object], *names: str) -> str | None:
+    return next((name for name in names if name in present), None)
