@@ -29,25 +29,7 @@ _DIFFERENCES_SHOWN = 20  # all of an honest run's, which has as many settings
 
 # What decides the content of a global batch or the meaning of the parameters. Everything else (learning rate, steps,
 # logging, devices, workers, ...) may change between the parts of a run.
-_MUST_MATCH = (
-    "seed",
-    "resolution",
-    "image_interpolation_mode",
-    "proportion_empty_prompts",
-    "max_train_samples",
-    "shuffle_buffer_size",
-    "pretrained_model_name_or_path",
-    "revision",
-    "variant",
-    "pretrained_vae_model_name_or_path",
-    "controlnet_model_name_or_path",
-    "controlnet_revision",
-    "tokenizer_name",
-    "use_ema",
-    "only_mid_control",
-    "sd_unlocked",
-)
-
+_MUST_MATCH = [name for name, flag in FLAGS.items() if "resume" in flag.must_match]
 
 # For checkpoints that are older than one of these flags.
 _DEFAULTS = {name: FLAGS[name].default for name in _MUST_MATCH}

@@ -1,52 +1,19 @@
 """May two runs be compared step by step? Only if they were to see the same batches and minimise the same loss."""
 
 import dataclasses
+import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from shared.compare.run import Run
+from shared.config.flags import Flag
+from shared.config.options import FLAGS
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
-_LOCATIONS = (
-    "pretrained_model_name_or_path",
-    "controlnet_model_name_or_path",
-    "pretrained_vae_model_name_or_path",
-    "tokenizer_name",
-    "dataset_name",
-    "train_data_dir",
-    "train_shards",
-)
-"""Flags that may be paths: the same files may lie elsewhere on another machine."""
-
-MUST_MATCH = (
-    *_LOCATIONS,
-    "revision",
-    "variant",
-    "controlnet_revision",
-    "dataset_config_name",
-    "load_from_disk",
-    "shards_image_key",
-    "shards_conditioning_key",
-    "shards_caption_key",
-    "generated_circles",
-    "image_column",
-    "conditioning_image_column",
-    "caption_column",
-    "max_train_samples",
-    "streaming",
-    "shuffle_buffer_size",
-    "resolution",
-    "image_interpolation_mode",
-    "crops_coords_top_left_h",
-    "crops_coords_top_left_w",
-    "proportion_empty_prompts",
-    "seed",
-    "num_evaluation_samples",  # they are held out of the training data
-    "snr_gamma",
-)
+MUST_MATCH = [flag for flag in FLAGS.values() if "compare" in flag.must_match]
 """Flags that decide what a batch holds or what its loss means."""
 
 
@@ -62,9 +29,9 @@ class Difference:
 def check_comparable(a: Run, b: Run) -> None:
     """Raises UserError where a comparison would mean nothing, naming everything that differs."""
     differences = [
-        Difference(f"--{name}", getattr(a.config, name), getattr(b.config, name))
-        for name in MUST_MATCH
-        if not _same(name)(getattr(a.config, name), getattr(b.config, name))
+        Difference(f"--{flag.name}", getattr(a.config, flag.name), getattr(b.config, flag.name))
+        for flag in MUST_MATCH
+        if not _same(flag)(getattr(a.config, flag.name), getattr(b.config, flag.name))
     ]
     if a.global_batch_size != b.global_batch_size:
         differences.append(Difference("images per step", a.global_batch_size, b.global_batch_size))
@@ -87,8 +54,8 @@ def setting_differences(a: Run, b: Run) -> list[Difference]:
     ]
 
 
-def _same(name: str) -> Callable[[Any, Any], bool]:
-    return _same_locations if name in _LOCATIONS else lambda a, b: a == b
+def _same(flag: Flag) -> Callable[[Any, Any], bool]:
+    return _same_locations if flag.is_location else operator.eq
 
 
 def _same_locations(a: Any, b: Any) -> bool:

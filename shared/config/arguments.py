@@ -26,8 +26,7 @@ _NUMBERS = {
 _LARGEST_INT = 2**63 - 1  # what the arrays of numpy, JAX and PyTorch hold
 _LONGEST_NUMBER = 400  # characters: 1.8e308 written out has 309
 
-_PROMPTS = frozenset({"validation_prompt"})  # may have several lines
-_LAYOUT = "\n\r\t"
+_LAYOUT = "\n\r\t"  # of prompts
 _UNSEEN = re.compile("[\u2028-\u202e\u2066-\u2069]")  # line and paragraph breaks, reversals of the reading direction
 
 _NAME = re.compile(r"[A-Za-z0-9_-]")
@@ -171,7 +170,7 @@ def _item_value(text: str, flag: Flag, origin: str) -> Any:
 def _check_text(text: str, flag: Flag, origin: str) -> None:
     """Raises UserError, without quoting the text, for what no honest value holds."""
     for place, letter in enumerate(text, start=1):
-        if letter.isprintable() or (flag.name in _PROMPTS and letter in _LAYOUT):
+        if letter.isprintable() or (flag.is_prompt and letter in _LAYOUT):
             continue
         if unicodedata.category(letter) == "Cs":
             raise UserError(f"{origin} is not UTF-8: {_broken(letter)} stands at character {place}. Write it in UTF-8.")

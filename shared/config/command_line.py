@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.config.arguments import Assignment, read_arguments, value_of
-from shared.config.flags import Flag
+from shared.config.flags import Backend, Flag
 from shared.config.help_text import help_text
-from shared.config.options import FLAGS, SECRETS, Backend, TrainConfig
+from shared.config.options import FLAGS, SECRETS, TrainConfig
 from shared.config.validation import validate
 from shared.config.yaml_io import read_yaml, to_yaml
 from shared.outgoing.messages import outgoing, with_indented_lines

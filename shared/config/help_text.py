@@ -4,9 +4,9 @@ import itertools
 import shutil
 import textwrap
 
-from shared.config.flags import Flag
-from shared.config.options import FLAGS, Backend
-from shared.config.support import BACKEND_NAMES, NOT_SUPPORTED
+from shared.config.flags import Backend, Flag, Missing
+from shared.config.options import FLAGS
+from shared.config.support import BACKEND_NAMES
 
 _PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT"}
 _LARGEST_WIDTH = 120
@@ -59,9 +59,8 @@ def _heading(flag: Flag) -> str:
 def _body(flag: Flag, backend: Backend) -> str:
     choices = f" One of {', '.join(flag.choices)}." if flag.choices else ""
     default = "off" if flag.kind is bool else "not set" if flag.default is None else f"{flag.default}"
-    missing = {row.flag: row.value for row in NOT_SUPPORTED[backend]}
-    support = ""
-    if flag.name in missing:
-        what = "Not" if missing[flag.name] is None else f"{missing[flag.name]} is not"
+    support, fact = "", flag.in_backend(backend)
+    if isinstance(fact, Missing):
+        what = "Not" if fact.value is None else f"{fact.value} is not"
         support = f" {what} supported yet by the {BACKEND_NAMES[backend]} backend."
     return f"{flag.help}{choices} (Default: {default}.){support}"

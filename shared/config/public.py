@@ -6,12 +6,10 @@ from typing import Any
 from shared.config.options import FLAGS, TrainConfig
 from shared.outgoing.redaction import redacted
 
-_PROMPTS = ("validation_prompt",)  # any text, and no address
-
 
 def public_config(config: TrainConfig) -> TrainConfig:
     """Without what addresses hold of secrets. (`to_yaml` leaves the flags out that are secret as a whole.)"""
-    texts = [flag.name for flag in FLAGS.values() if flag.kind is str and flag.name not in _PROMPTS]
+    texts = [flag.name for flag in FLAGS.values() if flag.kind is str and not flag.is_prompt]
     return dataclasses.replace(config, **{name: _redacted(getattr(config, name)) for name in texts})
 
 

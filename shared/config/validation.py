@@ -1,80 +1,18 @@
 """The checks that need nothing but the configuration itself: no files, no models, no devices."""
 
-import math
 import re
-from collections.abc import Callable
 
-from shared.config.options import FLAGS, Backend, TrainConfig
+from shared.config.flags import Backend
+from shared.config.options import FLAGS, TrainConfig
 from shared.config.support import check_support
 from shared.outgoing.redaction import described, is_shell_command, redacted
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
-_DATA_SOURCES = ("dataset_name", "train_data_dir", "train_shards", "generated_circles")
+_DATA_SOURCES = [name for name, flag in FLAGS.items() if flag.names == "data"]
 _PROCESSES = ("coordinator_address", "num_processes", "process_id")
-_SHARDS_ONLY = ("shards_image_key", "shards_conditioning_key", "shards_caption_key", "allow_shell_urls")
-# Stable Diffusion's autoencoders halve the side three times; the trainer checks the factor of the one it loads.
-_VAE_FACTOR = 8
-_LARGEST_SEED = 2**63 - 1
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\]):(?P<port>[0-9]{1,5})")
-
-_AT_LEAST_ONE = (
-    "generated_circles",
-    "max_train_samples",
-    "shuffle_buffer_size",
-    "resolution",
-    "num_train_epochs",
-    "max_train_steps",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "lr_num_cycles",
-    "validation_steps",
-    "num_validation_images",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "logging_steps",
-    "fsdp_devices",
-    "num_processes",
-)
-_AT_LEAST_ZERO = (
-    "max_skipped_samples",
-    "num_evaluation_samples",
-    "dataloader_num_workers",
-    "lr_warmup_steps",
-    "learning_rate",
-    "lr_power",
-    "adam_epsilon",
-    "adam_weight_decay",
-    "profile_steps",
-    "process_id",
-)
-# Beyond these a run could only end for want of memory or threads, or of numbers: steps are counted in 32 bits.
-_AT_MOST = {
-    "generated_circles": 10**7,  # their order is held in memory; fill50k has 50,000
-    "resolution": 8192,  # the largest pictures that are opened have 89 million pixels
-    "train_batch_size": 2**16,
-    "gradient_accumulation_steps": 2**16,
-    "num_train_epochs": 2**31 - 1,
-    "max_train_steps": 2**31 - 1,
-    "dataloader_num_workers": 1024,  # threads; more than processors are of no use
-    "num_validation_images": 1000,  # of each pair, at every validation
-    "profile_steps": 10_000,  # a profile is held in memory, some MB of each step
-    "num_processes": 2**16,
-}
 _LARGEST_PIXELS = 2**33  # of a device's batch: 8192 images of 1024 px, 24 GiB in the host's memory
-
-# Flags, whether a value is right, and the same in words. Comparisons are written so that nan fails them.
-_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-    (_AT_LEAST_ONE, lambda value: value >= 1, "1 or more"),
-    (_AT_LEAST_ZERO, lambda value: 0 <= value < math.inf, "a finite number, 0 or more"),
-    (("max_grad_norm",), lambda value: value > 0, "more than 0 (inf turns clipping off)"),
-    (("snr_gamma",), lambda value: 0 < value < math.inf, "a finite number, more than 0"),
-    (("proportion_empty_prompts",), lambda value: 0 <= value <= 1, "in the range from 0 to 1"),
-    (("guidance_scale",), lambda value: 1 <= value < math.inf, "a finite number, 1 (no guidance) or more"),
-    (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "at least 0 and less than 1"),
-    (("seed",), lambda value: 0 <= value <= _LARGEST_SEED, f"in the range from 0 to {_LARGEST_SEED}"),
-    (("resolution",), lambda value: value % _VAE_FACTOR == 0, f"divisible by {_VAE_FACTOR}, which the VAE shrinks by"),
-)
 
 
 def validate(config: TrainConfig, backend: Backend) -> None:
@@ -104,22 +42,18 @@ def _check_values(config: TrainConfig) -> None:
         value = getattr(config, flag.name)
         texts = value if flag.is_list and value is not None else (value,)
         # An empty prompt means something; any other empty text is a shell variable that was never set.
-        if flag.kind is str and flag.name != "validation_prompt" and "" in texts:
+        if flag.kind is str and not flag.is_prompt and "" in texts:
             raise UserError(
                 f"--{flag.name} was given an empty value. Give it one or leave the flag out; "
                 "if the value is a shell variable, check that it is set."
             )
         if flag.choices and value not in flag.choices and not (flag.is_optional and value is None):
             raise UserError(f"--{flag.name} must be one of {', '.join(flag.choices)}, but it is {described(value)}.")
-    for names, is_right, expected in _RANGES:
-        for name in names:
-            value = getattr(config, name)
-            if value is not None and not is_right(value):
-                raise UserError(f"--{name} must be {expected}, but it is {value}.")
-    for name, largest in _AT_MOST.items():
-        value = getattr(config, name)
-        if value is not None and value > largest:
-            raise UserError(f"--{name} must be at most {largest}, but it is {value}.")
+    for flag in FLAGS.values():
+        value = getattr(config, flag.name)
+        for rule in flag.must_be:
+            if value is not None and not rule.is_kept_by(value):
+                raise UserError(f"--{flag.name} must be {rule.words}, but it is {value}.")
     if config.train_batch_size * config.resolution**2 > _LARGEST_PIXELS:
         raise UserError(
             f"--train_batch_size {config.train_batch_size} images of --resolution {config.resolution} fit into no "
@@ -158,9 +92,10 @@ def _check_source_details(config: TrainConfig) -> None:
         raise UserError("--load_from_disk needs --train_data_dir, the folder that save_to_disk wrote.")
     if config.dataset_config_name is not None and config.dataset_name is None:
         raise UserError("--dataset_config_name needs --dataset_name, the dataset that it is a configuration of.")
-    for name in _SHARDS_ONLY:
-        if getattr(config, name) != FLAGS[name].default and config.train_shards is None:
-            raise UserError(f"--{name} is about --train_shards, which is not given: give that too, or leave it out.")
+    for name, flag in FLAGS.items():
+        other = flag.only_with
+        if other is not None and getattr(config, name) != flag.default and getattr(config, other) is None:
+            raise UserError(f"--{name} is about --{other}, which is not given: give that too, or leave it out.")
     for source in ("load_from_disk", "generated_circles"):
         if config.streaming and getattr(config, source):
             raise UserError(f"--streaming does not go with --{source}, which downloads nothing: leave one out.")
@@ -169,7 +104,7 @@ def _check_source_details(config: TrainConfig) -> None:
             "--streaming does not know how many samples there are, so --num_train_epochs cannot say when to stop: give "
             "--max_train_steps or --max_train_samples."
         )
-    for url in config.train_shards or ():
+    for url in config.train_shards or ():  # as written; what braces make of it is seen when the shards are opened
         if is_shell_command(url) and not config.allow_shell_urls:
             scheme = url.strip().partition(":")[0]
             raise UserError(

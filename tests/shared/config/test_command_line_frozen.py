@@ -1,10 +1,15 @@
-"""The command line is a promise: a change to it has to be made here, in plain text, too."""
+"""The command line is a promise, and so is which runs go on and which are compared: a change to either has to be made
+here, in plain text, too."""
 
 import pathlib
 
 from shared.config.options import FLAGS
 
-_FROZEN = pathlib.Path(__file__).with_name("command_line.txt")
+_HERE = pathlib.Path(__file__).parent
+
+
+def _listed(name: str) -> list[str]:
+    return [line for line in (_HERE / name).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
 
 
 def _line(name: str) -> str:
@@ -13,5 +18,13 @@ def _line(name: str) -> str:
 
 
 def test_flags_types_defaults_and_choices_are_those_of_the_checked_in_list() -> None:
-    frozen = [line for line in _FROZEN.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    assert [_line(name) for name in sorted(FLAGS)] == frozen
+    assert [_line(name) for name in sorted(FLAGS)] == _listed("command_line.txt")
+
+
+def test_what_must_match_is_what_older_checkpoints_hold_and_older_runs_were_compared_by() -> None:
+    lines = [
+        " | ".join([name, ",".join(FLAGS[name].must_match), "location" if FLAGS[name].is_location else "-"])
+        for name in sorted(FLAGS)
+        if FLAGS[name].must_match or FLAGS[name].is_location
+    ]
+    assert lines == _listed("must_match.txt")

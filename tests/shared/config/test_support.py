@@ -6,8 +6,9 @@ from typing import Any, get_args
 import pytest
 
 from shared.config import Backend, TrainConfig, notices, validate
+from shared.config.flags import Missing
 from shared.config.options import FLAGS
-from shared.config.support import BACKEND_NAMES, NOT_SUPPORTED, Missing
+from shared.config.support import BACKEND_NAMES, missing_in
 
 _CONFIG = TrainConfig(
     pretrained_model_name_or_path="model", dataset_name="data", gradient_checkpointing=True, num_evaluation_samples=1
@@ -16,29 +17,29 @@ _ANOTHER_VALUE: dict[type, Any] = {bool: True, int: 1, str: "text"}
 _WITH_IT = {"coordinator_address": {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 0}}
 
 
-def _asking_for(row: Missing) -> TrainConfig:
-    value = row.value if row.value is not None else _ANOTHER_VALUE[FLAGS[row.flag].kind]
-    return dataclasses.replace(_CONFIG, **{row.flag: value, **_WITH_IT.get(row.flag, {})})
+def _asking_for(name: str, missing: Missing) -> TrainConfig:
+    value = missing.value if missing.value is not None else _ANOTHER_VALUE[FLAGS[name].kind]
+    return dataclasses.replace(_CONFIG, **{name: value, **_WITH_IT.get(name, {})})
 
 
 @pytest.mark.parametrize(
-    ("backend", "row"),
-    [(backend, row) for backend, rows in NOT_SUPPORTED.items() for row in rows],
-    ids=lambda value: value.flag if isinstance(value, Missing) else value,
+    ("backend", "name", "missing"),
+    [(backend, *row) for backend in get_args(Backend) for row in missing_in(backend).items()],
+    ids=lambda value: "" if isinstance(value, Missing) else value,
 )
-def test_a_flag_that_a_backend_lacks_is_refused_there_alone(backend: Backend, row: Missing) -> None:
-    missing = f"--{row.flag}.* is not supported yet by the {BACKEND_NAMES[backend]} backend: "
-    with pytest.raises(ValueError, match=missing) as refusal:
-        validate(_asking_for(row), backend)
-    assert str(refusal.value).endswith(row.advice)
+def test_a_flag_that_a_backend_lacks_is_refused_there_alone(backend: Backend, name: str, missing: Missing) -> None:
+    told = f"--{name}.* is not supported yet by the {BACKEND_NAMES[backend]} backend: "
+    with pytest.raises(ValueError, match=told) as refusal:
+        validate(_asking_for(name, missing), backend)
+    assert str(refusal.value).endswith(missing.advice)
     other: Backend = "torch" if backend == "flax" else "flax"
-    if row.flag not in {lacking.flag for lacking in NOT_SUPPORTED[other]}:
-        validate(_asking_for(row), other)
+    if name not in missing_in(other):
+        validate(_asking_for(name, missing), other)
 
 
 def test_only_the_unsupported_value_is_refused() -> None:
     policy = FLAGS["gradient_checkpointing_policy"]
-    refused = {row.value for row in NOT_SUPPORTED["torch"] if row.flag == policy.name}
+    refused = {missing_in("torch")[policy.name].value}
     for value in set(policy.choices) - refused:
         validate(dataclasses.replace(_CONFIG, gradient_checkpointing_policy=value), "torch")
 
