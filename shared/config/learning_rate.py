@@ -2,15 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypedDict, get_args
+from typing import Annotated, TypedDict, get_args
 
 from msgspec import Meta
 
 from shared.config import TrainConfig
+from shared.config.options import ScheduleName
 from shared.user_errors import UserError
 
-_Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
-SCHEDULES: tuple[str, ...] = get_args(_Schedule)
+SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 _POLYNOMIAL_END = 1e-7
 _MOST_LOOKED_AT = 1000  # steps of a curve, which is smooth
 
@@ -27,7 +27,7 @@ class Course(TypedDict):
     max_train_steps: _Count
     learning_rate: _AtLeastZero
     scale_lr: bool
-    lr_scheduler: _Schedule
+    lr_scheduler: ScheduleName
     lr_warmup_steps: _Count
     lr_num_cycles: _Count
     lr_power: _AtLeastZero
@@ -59,10 +59,10 @@ class LearningRateSchedule:
         power: exponent of `polynomial`.
 
     Raises:
-        UserError: unknown name, or a polynomial schedule from a rate no greater than its end, 1e-7.
+        UserError: a polynomial schedule from a rate no greater than its end, 1e-7.
     """
 
-    name: str
+    name: ScheduleName
     learning_rate: float
     warmup_steps: int
     total_steps: int
@@ -70,8 +70,6 @@ class LearningRateSchedule:
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in SCHEDULES:
-            raise UserError(f"--lr_scheduler is {self.name!r}; expected one of {', '.join(SCHEDULES)}.")
         if self.name == "polynomial" and not self.learning_rate > _POLYNOMIAL_END:
             raise UserError(
                 f"--learning_rate is {self.learning_rate}; --lr_scheduler polynomial ends at {_POLYNOMIAL_END} and has "

@@ -26,13 +26,14 @@ def open_source(config: TrainConfig) -> Source:
 def open_sources(config: TrainConfig) -> tuple[Source, SubsetSource | None]:
     """The training data that `config` names, cut to --max_train_samples, and what is held out of it for evaluation.
 
+    That it names one source, and not several, `validate` has seen to.
+
     Returns:
         A `RandomAccessSource` wherever the data allows it, a `StreamSource` with --streaming and for remote shards; and
         the --num_evaluation_samples held-out samples, None where none are asked for.
 
     Raises:
-        UserError: when no source is named or several are, when it cannot be found or read, when a column is missing,
-            or when samples cannot be held out of it.
+        UserError: when it cannot be found or read, when a column is missing, or when samples cannot be held out of it.
     """
     source = _open(config)
     if not isinstance(source, RandomAccessSource):
@@ -52,13 +53,12 @@ def open_sources(config: TrainConfig) -> tuple[Source, SubsetSource | None]:
 
 def _open(config: TrainConfig) -> Source:
     # Sources are imported when they are used: datasets and webdataset take a second each.
-    _check_exactly_one(config)
     allowed_folders(config)  # a mistake in them is heard of whatever the data is
     if config.generated_circles is not None:
         from shared.data.sources.circles import CirclesSource
 
         return CirclesSource(config.generated_circles, config.resolution, config.seed)
-    if config.train_shards:
+    if config.train_shards is not None:
         from shared.data.sources.shards import open_shards
 
         return open_shards(config)
@@ -71,17 +71,3 @@ def _open(config: TrainConfig) -> Source:
     from shared.data.sources.huggingface import open_huggingface
 
     return open_huggingface(config)
-
-
-def _check_exactly_one(config: TrainConfig) -> None:
-    given = {
-        "--dataset_name": config.dataset_name is not None,
-        "--train_data_dir": config.train_data_dir is not None,
-        "--train_shards": bool(config.train_shards),
-        "--generated_circles": config.generated_circles is not None,
-    }
-    named = [flag for flag, present in given.items() if present]
-    if len(named) != 1:
-        raise UserError(
-            f"the training data is given by {' and '.join(named) or 'no flag'}; give one of {', '.join(given)}"
-        )

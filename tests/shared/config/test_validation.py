@@ -51,6 +51,7 @@ def test_right_configurations_pass(changes: dict[str, Any]) -> None:
         ({"dataset_name": None}, "give one of --dataset_name, --train_data_dir, --train_shards, --generated_circles"),
         ({"train_data_dir": "folder"}, "--dataset_name and --train_data_dir each name training data"),
         ({"generated_circles": 8}, "--dataset_name and --generated_circles"),
+        ({**_SHARDS, "generated_circles": 3}, "--train_shards and --generated_circles each name training data"),
         ({"load_from_disk": True}, "--load_from_disk needs --train_data_dir"),
         ({**_SHARDS, "dataset_config_name": "small"}, "--dataset_config_name needs --dataset_name"),
         ({"shards_caption_key": "txt"}, "--shards_caption_key is about --train_shards"),
@@ -78,6 +79,7 @@ def test_right_configurations_pass(changes: dict[str, Any]) -> None:
         ({"report_to": "wandb", "hub_token": "hf_abc"}, "--hub_token cannot be given with --report_to wandb"),
         ({"report_to": "all"}, "--report_to must be one of tensorboard, wandb, none"),
         ({"image_interpolation_mode": "cubic"}, "--image_interpolation_mode must be one of"),
+        ({"lr_scheduler": "cubic"}, "--lr_scheduler must be one of linear, cosine, cosine_with_restarts.*'cubic'"),
         ({"resolution": 500}, "--resolution must be divisible by 8"),
         ({"output_dir": ""}, "--output_dir was given an empty value"),
         (

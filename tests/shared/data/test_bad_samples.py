@@ -152,13 +152,6 @@ def test_wrong_prompt_json(tmp_path: Path, content: str, message: str) -> None:
         open_source(config(train_data_dir=str(tmp_path)))
 
 
-def test_no_source_or_two(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="given by no flag; give one of --dataset_name, --train_data_dir"):
-        open_source(config())
-    with pytest.raises(ValueError, match="given by --train_shards and --generated_circles"):
-        open_source(config(train_shards=("a.tar",), generated_circles=3))
-
-
 def test_max_train_samples_below_one() -> None:
     with pytest.raises(ValueError, match="--max_train_samples is 0"):
         open_source(config(generated_circles=3, max_train_samples=0))
