@@ -1,0 +1,64 @@
+"""Every flag as a page: `python3 -m tests.docs.flags_page > docs/flags.md`, which a test compares with the page."""
+
+import itertools
+
+from shared.config.flags import Backend, Equivalent, Flag, Missing
+from shared.config.options import FLAGS
+from shared.config.support import BACKEND_NAMES
+
+_PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT"}
+
+_HEAD = """# Every flag
+
+Flags of `train_flax.py` and `train_torch.py`, which `--help` prints too. Names, types and meanings are those of
+diffusers' scripts, underscored. Write `--flag value` or `--flag=value`; a switch is turned off again by `--no_` before
+its name. Where a flag is repeated, the last one counts. A step is an optimizer step. `--config FILE` reads flags from a
+YAML file with one `flag: value` per line, over which the command line wins; `--print_config` prints the configuration
+that a command line means, in that form, and starts nothing.
+
+[docs/running.md](running.md), [docs/data.md](data.md), [docs/evaluation.md](evaluation.md) and
+[docs/checkpoints.md](checkpoints.md) tell how they are used together. This page is made from the flags' declarations:
+`python3 -m tests.docs.flags_page > docs/flags.md`.
+"""
+
+
+def flags_page() -> str:
+    """All flags by group: what they take, their default and meaning, and what a backend does otherwise."""
+    sections = [_HEAD]
+    for group, flags in itertools.groupby(FLAGS.values(), key=lambda flag: flag.group):
+        rows = "\n".join(f"| {_heading(flag)} | {_default(flag)} | {_meaning(flag)} |" for flag in flags)
+        sections.append(f"## {group.capitalize()}\n\n| flag | default | |\n|---|---|---|\n{rows}\n")
+    return "\n".join(sections)
+
+
+def _heading(flag: Flag) -> str:
+    if flag.kind is bool:
+        return f"`--{flag.name}`"
+    return f"`--{flag.name} {_PLACEHOLDERS[flag.kind]}{' …' * flag.is_list}`"
+
+
+def _default(flag: Flag) -> str:
+    if flag.kind is bool:
+        return "off"
+    return "" if flag.default is None else f"{flag.default}"
+
+
+def _meaning(flag: Flag) -> str:
+    choices = f" One of {', '.join(flag.choices)}." if flag.choices else ""
+    return (flag.help + choices + "".join(_support(flag, backend) for backend in BACKEND_NAMES)).replace("|", "\\|")
+
+
+def _support(flag: Flag, backend: Backend) -> str:
+    match flag.in_backend(backend):
+        case Missing(advice=_, value=None):
+            return f" Not supported yet in {BACKEND_NAMES[backend]}."
+        case Missing(advice=_, value=value):
+            return f" {value} is not supported yet in {BACKEND_NAMES[backend]}."
+        case Equivalent(notice=notice):
+            return f" In {BACKEND_NAMES[backend]}, {notice}."
+        case None:
+            return ""
+
+
+if __name__ == "__main__":
+    print(flags_page(), end="")
