@@ -103,7 +103,7 @@ class BatchLoader:
             spec: how the global batch is cut up.
             latent_shape: (H, W, C) of one sample's latents.
             num_train_timesteps: of the noise schedule.
-            process_index: which host this is. Host h of P takes rows h·B to (h+1)·B of every slice.
+            process_index: which host this is. Host h of P takes rows h·B to (h+1)·B of every microbatch.
             process_count: how many hosts there are.
 
         Raises:

@@ -94,6 +94,7 @@ class RunLog:
 
     def __init__(
         self,
+        *,
         tracker: Tracker,
         first_step: int,
         last_step: int,

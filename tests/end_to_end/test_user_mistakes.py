@@ -13,8 +13,8 @@ import pytest
 import webdataset
 
 import train_flax
-from shared.data.sources.circles import write_prompt_json_folder
 from tests.end_to_end.support.running import main_of_train_torch
+from tests.shared.data.pictures import write_circles_folder
 
 SIZE = 64
 MAIN = {"flax": train_flax.main, "torch": main_of_train_torch}
@@ -58,7 +58,7 @@ def fail(backend: str, base_model: Path, tmp_path: Path, capfd: pytest.CaptureFi
 @pytest.fixture
 def circles(tmp_path: Path) -> Path:
     folder = tmp_path / "circles"
-    write_prompt_json_folder(folder, 8, SIZE, seed=0)
+    write_circles_folder(folder, 8, SIZE, seed=0)
     return folder
 
 

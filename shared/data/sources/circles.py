@@ -7,9 +7,7 @@ truth is known, so what a trained ControlNet draws can be measured.
 Axes: H height, W width, C channels.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -104,19 +102,6 @@ class CirclesSource:
             raise IndexError(index)
         drawn = draw(index, self._size, self._seed)
         return RawSample(drawn.image, drawn.conditioning_image, (drawn.truth.caption,), f"circle {index}")
-
-
-def write_prompt_json_folder(directory: Path, count: int, size: int, seed: int) -> None:
-    """Write the first `count` circles in fill50k's own layout: prompt.json, source/ (outlines), target/ (pictures)."""
-    for name in ("source", "target"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
-    with (directory / "prompt.json").open("w") as lines:
-        for index in range(count):
-            drawn = draw(index, size, seed)
-            line = {"source": f"source/{index}.png", "target": f"target/{index}.png", "prompt": drawn.truth.caption}
-            drawn.conditioning_image.save(directory / line["source"])
-            drawn.image.save(directory / line["target"])
-            lines.write(json.dumps(line) + "\n")
 
 
 def _truth(index: int, size: int, seed: int) -> Circle:

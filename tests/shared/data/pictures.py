@@ -14,6 +14,7 @@ import webdataset
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources import Source, open_source
+from shared.data.sources.circles import draw
 
 LATENT_SHAPE = (4, 4, 4)
 
@@ -72,6 +73,19 @@ def write_prompt_json(folder: Path, samples: Sequence[dict[str, Any]]) -> Path:
     ]
     (folder / "prompt.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def write_circles_folder(directory: Path, count: int, size: int, seed: int) -> None:
+    """Write the first `count` circles in fill50k's own layout: prompt.json, source/ (outlines), target/ (pictures)."""
+    for name in ("source", "target"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    with (directory / "prompt.json").open("w") as lines:
+        for index in range(count):
+            drawn = draw(index, size, seed)
+            line = {"source": f"source/{index}.png", "target": f"target/{index}.png", "prompt": drawn.truth.caption}
+            drawn.conditioning_image.save(directory / line["source"])
+            drawn.image.save(directory / line["target"])
+            lines.write(json.dumps(line) + "\n")
 
 
 def write_tars(folder: Path, samples: Sequence[dict[str, Any]], per_shard: int = 8) -> Path:

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.data.sources import open_source
-from shared.data.sources.circles import CirclesSource, draw, write_prompt_json_folder
+from shared.data.sources.circles import CirclesSource, draw
 from shared.data.sources.colour_names import READABLE_NAMES, rgb
-from tests.shared.data.pictures import config, loader
+from tests.shared.data.pictures import config, loader, write_circles_folder
 
 
 def test_readable_names_are_the_css_colours_with_their_words_apart() -> None:
@@ -66,7 +66,7 @@ def test_the_source_serves_the_drawings() -> None:
 
 
 def test_a_written_folder_holds_the_same_pictures_in_fill50k_layout(tmp_path: Path) -> None:
-    write_prompt_json_folder(tmp_path, count=3, size=24, seed=9)
+    write_circles_folder(tmp_path, count=3, size=24, seed=9)
     lines = [json.loads(line) for line in (tmp_path / "prompt.json").read_text().splitlines()]
     assert [sorted(line) for line in lines] == [["prompt", "source", "target"]] * 3
     for index, line in enumerate(lines):
