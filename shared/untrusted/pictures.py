@@ -18,6 +18,8 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AV
 LARGEST_FILE = 768 * MIB
 """More than the most pixels that are allowed need: 89 million of 8 bytes each are 683 MiB."""
 
+_LONGEST_SIDE = 1_000_000  # pixels; JPEG ends at 65,535
+
 _SIGNATURES = (  # of what people do have in such folders, for the message
     (b"%!PS", "EPS"),
     (b"\xc5\xd0\xd3\xc6", "EPS"),
@@ -52,7 +54,13 @@ def open_picture(source: bytes | Path) -> PIL.Image.Image:
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raises UserError for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, where Pillow begins to warn of a bomb."""
+    """Raises UserError for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, where Pillow begins to warn of a bomb.
+
+    And for a side that no picture has: Pillow keeps a pointer and a padded line for every row, which took 3 GiB for a
+    picture of one column.
+    """
+    if max(width, height) > _LONGEST_SIDE:
+        raise UserError(f"it has {width}x{height} pixels, more than {_LONGEST_SIDE:,} on a side")
     limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise UserError(f"it has {width}x{height} pixels, more than the {limit} allowed (a decompression bomb?)")

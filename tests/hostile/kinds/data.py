@@ -31,7 +31,7 @@ from tests.hostile.mutations.binary import mutated_bytes
 from tests.hostile.mutations.captions import hostile_caption_file
 from tests.hostile.mutations.pictures import honest_picture, hostile_picture
 from tests.hostile.mutations.places import displace, files_in, plant, rename
-from tests.hostile.mutations.tars import Member, compressed, encoded, mutated_tar, pax, swelling_gzip
+from tests.hostile.mutations.tars import PACKINGS, Member, compressed, encoded, mutated_tar, pax, swelling_gzip
 from tests.hostile.mutations.values import hostile_text, mutated_json, mutated_json_lines, pick, snippet
 from tests.hostile.outcome import Outcome, Sign
 from tests.hostile.signs import are_private_pixels, signs_in_files
@@ -190,8 +190,8 @@ def _write_shard(case: Case, content: bytes, *, compress: bool | None = None) ->
         if case.chance(0.8):
             name, content = f"{name}.gz", gzip.compress(content, 1)
         else:
-            ending, content = compressed(case, content)
-            name += ending
+            ending, pack = pick(case, PACKINGS)
+            name, content = name + ending, pack(content)
     (case.inputs / name).write_bytes(content)
     return {"train_shards": (str(case.inputs / name),)}
 

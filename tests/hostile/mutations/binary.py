@@ -162,7 +162,11 @@ def mutated_safetensors(case: Case, content: bytes) -> bytes:
     header, data = content[8 : 8 + length], content[8 + length :]
     if case.chance(0.75):
         header = _mutated_header(case, header)
-    size = len(header) if case.chance(0.85) else pick(case, (0, 1, len(header) - 1, 2**31, 2**63, 2**64 - 1, 10**8))
+    size = (
+        len(header)
+        if case.chance(0.85)
+        else pick(case, (0, 1, max(0, len(header) - 1), 2**31, 2**63, 2**64 - 1, 10**8))
+    )
     return size.to_bytes(8, "little") + header + data
 
 

@@ -99,9 +99,16 @@ def mutated_tar(case: Case, samples: list[list[Member]]) -> tuple[str, bytes]:
     return name, mutate(case, [list(sample) for sample in samples])
 
 
+PACKINGS: tuple[tuple[str, Callable[[bytes], bytes]], ...] = (
+    (".gz", gzip.compress),
+    (".bz2", bz2.compress),
+    (".xz", lzma.compress),
+)
+
+
 def compressed(case: Case, content: bytes) -> tuple[str, bytes]:
     """Its ending, and the tar compressed, now and then with more in it or less."""
-    ending, pack = pick(case, ((".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)))
+    ending, pack = pick(case, PACKINGS)
     packed = pack(content)
     if case.chance(0.3):
         packed = pick(

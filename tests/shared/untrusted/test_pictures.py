@@ -79,3 +79,6 @@ def test_more_pixels_than_pillow_warns_of_are_refused() -> None:
     check_pixels(9000, 9000)
     with pytest.raises(ValueError, match="13000x13000 pixels"):
         check_pixels(13_000, 13_000)
+    check_pixels(60_000, 1)
+    with pytest.raises(ValueError, match="1x89000000 pixels, more than 1,000,000 on a side"):
+        check_pixels(1, 89_000_000)
