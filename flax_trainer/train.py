@@ -24,20 +24,19 @@ from flax_trainer.compilation import (
 )
 from flax_trainer.distributed.engine import Engine, compile_train_step, make_engine, peak_device_memory_gib
 from flax_trainer.distributed.processes import (
-    all_or_none,
+    agree_or_raise,
+    barrier,
+    broadcast_config,
     check_joined,
     check_shared_folder,
     is_main_process,
     join_processes,
-    same_everywhere,
     sum_over_processes,
-    wait_for_all,
     without_processes,
 )
 from flax_trainer.evaluation.evaluator import Evaluator
 from flax_trainer.evaluation.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
-from flax_trainer.models.params import HostParams
 from flax_trainer.profiling.device_peaks import peak_tflops
 from flax_trainer.profiling.model_flops import model_flops_per_image
 from flax_trainer.profiling.profiler import Profiler, profiled_steps
@@ -54,6 +53,7 @@ from shared.run.result import BackendFacts, complete_run
 from shared.run.setup import (
     Preparation,
     Steps,
+    abandon_later_checkpoints,
     announce,
     check_resolution,
     nothing_left_to_do,
@@ -61,7 +61,6 @@ from shared.run.setup import (
     open_run,
     plan_steps,
     prepare,
-    set_aside_other_course,
     set_up_logging,
 )
 
@@ -80,19 +79,19 @@ def train(config: TrainConfig) -> int:
     join_processes(config)
     is_main = is_main_process()
     set_up_logging("flax_trainer", logging.INFO if is_main else logging.ERROR)
-    config = same_everywhere(dataclasses.replace(config, mixed_precision=config.mixed_precision or "no"))
+    config = broadcast_config(dataclasses.replace(config, mixed_precision=config.mixed_precision or "no"))
     with ExitStack() as ending:
-        with all_or_none():
+        with agree_or_raise():
             if is_main:
                 ending.enter_context(held_run_folder(config))
         exit_code = _train(config, started, ending)
-    wait_for_all("the run is complete")
+    barrier("the run is complete")
     return exit_code
 
 
 def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
     """`ending` closes at the end of the run, when its result is saved."""
-    with all_or_none():
+    with agree_or_raise():
         prepared = prepare(config, "flax", is_main_process=is_main_process())
         models, initial = load_base_models(config, prepared.schedule)
         run = _plan_run(prepared, models)
@@ -102,7 +101,7 @@ def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
     host_state, untrained = _initial_state(run, initial), initial.trained
     frozen = run.engine.place_frozen(initial.frozen)
     _begin_run(run, initial)
-    loop = _build_loop(run, untrained, frozen, started, ending)
+    loop = _build_loop(run, initial, frozen, started, ending)
     del initial
 
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
@@ -189,9 +188,9 @@ def _initial_state(run: _Run, initial: InitialParams) -> TrainState:
 def _begin_run(run: _Run, initial: InitialParams) -> None:
     """Make the run's folder its own, and say what is about to happen."""
     if is_main_process():
-        set_aside_other_course(run.prepared, run.steps)
+        abandon_later_checkpoints(run.prepared, run.steps)
         write_config(run.prepared.output_dir, without_processes(run.config))
-    wait_for_all("the folder is as this run needs it")
+    barrier("the folder is as this run needs it")
     announce(
         "Training a ControlNet with JAX",
         run.prepared,
@@ -202,8 +201,8 @@ def _begin_run(run: _Run, initial: InitialParams) -> None:
     )
 
 
-def _build_loop(run: _Run, trained: HostParams, frozen: FrozenParams, started: float, ending: ExitStack) -> Loop:
-    """Open the run's folder, and make what the loop uses. Only the shapes of `trained` count."""
+def _build_loop(run: _Run, initial: InitialParams, frozen: FrozenParams, started: float, ending: ExitStack) -> Loop:
+    """Open the run's folder, and make what the loop uses. Only the shapes of `initial` count."""
     config, engine = run.config, run.engine
     checkpoints = Checkpoints(run.prepared.output_dir, keep=config.checkpoints_total_limit)
     ending.callback(checkpoints.close)
@@ -213,7 +212,7 @@ def _build_loop(run: _Run, trained: HostParams, frozen: FrozenParams, started: f
         run.held_out,
         is_main=is_main_process(),
         started=started,
-        speed_figures=_utilisation(run, trained, frozen),
+        speed_figures=_utilisation(run, initial),
     )
     ending.callback(validation.tracker.close)
     train_step = CompiledAhead(compile_train_step(config, run.models, engine))
@@ -232,9 +231,12 @@ def _build_loop(run: _Run, trained: HostParams, frozen: FrozenParams, started: f
     )
 
 
-def _utilisation(run: _Run, trained: HostParams, frozen: FrozenParams) -> Utilisation:
-    """The model's FLOPs are counted in the background, which takes seconds for a full-size model."""
-    shapes = shape_dtype_structs((trained, frozen, run.loader.blank()))
+def _utilisation(run: _Run, initial: InitialParams) -> Utilisation:
+    """The model's FLOPs are counted in the background, which takes seconds for a full-size model.
+
+    The shapes are those of the host: what is placed may have an axis for the devices.
+    """
+    shapes = shape_dtype_structs((initial.trained, initial.frozen, run.loader.blank()))
     flops_per_image = in_background(model_flops_per_image, run.models.defs, run.objective, *shapes)
     peak = peak_tflops(jax.devices()[0].device_kind, run.objective.compute_dtype)
     return Utilisation(flops_per_image, jax.device_count(), peak)
