@@ -31,7 +31,7 @@ from shared.models.trained_parts import (
     DOWN_RESIDUALS,
     is_decoder,
     only_mid_control_notice,
-    prefixed,
+    with_unet_prefix,
 )
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class ModelDefs:
     def trained_layouts(self) -> dict[str, str]:
         """The layout (see `params.py`) of whatever may be trained, by its name in `TrainState`."""
         decoder = {name: layout for name, layout in self.unet.layouts.items() if is_decoder(name)}
-        return self.controlnet.layouts | prefixed(decoder)
+        return self.controlnet.layouts | with_unet_prefix(decoder)
 
 
 class Prompt(NamedTuple):
@@ -131,7 +131,7 @@ class InitialParams(NamedTuple):
     @property
     def trained(self) -> HostParams:
         """By the names that `TrainState` has for them."""
-        return self.controlnet | prefixed(self.decoder)
+        return self.controlnet | with_unet_prefix(self.decoder)
 
 
 def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[BaseModels, InitialParams]:

@@ -11,7 +11,7 @@ from flax_trainer.base_models import FrozenParams
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
 from flax_trainer.compilation import CompiledAhead
 from flax_trainer.distributed.engine import Engine
-from flax_trainer.distributed.processes import CommonRequest
+from flax_trainer.distributed.processes import StopRequest
 from flax_trainer.evaluation.evaluator import Evaluator
 from flax_trainer.profiling.profiler import Profiler
 from flax_trainer.training.state import TrainState
@@ -79,7 +79,7 @@ class Loop:
             self.validation.measure_again(models, last)
             self._draw(models, last)
         pending: _Dispatched | None = None
-        stop_request = CommonRequest()
+        stop_request = StopRequest()
         batches = self.loader.iterate(first)
         for step in range(first + 1, last + 1):
             self.profiler.before_step(step, state)
@@ -89,7 +89,7 @@ class Loop:
             if before is not None:
                 self.log.add(self._finished(before, state))
 
-            due = self.steps.due(step, interrupted=stop_request.heard(interruption.requested is not None))
+            due = self.steps.due(step, interrupted=stop_request.poll(interruption.requested is not None))
             if due.save or due.validate:
                 self._save_and_validate(pending, state, save=due.save, validate=due.validate)
                 pending = None

@@ -51,7 +51,7 @@ from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
 from shared.run.result import BackendFacts, complete_run
 from shared.run.setup import (
-    Preparation,
+    PreparedRun,
     Steps,
     abandon_later_checkpoints,
     announce,
@@ -130,7 +130,7 @@ def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
 class _Run:
     """What is known of a run before anything of it is on a device."""
 
-    prepared: Preparation
+    prepared: PreparedRun
     models: BaseModels
     objective: Objective
     engine: Engine
@@ -148,7 +148,7 @@ class _Run:
         return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
 
 
-def _plan_run(prepared: Preparation, models: BaseModels) -> _Run:
+def _plan_run(prepared: PreparedRun, models: BaseModels) -> _Run:
     """The devices, the steps, the batches.
 
     Raises:

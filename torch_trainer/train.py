@@ -24,8 +24,9 @@ from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
 from shared.run.result import BackendFacts, complete_run
 from shared.run.setup import (
-    Preparation,
+    PreparedRun,
     Steps,
+    abandon_later_checkpoints,
     announce,
     check_resolution,
     nothing_left_to_do,
@@ -33,7 +34,6 @@ from shared.run.setup import (
     open_run,
     plan_steps,
     prepare,
-    set_aside_other_course,
     set_up_logging,
 )
 from torch_trainer.base_models import BaseModels, load_base_models
@@ -116,7 +116,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
 class _Run:
     """A run whose models, optimizer and batches are on their devices."""
 
-    prepared: Preparation
+    prepared: PreparedRun
     steps: Steps
     accelerator: Accelerator
     models: BaseModels
@@ -136,7 +136,7 @@ class _Run:
         return f"{self.accelerator.num_processes} × {_device_name(self.accelerator.device)}"
 
 
-def _place_run(prepared: Preparation, steps: Steps, accelerator: Accelerator, models: BaseModels) -> _Run:
+def _place_run(prepared: PreparedRun, steps: Steps, accelerator: Accelerator, models: BaseModels) -> _Run:
     config, latent_shape = prepared.config, models.latent_shape(prepared.config.resolution)
     optimizer, state, average = place(config, accelerator, models)
     objective = Objective.create(prepared.schedule, config.snr_gamma, accelerator.device)
@@ -165,7 +165,7 @@ def _begin_run(run: _Run, parameters: int) -> None:
         precision=str(run.models.dtype).removeprefix("torch."),
     )
     if run.accelerator.is_main_process:
-        set_aside_other_course(run.prepared, run.steps)
+        abandon_later_checkpoints(run.prepared, run.steps)
         write_config(run.prepared.output_dir, run.config)
 
 

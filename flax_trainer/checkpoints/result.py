@@ -7,7 +7,7 @@ from flax_trainer.base_models import BaseModels, load_unet
 from flax_trainer.models import FlaxControlNetModel, FlaxUNet2DConditionModel
 from flax_trainer.models.params import HostParams, split
 from shared.config import TrainConfig
-from shared.models.trained_parts import UNET_FOLDER, separated
+from shared.models.trained_parts import UNET_FOLDER, split_trained
 from shared.run.result import SaveWeights
 
 
@@ -16,7 +16,7 @@ def result_to_save(config: TrainConfig, models: BaseModels, result: HostParams) 
 
     Writing the UNet raises UserError where the base model cannot be read any more.
     """
-    controlnet, decoder = separated(result)
+    controlnet, decoder = split_trained(result)
 
     def save_controlnet(folder: Path) -> None:
         FlaxControlNetModel.save_params(folder, models.configs.controlnet, controlnet, models.defs.controlnet.layouts)

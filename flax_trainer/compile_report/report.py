@@ -36,7 +36,7 @@ from shared.config.public import public_config
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources.circles import CirclesSource
 from shared.diffusion.schedule import NoiseSchedule
-from shared.models.trained_parts import is_decoder, prefixed
+from shared.models.trained_parts import is_decoder, with_unet_prefix
 from shared.user_errors import UserError
 
 GIB = 2**30
@@ -188,7 +188,7 @@ def _shapes(
     trained = split(FlaxControlNetModel.abstract(configs.controlnet))[1]
     unet = split(FlaxUNet2DConditionModel.abstract(configs.unet))[1]
     if config.sd_unlocked:
-        trained = trained | prefixed({name: value for name, value in unet.items() if is_decoder(name)})
+        trained = trained | with_unet_prefix({name: value for name, value in unet.items() if is_decoder(name)})
         unet = {name: value for name, value in unet.items() if not is_decoder(name)}
     state = TrainState.create({}, scales_loss=dtype == jnp.float16)._replace(
         params=trained, mu=trained, nu=trained, ema=trained if config.use_ema else {}

@@ -197,7 +197,7 @@ def sum_over_processes(value: int) -> int:
     return int(multihost_utils.process_allgather(np.array(value, np.int32)).sum())
 
 
-def wait_for_all(name: str) -> None:
+def barrier(name: str) -> None:
     """Go on when all processes have come here."""
     if not jax.distributed.is_initialized():
         return
@@ -205,7 +205,7 @@ def wait_for_all(name: str) -> None:
 
 
 @contextmanager
-def all_or_none() -> Iterator[None]:
+def agree_or_raise() -> Iterator[None]:
     """What is done in here succeeds in all processes or ends them all; it must not need the others itself.
 
     Raises:
@@ -220,7 +220,7 @@ def all_or_none() -> Iterator[None]:
         raise UserError("Another process of this run cannot start; its own output says why.")
 
 
-def same_everywhere(config: TrainConfig) -> TrainConfig:
+def broadcast_config(config: TrainConfig) -> TrainConfig:
     """The configuration of process 0, apart from secrets, once all processes are found to have it too.
 
     The output folder is taken over: a {timestamp} in it is another one on each host.
@@ -232,7 +232,7 @@ def same_everywhere(config: TrainConfig) -> TrainConfig:
         return config
     theirs = json.loads(_text_of_main(json.dumps(_comparable(config))))
     config = dataclasses.replace(config, output_dir=theirs["output_dir"])
-    with all_or_none():
+    with agree_or_raise():
         mine = json.loads(json.dumps(_comparable(config)))
         differing = [
             f"--{name} ({_told(mine[name])}, not {_told(theirs[name])})" for name in mine if mine[name] != theirs[name]
@@ -251,10 +251,10 @@ def check_shared_folder(folder: Path) -> None:
         return
     nonce = _text_of_main(os.urandom(8).hex())
     probe = folder / f".seen-by-all-{nonce}"
-    with all_or_none():
+    with agree_or_raise():
         if is_main_process():
             probe.touch()
-    with all_or_none():
+    with agree_or_raise():
         if not probe.exists():
             raise UserError(
                 f"--output_dir {folder} is not the same folder on all hosts: process {jax.process_index()} does not "
@@ -284,7 +284,7 @@ def _comparable(config: TrainConfig) -> dict[str, object]:
     return {name: value for name, value in values.items() if name not in SECRETS and name not in _OF_ONE_START}
 
 
-class CommonRequest:
+class StopRequest:
     """A request to stop that reaches one process reaches all, after the same step.
 
     The question goes to the devices with a step and the answer is read with the figures of that step, when the next
@@ -299,7 +299,7 @@ class CommonRequest:
             self._sharding = NamedSharding(mesh, PartitionSpec("devices"))
             self._largest = jax.jit(lambda flags: flags.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def heard(self, mine: bool) -> bool:
+    def poll(self, mine: bool) -> bool:
         """To be called after every step, with this process's request; whether to stop now."""
         if jax.process_count() == 1:
             return mine

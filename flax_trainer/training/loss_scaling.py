@@ -25,14 +25,16 @@ def initial_loss_scaler() -> LossScaler:
 
 
 def unscaled_gradients(
-    loss_and_grads: Callable[[jax.Array], tuple[jax.Array, Tree]], scaler: LossScaler, halted: jax.Array | np.ndarray
+    loss_and_grads: Callable[[jax.Array], tuple[jax.Array, Tree]],
+    scaler: LossScaler,
+    non_finite: jax.Array | np.ndarray,
 ) -> tuple[jax.Array, Tree, LossScaler]:
     """Take gradients, with half the scale again and again as long as they overflow: a batch is never given up.
 
     Args:
         loss_and_grads: scale → (the loss, not scaled; the gradients, divided by the scale again). On several devices
             both are the same on all of them, which therefore try equally often.
-        halted: bool []; where it is set, nothing is tried again.
+        non_finite: bool []; where it is set, nothing is tried again.
     Returns:
         loss, gradients, the scaler after this step. The gradients are not finite where the loss is not, or where they
         overflow even at scale 1.
@@ -41,7 +43,7 @@ def unscaled_gradients(
     def attempt(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         scale = carry[0]
         loss, grads = loss_and_grads(scale)
-        too_high = jnp.isfinite(loss) & ~jnp.isfinite(optax.tree.norm(grads)) & (scale > 1) & ~halted
+        too_high = jnp.isfinite(loss) & ~jnp.isfinite(optax.tree.norm(grads)) & (scale > 1) & ~non_finite
         return jnp.where(too_high, scale / 2, scale), too_high, loss, grads
 
     before = jnp.asarray(scaler["scale"])

@@ -38,18 +38,18 @@ class AdamWSettings:
 
 
 def adamw_update(
-    state: TrainState, grads: Params, learning_rate: Scalar, settings: AdamWSettings, halted: jax.Array | np.ndarray
+    state: TrainState, grads: Params, learning_rate: Scalar, settings: AdamWSettings, non_finite: jax.Array | np.ndarray
 ) -> TrainState:
     """One AdamW step on clipped gradients, as `torch.nn.utils.clip_grad_norm_` and `torch.optim.AdamW` take it.
 
     The moving average, where the state has one, follows.
 
-    Where `halted` (bool []), the state stays as it was and only its `halted` is set.
+    Where `non_finite` (bool []), the state stays as it was and only its `non_finite` is set.
     """
     clipped, _ = optax.clip_by_global_norm(settings.max_grad_norm).update(grads, optax.EmptyState())
-    step = kept_if(halted, state.step, optax.safe_increment(state.step))
-    mu = kept_if(halted, state.mu, optax.tree.update_moment(clipped, state.mu, settings.beta1, 1))
-    nu = kept_if(halted, state.nu, optax.tree.update_moment_per_elem_norm(clipped, state.nu, settings.beta2, 2))
+    step = where_tree(non_finite, state.step, optax.safe_increment(state.step))
+    mu = where_tree(non_finite, state.mu, optax.tree.update_moment(clipped, state.mu, settings.beta1, 1))
+    nu = where_tree(non_finite, state.nu, optax.tree.update_moment_per_elem_norm(clipped, state.nu, settings.beta2, 2))
     # The directions come from the moments that are kept, so that new ones may take the place of the old in memory.
     directions = jax.tree.map(
         lambda mean, square: mean / (jnp.sqrt(square) + settings.epsilon),
@@ -61,9 +61,9 @@ def adamw_update(
         state.params,
         directions,
     )
-    params = kept_if(halted, state.params, params)
-    ema = kept_if(halted, state.ema, average_update(state.ema, params, step))
-    return state._replace(step=step, params=params, mu=mu, nu=nu, halted=halted, ema=ema)
+    params = where_tree(non_finite, state.params, params)
+    ema = where_tree(non_finite, state.ema, average_update(state.ema, params, step))
+    return state._replace(step=step, params=params, mu=mu, nu=nu, non_finite=non_finite, ema=ema)
 
 
 def average_update(ema: Params, params: Params, step: jax.Array) -> Params:
@@ -76,6 +76,6 @@ def average_update(ema: Params, params: Params, step: jax.Array) -> Params:
     return {name: mean - share_of_new * (mean - params[name]) for name, mean in ema.items()}
 
 
-def kept_if(halted: jax.Array | np.ndarray, old: Any, new: Any) -> Any:
-    """The old arrays where a run is halted, else the new ones."""
-    return jax.tree.map(lambda old, new: jnp.where(halted, old, new), old, new)
+def where_tree(non_finite: jax.Array | np.ndarray, old: Any, new: Any) -> Any:
+    """The old arrays where a run is non_finite, else the new ones."""
+    return jax.tree.map(lambda old, new: jnp.where(non_finite, old, new), old, new)

@@ -14,9 +14,9 @@ Arrays = dict[str, Any]  # jax.Array or numpy.ndarray
 class TrainState(NamedTuple):
     """The trainable half of a run. `mu` and `nu` are Adam's moments, under the same names as `params`.
 
-    `step` counts optimizer steps taken. `halted` is set by the first non-finite loss or gradient and freezes everything
-    else, so that what is saved afterwards is what was last good, however many steps were already on their way.
-    `loss_scaler` is that of `loss_scaling.py`; it is empty in runs that scale no loss. `ema` is the moving
+    `step` counts optimizer steps taken. `non_finite` is set by the first loss or gradient that is not finite, and
+    freezes everything else, so that what is saved afterwards is what was last good, however many steps were already on
+    their way. `loss_scaler` is that of `loss_scaling.py`; it is empty in runs that scale no loss. `ema` is the moving
     average of `params`, under the same names; it is empty in runs that keep none.
     """
 
@@ -24,7 +24,7 @@ class TrainState(NamedTuple):
     params: Arrays  # float32
     mu: Arrays  # float32
     nu: Arrays  # float32
-    halted: Array  # bool []
+    non_finite: Array  # bool []
     loss_scaler: Arrays = {}  # noqa: RUF012 (nothing writes to it)
     ema: Arrays = {}  # noqa: RUF012 (nothing writes to it); float32
 
@@ -44,13 +44,13 @@ class TrainState(NamedTuple):
     def to_checkpoint(self) -> dict[str, Any]:
         """What a checkpoint holds of the state: what a run has no use for is not in it."""
         saved = self._asdict()
-        del saved["halted"]
+        del saved["non_finite"]
         return {name: value for name, value in saved.items() if not isinstance(value, dict) or value}
 
     @classmethod
     def from_checkpoint(cls, saved: dict[str, Any]) -> "TrainState":
-        """The inverse of `to_checkpoint`; a saved state is never halted."""
-        return cls(**saved, halted=np.array(False))
+        """The inverse of `to_checkpoint`; a saved state is always finite."""
+        return cls(**saved, non_finite=np.array(False))
 
     def with_loss_scaler_of(self, fresh: "TrainState") -> "TrainState":
         """As the run that `fresh` begins can use it: without a loss scaler, or with one, new where this has none.

@@ -17,12 +17,12 @@ import optax
 from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, FrozenParams, ModelDefs, Prompt
 from flax_trainer.models.params import Params, cast
 from flax_trainer.training.loss_scaling import unscaled_gradients
-from flax_trainer.training.optimizer import AdamWSettings, Scalar, adamw_update, kept_if
+from flax_trainer.training.optimizer import AdamWSettings, Scalar, adamw_update, where_tree
 from flax_trainer.training.state import TrainState
 from shared.config import TrainConfig
 from shared.diffusion.loss_weighting import loss_weights
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
-from shared.models.trained_parts import separated
+from shared.models.trained_parts import split_trained
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -63,7 +63,7 @@ class ComputeParams(NamedTuple):
         cls, trained: Params, frozen_unet: Params, dtype: jax.typing.DTypeLike, gather_params: GatherParams = cast
     ) -> "ComputeParams":
         """`trained` are a `TrainState`'s, the rest of the UNet is frozen."""
-        controlnet, decoder = separated(gather_params(trained, dtype))
+        controlnet, decoder = split_trained(gather_params(trained, dtype))
         return cls(controlnet, frozen_unet | decoder)
 
 
@@ -79,7 +79,7 @@ def make_train_step(
 
     Every array of `batch` has leading axes [A, B]; gradients are the mean over both and, where `axis_name` names a
     mapped axis, over devices. Metrics: `loss`, and `grad_norm` before clipping. Where one is not finite, the state
-    stays as it was and only `halted` is set.
+    stays as it was and only `non_finite` is set.
 
     In float16 the state has a loss scaler, a batch whose gradients overflow is taken again with a smaller scale, and
     `loss_scale` after the step is among the metrics.
@@ -129,14 +129,14 @@ def make_train_step(
             return local if axis_name is None else jax.lax.pmean(local, axis_name)
 
         if scales_loss:
-            loss, grads, loss_scaler = unscaled_gradients(mean_of_all, state.loss_scaler, state.halted)
+            loss, grads, loss_scaler = unscaled_gradients(mean_of_all, state.loss_scaler, state.non_finite)
         else:
             (loss, grads), loss_scaler = mean_of_all(None), state.loss_scaler
         with jax.named_scope("optimizer"):
             grad_norm = optax.tree.norm(grads)
-            halted = state.halted | ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
-            updated = adamw_update(state, grads, learning_rate, settings, halted)
-            updated = updated._replace(loss_scaler=kept_if(halted, state.loss_scaler, loss_scaler))
+            non_finite = state.non_finite | ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+            updated = adamw_update(state, grads, learning_rate, settings, non_finite)
+            updated = updated._replace(loss_scaler=where_tree(non_finite, state.loss_scaler, loss_scaler))
         metrics = {"loss": loss, "grad_norm": grad_norm}
         if scales_loss:
             metrics["loss_scale"] = updated.loss_scaler["scale"]

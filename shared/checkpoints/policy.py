@@ -153,7 +153,7 @@ def check_resumable(checkpoint: Path, saved: dict[str, Any], current: dict[str, 
             logger.warning("%s: %s", shown(checkpoint), told)
 
 
-def set_aside_later(output_dir: Path, step: int) -> list[Path]:
+def rename_later_checkpoints(output_dir: Path, step: int) -> list[Path]:
     """Rename the checkpoints after `step` to `….abandoned`: a run that goes back to `step` takes another course.
 
     Otherwise `latest` would later find them and mix two courses. Returns the new paths.

@@ -21,7 +21,7 @@ from shared.checkpoints.policy import CHECKPOINT_PREFIX, checkpoint_step, checkp
 from shared.checkpoints.portable import CONTROLNET_FOLDER
 from shared.compare.report import MOST_STEPS
 from shared.compare.run import check_inside
-from shared.models.trained_parts import UNET_FOLDER, UNET_PREFIX, is_decoder, prefixed
+from shared.models.trained_parts import UNET_FOLDER, UNET_PREFIX, is_decoder, with_unet_prefix
 from shared.models.weight_files import DIFFUSERS, candidates, is_index, shard_names
 from shared.untrusted import MIB, foreign_library, open_file, shown
 from shared.user_errors import UserError
@@ -189,7 +189,7 @@ class _Weights:
         self._found = self._open(place)
         if os.path.isdir(place.folder / UNET_FOLDER):  # of a run with --sd_unlocked
             unet = self._open(_Place(place.run, place.folder / UNET_FOLDER))
-            self._found |= prefixed({name: found for name, found in unet.items() if is_decoder(name)})
+            self._found |= with_unet_prefix({name: found for name, found in unet.items() if is_decoder(name)})
         self._check_sizes()
 
     def _open(self, place: _Place) -> dict[str, tuple[Any, str]]:

@@ -21,12 +21,12 @@ def is_decoder(name: str) -> bool:
     return name.startswith(_DECODER)
 
 
-def prefixed(decoder: Mapping[str, Value]) -> dict[str, Value]:
+def with_unet_prefix(decoder: Mapping[str, Value]) -> dict[str, Value]:
     """The decoder's parameters, under their names among all trained ones."""
     return {f"{UNET_PREFIX}{name}": value for name, value in decoder.items()}
 
 
-def separated(trained: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
+def split_trained(trained: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
     """(the ControlNet's parameters, the decoder's), each under its name in its own model."""
     controlnet = {name: value for name, value in trained.items() if not name.startswith(UNET_PREFIX)}
     decoder = {name.removeprefix(UNET_PREFIX): value for name, value in trained.items() if name not in controlnet}

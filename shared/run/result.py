@@ -24,7 +24,7 @@ from shared.run import hub
 from shared.run.folder import NOT_WRITTEN, REPORT_FILE, write_report
 from shared.run.log import RunLog
 from shared.run.model_card import write_model_card
-from shared.run.setup import Preparation
+from shared.run.setup import PreparedRun
 from shared.untrusted.border import reason
 from shared.user_errors import UserError
 
@@ -55,7 +55,7 @@ SaveWeights = Callable[[Path], None]
 
 
 def complete_run(
-    prepared: Preparation,
+    prepared: PreparedRun,
     step: int,
     log: RunLog,
     validation: Validation,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared.checkpoints.policy import checkpoint_record, checkpoint_step, checkpoint_to_resume, set_aside_later
+from shared.checkpoints.policy import checkpoint_record, checkpoint_step, checkpoint_to_resume, rename_later_checkpoints
 from shared.config import Backend, TrainConfig, notices
 from shared.config.learning_rate import LearningRateSchedule
 from shared.data.batches import BatchSpec
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Preparation:
+class PreparedRun:
     """What a run needs and what needs no device: read and checked."""
 
     config: TrainConfig
@@ -61,7 +61,7 @@ def set_up_logging(backend_package: str, level: int = logging.INFO) -> None:
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
 
 
-def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = True) -> Preparation:
+def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = True) -> PreparedRun:
     """Check and open everything that can be wrong before a device is touched.
 
     Only the main process prepares the repository to upload to.
@@ -85,7 +85,7 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
     if images is not None:
         images.show_used_text(tokenize)
     source, held_out_source = open_sources(config)
-    return Preparation(config, output_dir, resume_from, repository, images, schedule, tokenize, source, held_out_source)
+    return PreparedRun(config, output_dir, resume_from, repository, images, schedule, tokenize, source, held_out_source)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def total_steps(
     return math.ceil(num_train_epochs * num_samples / global_batch_size)
 
 
-def plan_steps(prepared: Preparation, devices: int) -> Steps:
+def plan_steps(prepared: PreparedRun, devices: int) -> Steps:
     """What the data, the flags and the number of devices come to.
 
     Raises:
@@ -165,7 +165,7 @@ def plan_steps(prepared: Preparation, devices: int) -> Steps:
     )
 
 
-def nothing_left_to_do(prepared: Preparation, steps: Steps) -> bool:
+def nothing_left_to_do(prepared: PreparedRun, steps: Steps) -> bool:
     """Whether the run folder holds the finished run already; says so in the log."""
     finished = is_finished(prepared.output_dir, steps.last, steps.first)
     if finished:
@@ -175,14 +175,14 @@ def nothing_left_to_do(prepared: Preparation, steps: Steps) -> bool:
     return finished
 
 
-def set_aside_other_course(prepared: Preparation, steps: Steps) -> None:
+def abandon_later_checkpoints(prepared: PreparedRun, steps: Steps) -> None:
     """Rename checkpoints that lie after the one to resume, with a warning."""
     if prepared.resume_from is not None:
-        for abandoned in set_aside_later(prepared.output_dir, steps.first):
+        for abandoned in rename_later_checkpoints(prepared.output_dir, steps.first):
             logger.warning("%s is of the course that this run leaves at step %d", abandoned, steps.first)
 
 
-def announce(title: str, prepared: Preparation, steps: Steps, *, devices: str, parameters: int, precision: str) -> None:
+def announce(title: str, prepared: PreparedRun, steps: Steps, *, devices: str, parameters: int, precision: str) -> None:
     """Say in the log what is about to happen."""
     facts: dict[str, Any] = {
         "Devices": devices,
@@ -207,7 +207,7 @@ def check_resolution(config: TrainConfig, vae_scale_factor: int) -> None:
 
 
 def open_held_out_evaluation(
-    prepared: Preparation, batch_size: int, latent_shape: tuple[int, int, int]
+    prepared: PreparedRun, batch_size: int, latent_shape: tuple[int, int, int]
 ) -> HeldOutEvaluation | None:
     """The evaluation on the samples that `--num_evaluation_samples` holds out; None where it is 0."""
     if prepared.held_out_source is None:
@@ -223,7 +223,7 @@ def open_held_out_evaluation(
 
 
 def open_run(
-    prepared: Preparation,
+    prepared: PreparedRun,
     steps: Steps,
     held_out: HeldOutEvaluation | None,
     *,
@@ -254,7 +254,7 @@ def open_run(
     return validation, log
 
 
-def open_run_tracker(prepared: Preparation, first_step: int) -> Tracker:
+def open_run_tracker(prepared: PreparedRun, first_step: int) -> Tracker:
     """The run's tracker, without what a killed run logged after its last checkpoint: those steps happen again.
 
     What an earlier run logged in the same folder is not a fresh run's, and goes too.

@@ -30,7 +30,7 @@ from flax_trainer.training.step import Objective as FlaxObjective
 from flax_trainer.training.step import TrainStep, make_evaluation_step, make_train_step
 from shared.checkpoints.policy import check_resumable, checkpoint_record
 from shared.checkpoints.portable import AVERAGE_FILE
-from shared.models.trained_parts import DOWN_RESIDUALS, UNET_PREFIX, separated
+from shared.models.trained_parts import DOWN_RESIDUALS, UNET_PREFIX, split_trained
 from tests.flax_trainer.models.unet_reference import FAST_COMPILE
 from tests.torch_trainer.tiny_training import (
     Changes,
@@ -324,7 +324,7 @@ def test_the_decoder_is_trained_as_diffusers_would(base_model: Path) -> None:
         loss, norm = training.step(batch, RATE)
         assert loss == pytest.approx(expected.item(), rel=1e-4)
         assert norm == pytest.approx(expected_norm, rel=1e-3)
-    _, given = separated(training.state.params())
+    _, given = split_trained(training.state.params())
     wanted = {name: param for name, param in reference.unet.named_parameters() if param.requires_grad}
     assert given.keys() == wanted.keys()
     assert {name.split(".")[0] for name in given} == {"up_blocks", "conv_norm_out", "conv_out"}
@@ -356,7 +356,7 @@ def test_both_save_a_whole_unet_that_diffusers_loads(base_model: Path, tmp_path:
     for save in result_to_save(training.config, training.controlnet, params).values():
         save(tmp_path / "torch")
     models, _ = load_flax_models(training.config, schedule_of(base_model))
-    _, decoder = separated(params)
+    _, decoder = split_trained(params)
     layouts = models.defs.unet.layouts
     save_flax_unet(
         tmp_path / "flax" / "unet",

@@ -32,7 +32,7 @@ from shared.checkpoints.portable import (
     read_training_state,
 )
 from shared.config import TrainConfig
-from shared.models.trained_parts import UNET_FOLDER, prefixed, separated
+from shared.models.trained_parts import UNET_FOLDER, split_trained, with_unet_prefix
 from shared.models.weight_files import DIFFUSERS, write_weights
 from shared.outgoing.atomic_files import write_atomically, write_text_atomically
 from shared.run.result import SaveWeights
@@ -122,10 +122,10 @@ class Checkpoints:
     def _write(self, folder: Path, tensors: StateTensors, step: int, record: dict[str, Any]) -> None:
         scaler = self._accelerator.scaler
         controlnet = self._accelerator.unwrap_model(self._controlnet)
-        params, decoder = separated(tensors.params)
+        params, decoder = split_trained(tensors.params)
         save_model(folder / CONTROLNET_FOLDER, controlnet, ControlNetModel, params)
         if decoder:
-            write_atomically(folder / DECODER_FILE, lambda path: save_file(prefixed(decoder), path))
+            write_atomically(folder / DECODER_FILE, lambda path: save_file(with_unet_prefix(decoder), path))
         flat = {f"{kind}.{name}": value for name, kinds in tensors.optimizer.items() for kind, value in kinds.items()}
         write_atomically(folder / OPTIMIZER_FILE, lambda path: save_file(flat, path))
         if tensors.average:
@@ -151,7 +151,7 @@ def result_to_save(config: TrainConfig, controlnet: Any, params: Tensors) -> Map
 
     Writing the UNet raises UserError where the base model cannot be read any more.
     """
-    controlnet_params, decoder = separated(params)
+    controlnet_params, decoder = split_trained(params)
 
     def save_controlnet(folder: Path) -> None:
         save_model(folder, controlnet, ControlNetModel, controlnet_params)

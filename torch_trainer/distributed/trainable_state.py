@@ -7,7 +7,7 @@ import torch
 
 from shared.checkpoints.policy import RESUME_FROM_ANOTHER
 from shared.checkpoints.portable import is_of_8_bits
-from shared.models.trained_parts import prefixed
+from shared.models.trained_parts import with_unet_prefix
 from shared.untrusted import shown
 from shared.user_errors import UserError
 from torch_trainer.training.weight_average import WeightAverage
@@ -56,7 +56,7 @@ def trained_parameters(
 ) -> dict[str, torch.nn.Parameter]:
     """By their names in checkpoints: all of the ControlNet's, and of a UNet those that are trained."""
     of_unet = {} if unet is None else {name: param for name, param in unet.named_parameters() if param.requires_grad}
-    return dict(controlnet.named_parameters()) | prefixed(of_unet)
+    return dict(controlnet.named_parameters()) | with_unet_prefix(of_unet)
 
 
 class ReplicatedState:

@@ -38,7 +38,7 @@ def state(step: int, rows: int = 4) -> TrainState:
         params(step, rows),
         params(step + 1000, rows),
         params(step + 2000, rows),
-        halted=np.array(False),
+        non_finite=np.array(False),
     )
 
 
@@ -98,7 +98,7 @@ def test_the_record_comes_back_and_lets_the_run_go_on(tmp_path: Path) -> None:
 
 def test_a_saved_state_is_not_halted(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=None)
-    checkpoints.save(state(3)._replace(halted=np.array(True)), RECORD)
+    checkpoints.save(state(3)._replace(non_finite=np.array(True)), RECORD)
     checkpoints.wait()
     assert_same(checkpoints.restore(3, state(0)), state(3))
     checkpoints.close()
@@ -120,7 +120,7 @@ def test_a_save_goes_on_while_the_run_writes_over_its_donated_buffers(tmp_path: 
     original = state(3, rows=2000)
     step = jax.pmap(lambda s: jax.tree.map(jnp.negative, s), donate_argnums=(0,))
     engine = PmapEngine()
-    moving = engine.place_state(original._replace(halted=np.array(0, np.int32)))
+    moving = engine.place_state(original._replace(non_finite=np.array(0, np.int32)))
     checkpoints = Checkpoints(tmp_path, keep=None)
     checkpoints.save(engine.to_save(moving), RECORD)
     for _ in range(5):
@@ -412,7 +412,7 @@ def test_the_state_is_what_a_checkpoint_holds() -> None:
 
 def test_a_new_state_has_no_moments_yet() -> None:
     new = TrainState.create(params(5))
-    assert (new.step.dtype, int(new.step), bool(new.halted)) == (np.int32, 0, False)
+    assert (new.step.dtype, int(new.step), bool(new.non_finite)) == (np.int32, 0, False)
     assert new.params.keys() == new.mu.keys() == new.nu.keys()
     assert not any(np.any(moment) for moment in [*new.mu.values(), *new.nu.values()])
     assert new.mu["conv_in.bias"] is not new.nu["conv_in.bias"]

@@ -60,7 +60,7 @@ def test_weights_moments_and_step_arrive_exactly(saved: tuple[Path, StateTensors
     check_same_arrays(checkpoint, state, expected.fresh)
     check_resumable(checkpoint, record, RECORD)
     assert int(state.step) == STEPS
-    assert not bool(state.halted)
+    assert not bool(state.non_finite)
 
     def in_flax(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         return {name: from_torch_layout(value.numpy(), expected.layouts[name]) for name, value in tensors.items()}

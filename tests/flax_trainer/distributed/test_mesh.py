@@ -52,7 +52,7 @@ def arrays(seed: int = 0) -> dict[str, Any]:
         },
         "nothing": {},
         "step": np.array(7, np.int32),
-        "halted": np.array(True),
+        "non_finite": np.array(True),
         "half": np.full((64, 64), np.nan, jnp.bfloat16),
     }
 
@@ -168,7 +168,7 @@ def test_a_divided_state_is_saved_as_it_lies_and_restored_whole(engine: MeshEngi
     step = jax.jit(lambda state: jax.tree.map(lambda x: -x, state), donate_argnums=(0,))
     params, mu, nu = (arrays(seed)["params"] for seed in range(3))
     original = TrainState(np.array(3, np.int32), params, mu, nu, np.array(False))
-    moving = engine.place_state(original._replace(halted=np.array(0, np.int32)))
+    moving = engine.place_state(original._replace(non_finite=np.array(0, np.int32)))
     checkpoints = Checkpoints(tmp_path, keep=None)
     checkpoints.save(engine.to_save(moving), RECORD)
     for _ in range(5):

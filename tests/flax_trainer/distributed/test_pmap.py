@@ -19,7 +19,7 @@ ENGINE = PmapEngine()
 ARRAYS = {
     "params": {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "empty": np.zeros((0, 3), np.float32)},
     "step": np.array(7, np.int32),
-    "halted": np.array(True),
+    "non_finite": np.array(True),
     "half": np.array([1.5, np.nan, -np.inf], jnp.bfloat16),
 }
 sizes = st.integers(1, 3)

@@ -13,13 +13,13 @@ import pytest
 
 from flax_trainer.distributed import processes
 from flax_trainer.distributed.processes import (
-    CommonRequest,
-    all_or_none,
+    StopRequest,
+    agree_or_raise,
     any_process,
+    broadcast_config,
     check_joined,
     end_after_error,
     join_processes,
-    same_everywhere,
     without_processes,
 )
 from shared.config import TrainConfig
@@ -251,12 +251,12 @@ def test_the_file_of_a_run_does_not_say_who_the_others_were() -> None:
 def test_a_single_process_agrees_with_itself() -> None:
     assert any_process(True)
     assert not any_process(False)
-    assert same_everywhere(CONFIG) is CONFIG
+    assert broadcast_config(CONFIG) is CONFIG
     assert end_after_error(2) == 2
-    with all_or_none():
+    with agree_or_raise():
         pass
-    with pytest.raises(ValueError, match="mine"), all_or_none():
+    with pytest.raises(ValueError, match="mine"), agree_or_raise():
         raise ValueError("mine")
-    request = CommonRequest()
-    assert not request.heard(False)
-    assert request.heard(True)
+    request = StopRequest()
+    assert not request.poll(False)
+    assert request.poll(True)

@@ -149,7 +149,7 @@ def test_a_batch_that_overflows_is_taken_again_and_no_step_is_lost(step: TrainSt
     assert 2.0**10 < metrics["loss_scale"] < 2.0**40
     assert np.log2(metrics["loss_scale"]) % 1 == 0
     assert metrics["loss_scale"] == float(given.loss_scaler["scale"])
-    assert (int(given.step), bool(given.halted), int(given.loss_scaler["growth_tracker"])) == (1, False, 1)
+    assert (int(given.step), bool(given.non_finite), int(given.loss_scaler["growth_tracker"])) == (1, False, 1)
     assert metrics["loss"] == expected_metrics["loss"]
     assert metrics["grad_norm"] == pytest.approx(expected_metrics["grad_norm"], rel=1e-2)
     np.testing.assert_allclose(given.params["weight"], expected.params["weight"], rtol=1e-5)
@@ -166,9 +166,9 @@ def test_the_scale_grows_after_enough_finite_steps(step: TrainStep) -> None:
 
 
 def assert_frozen(state: TrainState, before: TrainState) -> None:
-    assert bool(state.halted)
+    assert bool(state.non_finite)
     for now, then in zip(
-        jax.tree.leaves(state._replace(halted=None)), jax.tree.leaves(before._replace(halted=None)), strict=True
+        jax.tree.leaves(state._replace(non_finite=None)), jax.tree.leaves(before._replace(non_finite=None)), strict=True
     ):
         np.testing.assert_array_equal(now, then)
 
@@ -244,7 +244,7 @@ def test_all_devices_take_a_step_again_together() -> None:
     assert len(set(np.asarray(metrics["loss_scale"]).tolist())) == 1
     assert np.asarray(metrics["loss_scale"])[0] < 2.0**40
     assert len(set(np.asarray(state.params["weight"]).tolist())) == 1
-    assert not np.asarray(state.halted).any()
+    assert not np.asarray(state.non_finite).any()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

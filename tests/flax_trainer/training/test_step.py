@@ -178,7 +178,7 @@ def test_a_non_finite_loss_freezes_the_state(loaded: tuple[BaseModels, InitialPa
     assert np.isnan(float(metrics["loss"]))
     after, metrics = step(bad, initial.frozen, in_slices(batch_of(4), 1), np.float32(LEARNING_RATE))
     assert np.isfinite(float(metrics["loss"]))
-    assert bool(after.halted)
+    assert bool(after.non_finite)
     assert int(after.step) == 0
     for name, value in start.params.items():
         np.testing.assert_array_equal(after.params[name], value)

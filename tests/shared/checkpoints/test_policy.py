@@ -16,7 +16,7 @@ from shared.checkpoints.policy import (
     checkpoint_to_resume,
     checkpoints_in,
     is_checkpoint,
-    set_aside_later,
+    rename_later_checkpoints,
 )
 from shared.config import TrainConfig
 from shared.user_errors import UserError
@@ -218,7 +218,7 @@ def test_a_record_keeps_no_secret() -> None:
 def test_going_back_sets_the_later_checkpoints_aside(tmp_path: Path) -> None:
     folders(tmp_path, "checkpoint-3", "checkpoint-20", "checkpoint-100", "checkpoint-9.orbax-checkpoint-tmp", "logs")
     (tmp_path / "checkpoint-100" / "state").write_text("of the first course")
-    assert set_aside_later(tmp_path, 3) == [tmp_path / f"checkpoint-{step}.abandoned" for step in (20, 100)]
+    assert rename_later_checkpoints(tmp_path, 3) == [tmp_path / f"checkpoint-{step}.abandoned" for step in (20, 100)]
     assert {path.name for path in tmp_path.iterdir()} == {
         *("checkpoint-3", "checkpoint-20.abandoned", "checkpoint-100.abandoned"),
         *("checkpoint-9.orbax-checkpoint-tmp", "logs"),
@@ -234,15 +234,15 @@ def test_what_was_set_aside_before_is_replaced(tmp_path: Path) -> None:
     for course in ("first", "second"):
         folders(tmp_path, "checkpoint-20")
         (tmp_path / "checkpoint-20" / course).touch()
-        set_aside_later(tmp_path, 3)
+        rename_later_checkpoints(tmp_path, 3)
     assert [path.name for path in (tmp_path / "checkpoint-20.abandoned").iterdir()] == ["second"]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20.abandoned"]
 
 
 def test_a_run_that_goes_on_from_its_end_sets_nothing_aside(tmp_path: Path) -> None:
     folders(tmp_path, "checkpoint-3", "checkpoint-20", "checkpoint-30.abandoned")
-    assert set_aside_later(tmp_path, 20) == []
-    assert set_aside_later(tmp_path / "new", 0) == []
+    assert rename_later_checkpoints(tmp_path, 20) == []
+    assert rename_later_checkpoints(tmp_path / "new", 0) == []
     assert checkpoints_in(tmp_path) == [tmp_path / "checkpoint-3", tmp_path / "checkpoint-20"]
 
 
@@ -252,7 +252,7 @@ def test_no_checkpoint_after_the_step_is_left_and_none_before_it_is_touched(
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
     folders(folder, *(f"checkpoint-{there}" for there in steps))
-    set_aside_later(folder, step)
+    rename_later_checkpoints(folder, step)
     assert [checkpoint_step(path) for path in checkpoints_in(folder)] == sorted(at for at in steps if at <= step)
     assert len(list(folder.iterdir())) == len(steps)
 
@@ -315,7 +315,7 @@ def test_what_is_set_aside_goes_through_no_link(tmp_path: Path) -> None:
     precious.touch()
     (run / "checkpoint-5.abandoned").symlink_to(precious.parent)
     (run / "checkpoint-7.abandoned").symlink_to("nothing")
-    set_aside_later(run, 3)
+    rename_later_checkpoints(run, 3)
     assert precious.exists()
     assert not any(path.is_symlink() for path in run.iterdir())
 

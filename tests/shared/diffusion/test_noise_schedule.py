@@ -117,9 +117,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"no subfolder 'scheduler'\. Subfolders there: none"):
         NoiseSchedule.from_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"'nobody/nothing' is not a local folder.* scheduler_config\.json of nobody"
-    ):
+    with pytest.raises(ValueError, match=r"'nobody/nothing' is not a local folder.* scheduler_config\.json of nobody"):
         NoiseSchedule.from_pretrained("nobody/nothing", cache_dir=tmp_path / "cache")
     with pytest.raises(ValueError, match="is not a local folder"):
         NoiseSchedule.from_pretrained("/no/such/folder", cache_dir=tmp_path / "cache")

@@ -28,8 +28,9 @@ from shared.run.folder import write_report
 from shared.run.log import RunLog, StepFigures
 from shared.run.result import BackendFacts, SaveWeights, complete_run
 from shared.run.setup import (
-    Preparation,
+    PreparedRun,
     Steps,
+    abandon_later_checkpoints,
     announce,
     check_resolution,
     nothing_left_to_do,
@@ -37,7 +38,6 @@ from shared.run.setup import (
     open_run_tracker,
     plan_steps,
     prepare,
-    set_aside_other_course,
     total_steps,
 )
 from shared.tracking import Tracker, read_metrics
@@ -59,7 +59,7 @@ def config(output_dir: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**(settings | changes))
 
 
-def prepared_at(output_dir: Path, **changes: Any) -> Preparation:
+def prepared_at(output_dir: Path, **changes: Any) -> PreparedRun:
     return prepare(config(output_dir, **changes), "torch")
 
 
@@ -184,7 +184,7 @@ def test_going_back_leaves_the_later_course_aside(tmp_path: Path, caplog: pytest
         checkpoint(tmp_path, step)
     prepared = prepared_at(tmp_path, resume_from_checkpoint="checkpoint-4", max_train_steps=9)
     with caplog.at_level(logging.WARNING, PREPARATION_LOG):
-        set_aside_other_course(prepared, plan_steps(prepared, 1))
+        abandon_later_checkpoints(prepared, plan_steps(prepared, 1))
     names = {path.name for path in tmp_path.iterdir()}
     assert {"checkpoint-2", "checkpoint-4", "checkpoint-6.abandoned"} <= names
     assert "checkpoint-6" not in names
@@ -231,7 +231,7 @@ def test_the_announcement_says_what_is_about_to_happen(
 # --- validation ------------------------------------------------------------------------------------------------------
 
 
-def validation_of(prepared: Preparation, *, writes: bool = True, tracker: Tracker | None = None) -> Validation:
+def validation_of(prepared: PreparedRun, *, writes: bool = True, tracker: Tracker | None = None) -> Validation:
     held_out = open_held_out_evaluation(prepared, 2, LATENTS)
     return Validation(prepared.images, held_out, tracker or Tracker([]), prepared.output_dir, writes)
 
@@ -320,7 +320,7 @@ WEIGHTS: dict[str, SaveWeights] = {
 
 
 def finish(
-    prepared: Preparation,
+    prepared: PreparedRun,
     steps: Steps,
     validation: Validation,
     facts: BackendFacts = FACTS,
@@ -410,14 +410,14 @@ def test_what_is_uploaded_is_finished(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-def ready(tmp_path: Path) -> tuple[Preparation, Steps, Validation]:
+def ready(tmp_path: Path) -> tuple[PreparedRun, Steps, Validation]:
     prepared = prepared_at(tmp_path / "run", max_train_steps=2)
     return prepared, plan_steps(prepared, 1), validation_of(prepared)
 
 
 @pytest.mark.parametrize("kind", [OSError, SafetensorError, ValueError])
 def test_weights_without_room_are_put_where_there_is_some(
-    ready: tuple[Preparation, Steps, Validation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+    ready: tuple[PreparedRun, Steps, Validation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     prepared, steps, validation = ready
     checkpoint(prepared.output_dir, 1)
@@ -450,7 +450,7 @@ def test_weights_without_room_are_put_where_there_is_some(
 
 
 def test_a_disk_without_any_room_is_told_with_what_is_missing(
-    ready: tuple[Preparation, Steps, Validation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: tuple[PreparedRun, Steps, Validation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared, steps, validation = ready
 
@@ -469,7 +469,7 @@ def test_a_disk_without_any_room_is_told_with_what_is_missing(
 
 @pytest.mark.parametrize("failing", ["report.json", "README.md"])
 def test_one_file_that_cannot_be_written_keeps_no_other_from_it(
-    ready: tuple[Preparation, Steps, Validation], monkeypatch: pytest.MonkeyPatch, failing: str
+    ready: tuple[PreparedRun, Steps, Validation], monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     prepared, steps, validation = ready
     (prepared.output_dir / failing).mkdir()

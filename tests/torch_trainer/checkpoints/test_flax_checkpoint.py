@@ -58,7 +58,7 @@ def saved(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     trees.append({name: value**2 for name, value in random_arrays(shapes, 2).items()})
     folder = tmp_path_factory.mktemp("flax-run")
     checkpoints = FlaxCheckpoints(folder, keep=None)
-    checkpoints.save(TrainState(np.array(STEP, np.int32), *trees, halted=np.array(False)), RECORD)
+    checkpoints.save(TrainState(np.array(STEP, np.int32), *trees, non_finite=np.array(False)), RECORD)
     checkpoints.close()
     layouts = models.defs.controlnet.layouts
     in_torch = ({name: to_torch_layout(value, layouts[name]) for name, value in tree.items()} for tree in trees)
