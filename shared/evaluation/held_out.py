@@ -99,15 +99,18 @@ class HeldOutEvaluation:
         tracker.images("held_out", list(zip(self._headings, self._last_images, strict=False)), step)
         self._save_sheet(folder / "held_out.png", {f"step {step}": self._last_images})
 
-    def write_contact_sheet(self, path: Path) -> bool:
+    def write_contact_sheet(self, path: Path, trained_title: str = "after training") -> bool:
         """Condition, untrained, trained and ground truth of the first samples; False where no images were made.
+
+        Before any training there is no column of the trained.
 
         Raises:
             OSError: the file cannot be written.
         """
         if self._first_images is None or self._last_images is None:
             return False
-        self._save_sheet(path, {"before training": self._first_images, "after training": self._last_images})
+        trained = {} if self._last_images is self._first_images else {trained_title: self._last_images}
+        self._save_sheet(path, {"before training": self._first_images} | trained)
         return True
 
     def _save_sheet(self, path: Path, generated: dict[str, npt.NDArray[np.uint8]]) -> None:

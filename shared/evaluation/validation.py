@@ -14,6 +14,8 @@ from shared.tracking import Tracker, read_metrics
 
 logger = logging.getLogger(__name__)
 
+_CONTACT_SHEET = "contact_sheet.png"
+
 
 class ModelsInTraining(NamedTuple):
     """What a backend can do with the models as they are at this moment."""
@@ -67,14 +69,21 @@ class Validation:
                 logger.info("Validation images of step %d are in %s", step, folder)
 
     def measure(self, models: ModelsInTraining, step: int) -> dict[str, float]:
-        """The figures on the held-out samples; none where none are held out."""
+        """The figures on the held-out samples; none where none are held out. The contact sheet is drawn anew."""
         if self.held_out is None:
             return {}
         figures = self.held_out.run(step, models.per_sample_losses, models.sample_images)
         if self.writes:
             with self.disk_errors.warn_once("Pictures of held-out samples"):
                 self.held_out.write_pictures(self.output_dir / "validation" / f"step-{step}", step, self.tracker)
+            self._draw_contact_sheet(self.held_out, f"after {step} steps")
         return figures
+
+    def finish_contact_sheet(self) -> None:
+        """Draw it with the last measurement as what training came to."""
+        if self.held_out is not None and self._draw_contact_sheet(self.held_out, "after training"):
+            path = self.output_dir / _CONTACT_SHEET
+            logger.info("Condition, before, after and ground truth are side by side in %s", path)
 
     def measure_again(self, models: ModelsInTraining, step: int) -> None:
         """The figures of a step that a run resumed at, for its report; logged where the log lacks them."""
@@ -89,9 +98,18 @@ class Validation:
             return
         if first_step == 0:
             self.tracker.log(self.measure(models, 0), 0)
+            if self.writes and self.held_out.images_needed:
+                path = self.output_dir / _CONTACT_SHEET
+                logger.info("Watch it learn: %s is drawn anew at every validation", path)
         else:
             self.held_out.run(0, models.per_sample_losses, models.sample_images)
             self.held_out.remember(read_metrics(self.output_dir))
+
+    def _draw_contact_sheet(self, held_out: HeldOutEvaluation, trained_title: str) -> bool:
+        """Whether there is one now."""
+        with self.disk_errors.warn_once("The contact sheet's pictures"):
+            return held_out.write_contact_sheet(self.output_dir / _CONTACT_SHEET, trained_title)
+        return False
 
 
 def most_images_at_once(images: ValidationImages | None, held_out: HeldOutEvaluation | None) -> int:

@@ -81,8 +81,7 @@ def complete_run(
         result.save(name, save)
     report = _report(prepared.config, step, log, validation, facts, started) | result.not_written()
     result.write(REPORT_FILE, lambda: write_report(output_dir, report))
-    with validation.disk_errors.warn_once("The contact sheet's pictures"):
-        _write_contact_sheet(validation, output_dir / "contact_sheet.png")
+    validation.finish_contact_sheet()
     pictures = [] if validation.images is None else validation.images.pictures(step)
     name = prepared.repository or output_dir.resolve().name
     facts_for_card = _card_facts(report)
@@ -190,11 +189,6 @@ def _report(
         "versions": package_versions(facts.packages),
         "command": command_line(),
     }
-
-
-def _write_contact_sheet(validation: Validation, path: Path) -> None:
-    if validation.held_out is not None and validation.held_out.write_contact_sheet(path):
-        logger.info("Condition, before, after and ground truth are side by side in %s", path)
 
 
 def _card_facts(report: dict[str, Any]) -> dict[str, Any]:

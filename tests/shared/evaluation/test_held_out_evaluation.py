@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.util
+import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from shared.evaluation import edges
 from shared.evaluation.denoising import read_samples
 from shared.evaluation.fidelity import check_fidelity, open_fidelity
 from shared.evaluation.held_out import HeldOutEvaluation
+from shared.evaluation.validation import ModelsInTraining, Validation
+from shared.tracking import Tracker
 
 CONFIG = TrainConfig(
     pretrained_model_name_or_path="base",
@@ -184,3 +188,30 @@ def test_flags_that_do_not_belong_together() -> None:
         validate(dataclasses.replace(CONFIG, num_evaluation_samples=0), "flax")
     with pytest.raises(ValueError, match="needs --generated_circles"):
         validate(dataclasses.replace(CONFIG, generated_circles=None, dataset_name="some/circles"), "flax")
+
+
+def test_the_contact_sheet_is_there_before_training_and_drawn_anew_at_every_validation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    sheet = tmp_path / "contact_sheet.png"
+    validation = Validation(None, evaluation(), Tracker([]), tmp_path)
+    validation.measure_untrained(ModelsInTraining(losses, grey), 0)
+    assert str(sheet) in caplog.text
+    drawn = [sheet.read_bytes()]
+    for step in (10, 20):
+        validation.measure(ModelsInTraining(losses, lambda prompts, conditions: truth(CONFIG)), step)
+        drawn.append(sheet.read_bytes())
+    validation.finish_contact_sheet()
+    drawn.append(sheet.read_bytes())
+    assert len(set(drawn)) == 4
+    with PIL.Image.open(tmp_path / "contact_sheet.png") as last, PIL.Image.open(io.BytesIO(drawn[0])) as first:
+        assert last.width > first.width  # a column more
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_only_the_process_that_writes_draws_the_contact_sheet(tmp_path: Path) -> None:
+    validation = Validation(None, evaluation(), Tracker([]), tmp_path, writes=False)
+    validation.measure_untrained(ModelsInTraining(losses, grey), 0)
+    validation.measure(ModelsInTraining(losses, grey), 10)
+    assert list(tmp_path.iterdir()) == []

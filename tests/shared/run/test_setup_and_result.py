@@ -495,8 +495,8 @@ def test_pictures_that_cannot_be_written_cost_a_warning_of_each_kind(
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [warning.partition(" cannot")[0] for warning in warnings] == [
         "Pictures of held-out samples",
-        "Validation images",
         "The contact sheet's pictures",
+        "Validation images",
     ]
 
 
