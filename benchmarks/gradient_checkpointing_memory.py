@@ -28,7 +28,7 @@ from flax_trainer.models import (
     FlaxUNet2DConditionModel,
 )
 from flax_trainer.models.kernels.attention import AttentionKernel
-from flax_trainer.models.layers.gradient_checkpointing import CheckpointingPolicy
+from flax_trainer.models.layers.compute import CheckpointingPolicy, Compute
 from flax_trainer.models.params import Params, split
 from flax_trainer.random_model import ARCHITECTURES, Architecture
 from flax_trainer.training.optimizer import AdamWSettings
@@ -82,13 +82,10 @@ def temporary_bytes(
     policy: CheckpointingPolicy | None,
 ) -> int:
     """What XLA reserves beside a step's arguments and results: activations, gradients, parameters in `dtype`."""
-    unet = FlaxUNet2DConditionModel.abstract(architecture.unet)
-    controlnet = FlaxControlNetModel.abstract(ControlNetConfig.from_unet_config(unet.config))
+    compute = Compute(attention=attention, checkpointing=policy)
+    unet = FlaxUNet2DConditionModel.abstract(architecture.unet, compute=compute)
+    controlnet = FlaxControlNetModel.abstract(ControlNetConfig.from_unet_config(unet.config), compute=compute)
     vae = FlaxAutoencoderKL.abstract(architecture.vae)
-    for model in (unet, controlnet):
-        model.enable_memory_efficient_attention(attention)
-        if policy is not None:
-            model.enable_gradient_checkpointing(policy)
     controlnet_def, controlnet_params = split(controlnet)
     unet_def, unet_params = split(unet)
     vae_def, vae_params = split(vae)

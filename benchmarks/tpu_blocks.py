@@ -28,7 +28,7 @@ from flax_trainer.compile_report.hlo import parse_program
 from flax_trainer.compile_report.kernels import kernel_flops
 from flax_trainer.compile_report.targets import parse_target
 from flax_trainer.models.controlnet import ControlNetConditioningEmbedding
-from flax_trainer.models.layers.basic import AttentionLayer, Conv
+from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.layers.resnet import ResnetBlock2D, ResnetSpec
 from flax_trainer.models.layers.transformer import Transformer2DModel, TransformerSpec
 from flax_trainer.models.params import cast, split
@@ -38,10 +38,9 @@ from flax_trainer.random_model import ARCHITECTURES
 
 TARGET = parse_target("v4-8")
 SIDES = {320: 64, 640: 32, 1280: 16}  # of the feature maps with so many channels
-TRANSFORMER = TransformerSpec(8, 1, 768, 32, use_linear_projection=False, only_cross_attention=False)
+TEXT_FEATURES, TIME_FEATURES = 768, 1280
 CONDITIONING_WIDTHS = (16, 32, 96, 256)
 PIXELS = 512
-RESNET = ResnetSpec(time_embed_dim=1280, norm_num_groups=32, norm_eps=1e-5)
 
 
 def main() -> None:
@@ -67,26 +66,19 @@ def measure(block: str, images: int, channels: int, attention: Any, convolutions
     y = array(images, SIDES[channels], SIDES[channels], channels)
     x, context = y, list[Any]()
     if block == "transformer":
-        model: Any = nnx.eval_shape(lambda: Transformer2DModel(channels, TRANSFORMER))
-        context = [array(images, 77, TRANSFORMER.cross_attention_dim)]
+        context = [array(images, 77, TEXT_FEATURES)]
     elif block == "resnet":
-        model = nnx.eval_shape(lambda: ResnetBlock2D(channels, channels, RESNET))
-        context = [array(images, RESNET.time_embed_dim)]
+        context = [array(images, TIME_FEATURES)]
     elif block == "vae_encoder":
-        config = AutoencoderKLConfig.from_dict(ARCHITECTURES["sd15"].vae)
-        model = nnx.eval_shape(lambda: Encoder(config))
-        x = array(images, PIXELS, PIXELS, config.in_channels)
+        x = array(images, PIXELS, PIXELS, 3)
     else:
-        model = nnx.eval_shape(lambda: ControlNetConditioningEmbedding(3, CONDITIONING_WIDTHS, channels))
-        x = array(images, model.reduction * SIDES[channels], model.reduction * SIDES[channels], 3)
-    inputs = ({name: array(*w.shape, dtype=jnp.float32) for name, w in split(model)[1].items()}, x, context, y)
-    flops = flops_of(jax.make_jaxpr(compiled_part(model, block))(*inputs).jaxpr)  # without filled-up zeros
+        reduction = 2 ** (len(CONDITIONING_WIDTHS) - 1)
+        x = array(images, reduction * SIDES[channels], reduction * SIDES[channels], 3)
+    plain = make(block, channels, Compute())
+    inputs = ({name: array(*w.shape, dtype=jnp.float32) for name, w in split(plain)[1].items()}, x, context, y)
+    flops = flops_of(jax.make_jaxpr(compiled_part(plain, block))(*inputs).jaxpr)  # without filled-up zeros
 
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, AttentionLayer):
-            module.kernel = attention
-        if isinstance(module, Conv):
-            module.for_tpu = convolutions == "tpu"
+    model = make(block, channels, Compute(attention, tpu_convolutions=convolutions == "tpu"))
     function = compiled_part(model, block)
     compiled = jax.jit(function).lower(*inputs).compile()
     kernels = kernel_flops(jax.make_jaxpr(function)(*inputs).jaxpr, TARGET.chip.multiplier)
@@ -97,6 +89,22 @@ def measure(block: str, images: int, channels: int, attention: Any, convolutions
     kinds = ", ".join(f"{kind} {cycles / 1e6:.2f}" for kind, cycles in costs.by_kind.items())
     label = f"{attention}, {convolutions}"
     print(f"{label:<16}{costs.cycles / 1e6:>10.2f}{share:>10.1%}{gigabytes:>8.1f}   {kinds}", flush=True)
+
+
+def make(block: str, channels: int, compute: Compute) -> Any:
+    """The block without values."""
+    if block == "transformer":
+        spec = TransformerSpec(
+            compute, 8, 1, TEXT_FEATURES, 32, use_linear_projection=False, only_cross_attention=False
+        )
+        return nnx.eval_shape(lambda: Transformer2DModel(channels, spec))
+    if block == "resnet":
+        resnet = ResnetSpec(compute, time_embed_dim=TIME_FEATURES, norm_num_groups=32, norm_eps=1e-5)
+        return nnx.eval_shape(lambda: ResnetBlock2D(channels, channels, resnet))
+    if block == "vae_encoder":
+        config = AutoencoderKLConfig.from_dict(ARCHITECTURES["sd15"].vae)
+        return nnx.eval_shape(lambda: Encoder(config, compute))
+    return nnx.eval_shape(lambda: ControlNetConditioningEmbedding(3, CONDITIONING_WIDTHS, channels, compute))
 
 
 def compiled_part(model: Any, block: str) -> Callable[..., Any]:

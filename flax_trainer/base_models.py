@@ -22,6 +22,7 @@ from flax_trainer.models import (
 )
 from flax_trainer.models.controlnet import controlnet_params_from_unet
 from flax_trainer.models.kernels.attention import memory_efficient_kernel
+from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.params import HostParams, ModelDef, split
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
@@ -191,20 +192,16 @@ def define_models(
         configs.controlnet,
         configs.text_encoder_2,
     )
-    controlnet = FlaxControlNetModel.abstract(configs.controlnet)
-    unet = FlaxUNet2DConditionModel.abstract(configs.unet)
-    vae = FlaxAutoencoderKL.abstract(configs.vae)
-    if device.platform == "tpu":
-        for model in (controlnet, unet, vae):
-            model.enable_tpu_convolutions()
-    if config.gradient_checkpointing:
-        for model in (controlnet, unet):
-            model.enable_gradient_checkpointing(config.gradient_checkpointing_policy)
-    if config.enable_xformers_memory_efficient_attention:
-        for model in (controlnet, unet, vae):
-            model.enable_memory_efficient_attention(memory_efficient_kernel(device))
-    if config.only_mid_control:
-        controlnet.enable_only_mid_control()
+    compute = Compute(
+        attention=memory_efficient_kernel(device) if config.enable_xformers_memory_efficient_attention else "plain",
+        tpu_convolutions=device.platform == "tpu",
+        checkpointing=config.gradient_checkpointing_policy if config.gradient_checkpointing else None,
+    )
+    controlnet = FlaxControlNetModel.abstract(
+        configs.controlnet, compute=compute, only_mid_control=config.only_mid_control
+    )
+    unet = FlaxUNet2DConditionModel.abstract(configs.unet, compute=compute)
+    vae = FlaxAutoencoderKL.abstract(configs.vae, compute=compute)
     defs = ModelDefs(
         controlnet=split(controlnet)[0],
         unet=split(unet)[0],

@@ -10,7 +10,7 @@ from flax_trainer.compile_report.in_subprocess import CompilerCrashedError, comp
 from flax_trainer.compile_report.report import GIB, DoesNotFitError, Report
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.compile_report.text import batch_size_line
-from flax_trainer.models.layers.gradient_checkpointing import CheckpointingPolicy
+from flax_trainer.models.layers.compute import CheckpointingPolicy
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from flax_trainer.models.kernels.convolution import convolve, to_blocks, weight_for_blocks
 from flax_trainer.models.layers.basic import Conv
-from flax_trainer.models.layers.gradient_checkpointing import CheckpointedModule, checkpointed
+from flax_trainer.models.layers.compute import PLAINLY, Compute, checkpointed
 from flax_trainer.models.params import Params, from_torch_layout, split, torch_shape
 from flax_trainer.models.unet import ENCODER_PREFIXES, FlaxUNet2DConditionModel, UNetEncoder, state_channels
 from shared.models.configs.unet import ControlNetConfig
@@ -26,18 +26,19 @@ from shared.user_errors import UserError
 ZERO_MODULES = ("controlnet_down_blocks", "controlnet_mid_block", "controlnet_cond_embedding.conv_out")
 
 
-class ControlNetConditioningEmbedding(CheckpointedModule):
+class ControlNetConditioningEmbedding(nnx.Module):
     """The small network that brings the conditioning image to the latents' resolution."""
 
-    def __init__(self, conditioning_channels: int, widths: tuple[int, ...], out_channels: int):
-        self.conv_in = Conv(conditioning_channels, widths[0], 3, padding=1)
+    def __init__(self, conditioning_channels: int, widths: tuple[int, ...], out_channels: int, compute: Compute):
+        self.conv_in = Conv(conditioning_channels, widths[0], 3, compute, padding=1)
         blocks = []
         for width, next_width in itertools.pairwise(widths):
-            blocks.append(Conv(width, width, 3, padding=1))
-            blocks.append(Conv(width, next_width, 3, stride=2, padding=1))
+            blocks.append(Conv(width, width, 3, compute, padding=1))
+            blocks.append(Conv(width, next_width, 3, compute, stride=2, padding=1))
         self.blocks = nnx.List(blocks)
-        self.conv_out = Conv(widths[-1], out_channels, 3, padding=1)
+        self.conv_out = Conv(widths[-1], out_channels, 3, compute, padding=1)
         self.reduction = 2 ** (len(widths) - 1)
+        self.checkpointing = compute.checkpointing
 
     def __call__(self, condition_BYXC: jax.Array) -> jax.Array:
         def embed(condition_BYXC: jax.Array) -> jax.Array:
@@ -76,19 +77,16 @@ class FlaxControlNetModel(UNetEncoder):
 
     config: ControlNetConfig
 
-    def __init__(self, config: ControlNetConfig):
-        super().__init__(config)
+    def __init__(self, config: ControlNetConfig, compute: Compute = PLAINLY, *, only_mid_control: bool = False):
+        """With `only_mid_control` it computes the mid block's residual alone: those of the down blocks are zero."""
+        super().__init__(config, compute)
         widths = config.block_out_channels
         self.controlnet_cond_embedding = ControlNetConditioningEmbedding(
-            config.conditioning_channels, config.conditioning_embedding_out_channels, widths[0]
+            config.conditioning_channels, config.conditioning_embedding_out_channels, widths[0], compute
         )
-        self.controlnet_down_blocks = nnx.List([Conv(width, width, 1) for width in state_channels(config)])
-        self.controlnet_mid_block = Conv(widths[-1], widths[-1], 1)
-        self.only_mid_control = False
-
-    def enable_only_mid_control(self) -> None:
-        """Compute the mid block's residual alone, as if those of the down blocks were zero."""
-        self.only_mid_control = True
+        self.controlnet_down_blocks = nnx.List([Conv(width, width, 1, compute) for width in state_channels(config)])
+        self.controlnet_mid_block = Conv(widths[-1], widths[-1], 1, compute)
+        self.only_mid_control = only_mid_control
 
     def __call__(
         self,
@@ -110,7 +108,7 @@ class FlaxControlNetModel(UNetEncoder):
             conditioning_scale: a scalar that multiplies every residual.
         Returns:
             One residual for each skip connection of the UNet, and the mid block's, in the sample's dtype. With
-            `global_pool_conditions` they are means over H and W, [B, 1, 1, C]; after `enable_only_mid_control` the
+            `global_pool_conditions` they are means over H and W, [B, 1, 1, C]; with `only_mid_control` the
             former are missing, an empty tuple.
         Raises:
             UserError: a condition of the wrong size or channel count, or missing SDXL conditions.
@@ -140,8 +138,11 @@ class FlaxControlNetModel(UNetEncoder):
         conditioning_channels: int = 3,
         conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256),
         seed: int = 0,
+        **options: Any,
     ) -> Self:
         """A new ControlNet that leaves the UNet's output as it is: see `controlnet_params_from_unet`.
+
+        `options` are those of the constructor.
 
         Raises:
             UserError: the UNet's architecture is one that diffusers' ControlNet cannot express.
@@ -151,7 +152,7 @@ class FlaxControlNetModel(UNetEncoder):
             conditioning_channels=conditioning_channels,
             conditioning_embedding_out_channels=conditioning_embedding_out_channels,
         )
-        definition, abstract = split(cls.abstract(config))
+        definition, abstract = split(cls.abstract(config, **options))
         _, unet_params = split(unet)
         return definition.bind(controlnet_params_from_unet(unet_params, abstract, definition.layouts, seed))
 

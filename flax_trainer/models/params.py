@@ -34,6 +34,11 @@ class ModelDef(Generic[M]):
         """PyTorch name → layout."""
         return {name: layout for _, name, layout in self.paths}
 
+    @property
+    def without_values(self) -> M:
+        """The module with nothing in its parameters, to read its configuration from."""
+        return nnx.merge(self.graphdef, nnx.from_flat_state([(path, None) for path, _, _ in self.paths]))
+
     def bind(self, params: Params) -> M:
         """The callable module with these values."""
         return nnx.merge(self.graphdef, nnx.from_flat_state([(path, params[name]) for path, name, _ in self.paths]))

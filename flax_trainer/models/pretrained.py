@@ -1,6 +1,7 @@
 """What every model here can do: start from random values, be read from and written to diffusers' folders.
 
-A model is an `nnx.Module` built as `Model(config)`, whose parameters' paths are PyTorch's state-dict names. Subclasses
+A model is an `nnx.Module` built as `Model(config)`, whose parameters' paths are PyTorch's state-dict names. Its
+constructor may take more, such as how to compute, which the functions here hand on as `options`. Subclasses
 name their configuration and their files in class variables; everything else is inherited.
 """
 
@@ -14,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flax_trainer.models.kernels.attention import AttentionKernel
 from flax_trainer.models.layers import basic as layers
 from flax_trainer.models.params import HostParams, Params, from_torch_layout, split, to_torch_layout, torch_shape
 from shared.models.configs import Architecture, read_config
@@ -55,34 +55,22 @@ class PretrainedModel(nnx.Module):
     def __init__(self, config: Any):
         self.config = config
 
-    def enable_tpu_convolutions(self) -> None:
-        """Compute convolutions in the forms that suit a TPU (see `kernels/convolution.py`)."""
-        for _, module in nnx.iter_modules(self):
-            if isinstance(module, layers.Conv):
-                module.for_tpu = True
-
-    def enable_memory_efficient_attention(self, kernel: AttentionKernel) -> None:
-        """Compute attention with this kernel (see `dot_product_attention`)."""
-        for _, module in nnx.iter_modules(self):
-            if isinstance(module, layers.AttentionLayer):
-                module.kernel = kernel
-
     # --- construction -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def abstract(cls, config: Architecture | Mapping[str, Any]) -> Self:
+    def abstract(cls, config: Architecture | Mapping[str, Any], **options: Any) -> Self:
         """The model with `jax.ShapeDtypeStruct`s for values: its structure, without its memory."""
         config = cls._as_config(config)
-        return nnx.eval_shape(lambda: cls(config))
+        return nnx.eval_shape(lambda: cls(config, **options))
 
     @classmethod
-    def from_config(cls, config: Architecture | Mapping[str, Any], *, seed: int = 0) -> Self:
+    def from_config(cls, config: Architecture | Mapping[str, Any], *, seed: int = 0, **options: Any) -> Self:
         """The model with random float32 values, the same for the same seed in either backend.
 
         Raises:
             UserError: the configuration is not supported.
         """
-        model = cls.abstract(config)
+        model = cls.abstract(config, **options)
         definition, _ = split(model)
         values = cls.initial_params(model, seed)
         return definition.bind({name: jnp.asarray(value) for name, value in values.items()})
@@ -116,12 +104,14 @@ class PretrainedModel(nnx.Module):
         variant: str | None = None,
         dtype: jax.typing.DTypeLike = jnp.float32,
         cache_dir: str | Path | None = None,
+        **options: Any,
     ) -> Self:
         """Read a model from a local folder or a repository of the Hugging Face Hub.
 
         Args:
             path_or_repo, subfolder, revision, variant, cache_dir: as in `ModelSource`.
             dtype: dtype of the values, whatever the file's.
+            options: of the constructor.
 
         Raises:
             UserError: there is no such folder, repository, subfolder, revision or variant; the configuration is not
@@ -129,7 +119,7 @@ class PretrainedModel(nnx.Module):
         """
         source = ModelSource(path_or_repo, subfolder, revision, variant, cache_dir)
         config, host_params = cls.load_params(source, dtype=dtype)
-        definition, _ = split(cls.abstract(config))
+        definition, _ = split(cls.abstract(config, **options))
         params: Params = {}
         while host_params:  # emptied on the way: two whole copies of a model may not fit
             name, value = host_params.popitem()

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flax_trainer.models.layers.basic import Conv, GroupNorm
+from flax_trainer.models.layers.compute import PLAINLY, Compute
 from flax_trainer.models.layers.embeddings import TimestepEmbedding, timestep_embedding
-from flax_trainer.models.layers.gradient_checkpointing import CheckpointedModule, CheckpointingPolicy
 from flax_trainer.models.layers.resnet import ResnetSpec
 from flax_trainer.models.layers.transformer import TransformerSpec
 from flax_trainer.models.layers.unet_blocks import DownBlock2D, MidBlock2D, UpBlock2D
@@ -37,23 +37,14 @@ class UNetEncoder(PretrainedModel):
 
     config: EncoderConfig
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: EncoderConfig, compute: Compute):
         super().__init__(config)
         widths = config.block_out_channels
-        self.conv_in = Conv(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv(config.in_channels, widths[0], 3, compute, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], config.time_embed_dim)
         self.add_embedding = _add_embedding(config)
-        self.down_blocks = nnx.List([_down_block(config, index) for index in range(config.num_blocks)])
-        self.mid_block = _mid_block(config)
-
-    def enable_gradient_checkpointing(self, policy: CheckpointingPolicy = "everything") -> None:
-        """Keep less for the backward pass, which then recomputes one layer after another (see `checkpointed`).
-
-        It has no effect where no gradient passes, as in a frozen UNet down to its mid block.
-        """
-        for _, module in nnx.iter_modules(self):
-            if isinstance(module, CheckpointedModule):
-                module.checkpointing = policy
+        self.down_blocks = nnx.List([_down_block(config, compute, index) for index in range(config.num_blocks)])
+        self.mid_block = _mid_block(config, compute)
 
     def embed_time(
         self, timesteps_B: jax.Array, added_cond_kwargs: Mapping[str, jax.Array] | None, dtype: jax.typing.DTypeLike
@@ -105,12 +96,12 @@ class FlaxUNet2DConditionModel(UNetEncoder):
 
     config: UNet2DConditionConfig
 
-    def __init__(self, config: UNet2DConditionConfig):
-        super().__init__(config)
+    def __init__(self, config: UNet2DConditionConfig, compute: Compute = PLAINLY):
+        super().__init__(config, compute)
         width = config.block_out_channels[0]
-        self.up_blocks = nnx.List(_up_blocks(config))
+        self.up_blocks = nnx.List(_up_blocks(config, compute))
         self.conv_norm_out = GroupNorm(config.norm_num_groups, width, eps=config.norm_eps)
-        self.conv_out = Conv(width, config.out_channels, 3, padding=1)
+        self.conv_out = Conv(width, config.out_channels, 3, compute, padding=1)
 
     def __call__(
         self,
@@ -131,7 +122,7 @@ class FlaxUNet2DConditionModel(UNetEncoder):
             timesteps_B: diffusion steps in [0, 1000).
             encoder_hidden_states_BLD: the prompt's hidden states.
             down_block_additional_residuals, mid_block_additional_residual: what a ControlNet returns; both or neither.
-                One of `enable_only_mid_control` has an empty sequence of the former.
+                One with `only_mid_control` has an empty sequence of the former.
             added_cond_kwargs: SDXL only: `text_embeds` [B, P] and `time_ids` [B, 6] in pixels.
         Returns:
             [B, H, W, out_channels] in the sample's dtype.
@@ -184,12 +175,14 @@ def state_channels(config: EncoderConfig) -> list[int]:
     return channels
 
 
-def resnet_spec(config: EncoderConfig, *, output_scale_factor: float = 1.0) -> ResnetSpec:
+def _resnet_spec(config: EncoderConfig, compute: Compute, *, output_scale_factor: float = 1.0) -> ResnetSpec:
     """The residual blocks' common traits under this configuration."""
-    return ResnetSpec(config.time_embed_dim, config.norm_num_groups, config.norm_eps, output_scale_factor)
+    return ResnetSpec(compute, config.time_embed_dim, config.norm_num_groups, config.norm_eps, output_scale_factor)
 
 
-def transformer_spec(config: EncoderConfig, block_type: str, resolution: int) -> TransformerSpec | None:
+def _transformer_spec(
+    config: EncoderConfig, compute: Compute, block_type: str, resolution: int
+) -> TransformerSpec | None:
     """The transformers of a block at a resolution (0 is the highest); None for a block type without attention."""
     if block_type not in (*CROSS_ATTENTION_BLOCKS, CROSS_ATTENTION_MID_BLOCK):
         return None
@@ -198,6 +191,7 @@ def transformer_spec(config: EncoderConfig, block_type: str, resolution: int) ->
         block_type in CROSS_ATTENTION_BLOCKS and config.per_block(config.only_cross_attention)[resolution]
     )
     return TransformerSpec(
+        compute,
         heads=config.heads_per_block[resolution],
         layers=config.per_block(config.transformer_layers_per_block)[resolution],
         cross_attention_dim=config.per_block(config.cross_attention_dim)[resolution],
@@ -214,23 +208,23 @@ def _add_embedding(config: EncoderConfig) -> TimestepEmbedding | None:
     return TimestepEmbedding(config.projection_class_embeddings_input_dim, config.time_embed_dim)
 
 
-def _down_block(config: EncoderConfig, index: int) -> DownBlock2D:
+def _down_block(config: EncoderConfig, compute: Compute, index: int) -> DownBlock2D:
     widths = config.block_out_channels
     return DownBlock2D(
         widths[max(index - 1, 0)],
         widths[index],
         num_layers=config.per_block(config.layers_per_block)[index],
-        resnet=resnet_spec(config),
-        transformer=transformer_spec(config, config.down_block_types[index], index),
+        resnet=_resnet_spec(config, compute),
+        transformer=_transformer_spec(config, compute, config.down_block_types[index], index),
         downsample_padding=config.downsample_padding if index < config.num_blocks - 1 else None,
     )
 
 
-def _mid_block(config: EncoderConfig) -> MidBlock2D:
+def _mid_block(config: EncoderConfig, compute: Compute) -> MidBlock2D:
     return MidBlock2D(
         config.block_out_channels[-1],
-        resnet=resnet_spec(config, output_scale_factor=config.mid_block_scale_factor),
-        transformer=transformer_spec(config, config.mid_block_type, config.num_blocks - 1),
+        resnet=_resnet_spec(config, compute, output_scale_factor=config.mid_block_scale_factor),
+        transformer=_transformer_spec(config, compute, config.mid_block_type, config.num_blocks - 1),
     )
 
 
@@ -245,7 +239,7 @@ def _required_conditions(added_cond_kwargs: Mapping[str, jax.Array] | None) -> t
     return given["text_embeds"], given["time_ids"]
 
 
-def _up_blocks(config: UNet2DConditionConfig) -> list[UpBlock2D]:
+def _up_blocks(config: UNet2DConditionConfig, compute: Compute) -> list[UpBlock2D]:
     """From the lowest resolution to the highest, each taking its resolution's states and the one before them."""
     blocks = []
     remaining = state_channels(config)
@@ -257,8 +251,8 @@ def _up_blocks(config: UNet2DConditionConfig) -> list[UpBlock2D]:
             x_channels,
             config.block_out_channels[resolution],
             skip_channels=tuple(remaining.pop() for _ in range(layers)),
-            resnet=resnet_spec(config),
-            transformer=transformer_spec(config, block_type, resolution),
+            resnet=_resnet_spec(config, compute),
+            transformer=_transformer_spec(config, compute, block_type, resolution),
             add_upsample=resolution > 0,
         )
         x_channels = config.block_out_channels[resolution]

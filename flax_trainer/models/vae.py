@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.kernels.attention import dot_product_attention
+from flax_trainer.models.kernels.attention import AttentionKernel, dot_product_attention
 from flax_trainer.models.kernels.convolution import has_few_images
 from flax_trainer.models.kernels.strips import STRIPS, from_strips, to_strips
-from flax_trainer.models.layers.basic import AttentionLayer, Conv, GroupNorm, Linear
+from flax_trainer.models.layers.basic import Conv, GroupNorm, Linear
+from flax_trainer.models.layers.compute import PLAINLY, Compute
 from flax_trainer.models.layers.resnet import Downsample2D, Upsample2D
 from flax_trainer.models.pretrained import PretrainedModel
 from shared.models.configs import AutoencoderKLConfig
@@ -32,13 +33,13 @@ class FlaxAutoencoderKL(PretrainedModel):
     config_class = AutoencoderKLConfig
     identity: ClassVar[dict[str, Any]] = {"_class_name": "AutoencoderKL"}
 
-    def __init__(self, config: AutoencoderKLConfig):
+    def __init__(self, config: AutoencoderKLConfig, compute: Compute = PLAINLY):
         super().__init__(config)
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = Encoder(config, compute)
+        self.decoder = Decoder(config, compute)
         moments, latents = 2 * config.latent_channels, config.latent_channels
-        self.quant_conv = Conv(moments, moments, 1) if config.use_quant_conv else None
-        self.post_quant_conv = Conv(latents, latents, 1) if config.use_post_quant_conv else None
+        self.quant_conv = Conv(moments, moments, 1, compute) if config.use_quant_conv else None
+        self.post_quant_conv = Conv(latents, latents, 1, compute) if config.use_post_quant_conv else None
 
     @property
     def scale_factor(self) -> int:
@@ -76,16 +77,18 @@ class FlaxAutoencoderKL(PretrainedModel):
 class Encoder(nnx.Module):
     """Pixels to the mean and log variance of latents, side by side in the channels."""
 
-    def __init__(self, config: AutoencoderKLConfig):
+    def __init__(self, config: AutoencoderKLConfig, compute: Compute):
         widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = Conv(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv(config.in_channels, widths[0], 3, compute, padding=1)
         self.down_blocks = nnx.List(
-            DownEncoderBlock2D(before, width, config.layers_per_block, groups, downsample=index < len(widths) - 1)
+            DownEncoderBlock2D(
+                before, width, config.layers_per_block, groups, compute, downsample=index < len(widths) - 1
+            )
             for index, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
-        self.mid_block = MidBlock2D(widths[-1], groups, add_attention=config.mid_block_add_attention)
+        self.mid_block = MidBlock2D(widths[-1], groups, compute, add_attention=config.mid_block_add_attention)
         self.conv_norm_out = GroupNorm(groups, widths[-1], eps=NORM_EPS)
-        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, 3, compute, padding=1)
 
     def __call__(self, pixels_BHWC: jax.Array) -> jax.Array:
         in_strips = self._in_strips(pixels_BHWC)
@@ -104,16 +107,18 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to pixels."""
 
-    def __init__(self, config: AutoencoderKLConfig):
+    def __init__(self, config: AutoencoderKLConfig, compute: Compute):
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
-        self.conv_in = Conv(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = MidBlock2D(widths[0], groups, add_attention=config.mid_block_add_attention)
+        self.conv_in = Conv(config.latent_channels, widths[0], 3, compute, padding=1)
+        self.mid_block = MidBlock2D(widths[0], groups, compute, add_attention=config.mid_block_add_attention)
         self.up_blocks = nnx.List(
-            UpDecoderBlock2D(before, width, config.layers_per_block + 1, groups, upsample=index < len(widths) - 1)
+            UpDecoderBlock2D(
+                before, width, config.layers_per_block + 1, groups, compute, upsample=index < len(widths) - 1
+            )
             for index, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
         self.conv_norm_out = GroupNorm(groups, widths[-1], eps=NORM_EPS)
-        self.conv_out = Conv(widths[-1], config.out_channels, 3, padding=1)
+        self.conv_out = Conv(widths[-1], config.out_channels, 3, compute, padding=1)
 
     def __call__(self, latents_BHWC: jax.Array) -> jax.Array:
         x_BHWC = self.mid_block(self.conv_in(latents_BHWC))
@@ -125,10 +130,12 @@ class Decoder(nnx.Module):
 class DownEncoderBlock2D(nnx.Module):
     """Residual blocks, then half the resolution, of BHWC or the strips BSHWC."""
 
-    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, *, downsample: bool):
-        self.resnets = _resnets(in_channels, out_channels, layers, groups)
+    def __init__(
+        self, in_channels: int, out_channels: int, layers: int, groups: int, compute: Compute, *, downsample: bool
+    ):
+        self.resnets = _resnets(in_channels, out_channels, layers, groups, compute)
         # Padding 0 stands for one row below and one column to the right, as the LDM encoder has it.
-        self.downsamplers = nnx.List([Downsample2D(out_channels, padding=0)] if downsample else [])
+        self.downsamplers = nnx.List([Downsample2D(out_channels, 0, compute)] if downsample else [])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer in (*self.resnets, *self.downsamplers):
@@ -139,9 +146,11 @@ class DownEncoderBlock2D(nnx.Module):
 class UpDecoderBlock2D(nnx.Module):
     """Residual blocks, then twice the resolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, *, upsample: bool):
-        self.resnets = _resnets(in_channels, out_channels, layers, groups)
-        self.upsamplers = nnx.List([Upsample2D(out_channels)] if upsample else [])
+    def __init__(
+        self, in_channels: int, out_channels: int, layers: int, groups: int, compute: Compute, *, upsample: bool
+    ):
+        self.resnets = _resnets(in_channels, out_channels, layers, groups, compute)
+        self.upsamplers = nnx.List([Upsample2D(out_channels, compute)] if upsample else [])
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         for resnet in self.resnets:
@@ -154,9 +163,9 @@ class UpDecoderBlock2D(nnx.Module):
 class MidBlock2D(nnx.Module):
     """Two residual blocks with an attention between them, at the lowest resolution."""
 
-    def __init__(self, channels: int, groups: int, *, add_attention: bool):
-        self.attentions = nnx.List([SpatialAttention(channels, groups)] if add_attention else [])
-        self.resnets = _resnets(channels, channels, 2, groups)
+    def __init__(self, channels: int, groups: int, compute: Compute, *, add_attention: bool):
+        self.attentions = nnx.List([SpatialAttention(channels, groups, compute.attention)] if add_attention else [])
+        self.resnets = _resnets(channels, channels, 2, groups, compute)
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         first, second = self.resnets
@@ -168,12 +177,12 @@ class MidBlock2D(nnx.Module):
 class VaeResnetBlock2D(nnx.Module):
     """Pre-activation residual block without a time embedding, of BHWC or the strips BSHWC."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int):
+    def __init__(self, in_channels: int, out_channels: int, groups: int, compute: Compute):
         self.norm1 = GroupNorm(groups, in_channels, eps=NORM_EPS)
-        self.conv1 = Conv(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv(in_channels, out_channels, 3, compute, padding=1)
         self.norm2 = GroupNorm(groups, out_channels, eps=NORM_EPS)
-        self.conv2 = Conv(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = None if in_channels == out_channels else Conv(in_channels, out_channels, 1)
+        self.conv2 = Conv(out_channels, out_channels, 3, compute, padding=1)
+        self.conv_shortcut = None if in_channels == out_channels else Conv(in_channels, out_channels, 1, compute)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         h = self.conv1(nnx.silu(self.norm1(x)))
@@ -181,16 +190,16 @@ class VaeResnetBlock2D(nnx.Module):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class SpatialAttention(AttentionLayer):
+class SpatialAttention(nnx.Module):
     """Single-head self-attention over the positions of a feature map, with a residual around it."""
 
-    def __init__(self, channels: int, groups: int):
-        super().__init__()
+    def __init__(self, channels: int, groups: int, kernel: AttentionKernel):
         self.group_norm = GroupNorm(groups, channels, eps=NORM_EPS)
         self.to_q = Linear(channels, channels)
         self.to_k = Linear(channels, channels)
         self.to_v = Linear(channels, channels)
         self.to_out = nnx.List([Linear(channels, channels)])
+        self.kernel = kernel
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         batch, _, _, channels = x_BHWC.shape
@@ -200,7 +209,8 @@ class SpatialAttention(AttentionLayer):
         return x_BHWC + h_BLC.reshape(x_BHWC.shape)
 
 
-def _resnets(in_channels: int, out_channels: int, count: int, groups: int) -> nnx.List:
+def _resnets(in_channels: int, out_channels: int, count: int, groups: int, compute: Compute) -> nnx.List:
     return nnx.List(
-        VaeResnetBlock2D(in_channels if index == 0 else out_channels, out_channels, groups) for index in range(count)
+        VaeResnetBlock2D(in_channels if index == 0 else out_channels, out_channels, groups, compute)
+        for index in range(count)
     )

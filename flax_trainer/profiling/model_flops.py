@@ -10,20 +10,16 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-from flax import nnx
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.interpreters import partial_eval
 
 from flax_trainer.base_models import FrozenParams, ModelDefs, Prompt
-from flax_trainer.models.layers.basic import AttentionLayer, Conv
-from flax_trainer.models.layers.gradient_checkpointing import CheckpointedModule
-from flax_trainer.models.params import ModelDef
+from flax_trainer.models import FlaxControlNetModel, FlaxUNet2DConditionModel
+from flax_trainer.models.params import split
 from flax_trainer.training.step import ComputeParams, Objective, encode_batch, per_sample_losses
-
-M = TypeVar("M", bound=nnx.Module)
 
 
 def model_flops_per_image(
@@ -41,7 +37,7 @@ def model_flops_per_image(
         batch: arrays with leading axes [A, B], as `BatchLoader` makes them.
     """
     image = {name: jax.ShapeDtypeStruct((1, *array.shape[2:]), array.dtype) for name, array in batch.items()}
-    defs = replace(defs, controlnet=_plain(defs.controlnet), unet=_plain(defs.unet))
+    defs = _computing_plainly(defs)
     latents, prompt = jax.eval_shape(partial(encode_batch, defs, objective=objective), frozen, image)
 
     def loss(params: Any, unet: Any, latents: jax.Array, prompt: Prompt, image: dict[str, jax.Array]) -> jax.Array:
@@ -109,14 +105,8 @@ def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
 
 
-def _plain(definition: ModelDef[M]) -> ModelDef[M]:
-    """The model without what trades computation for memory or for a better use of the device."""
-    model = nnx.merge(definition.graphdef, nnx.from_flat_state([(path, None) for path, _, _ in definition.paths]))
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, CheckpointedModule):
-            module.checkpointing = None
-        if isinstance(module, AttentionLayer):
-            module.kernel = "plain"
-        if isinstance(module, Conv):
-            module.for_tpu = False
-    return replace(definition, graphdef=nnx.graphdef(model))
+def _computing_plainly(defs: ModelDefs) -> ModelDefs:
+    """The same models without what trades computation for memory or for a better use of the device."""
+    controlnet, unet = defs.controlnet.without_values, defs.unet.without_values
+    plain = FlaxControlNetModel.abstract(controlnet.config, only_mid_control=controlnet.only_mid_control)
+    return replace(defs, controlnet=split(plain)[0], unet=split(FlaxUNet2DConditionModel.abstract(unet.config))[0])

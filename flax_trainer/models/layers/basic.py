@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.kernels.attention import AttentionKernel
 from flax_trainer.models.kernels.convolution import convolve
 from flax_trainer.models.kernels.strips import STRIPS_NDIM, convolve_strips
+from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.params import CONV, LINEAR, PLAIN
 
 
@@ -22,14 +22,14 @@ class Conv(nnx.Module):
     """2-D convolution over BHWC, or over the strips BSHWC of a feature map; `torch.nn.Conv2d`.
 
     `padding`: zeros on each side of both directions, or (before, after).
-    `for_tpu`: in the form that suits a TPU, which may not suit other devices.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 3,
+        kernel_size: int,
+        compute: Compute,
         *,
         stride: int = 1,
         padding: int | tuple[int, int] = 0,
@@ -38,7 +38,7 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_channels,)), layout=PLAIN)
         self.stride = stride
         self.padding = (padding, padding) if isinstance(padding, int) else padding
-        self.for_tpu = False
+        self.for_tpu = compute.tpu_convolutions
 
     def __call__(self, x: jax.Array) -> jax.Array:
         weight_QPCO = self.weight[...].astype(x.dtype)
@@ -59,13 +59,6 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.weight[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
-
-
-class AttentionLayer(nnx.Module):
-    """Base of the layers that attend; `kernel`: how they do (see `dot_product_attention`)."""
-
-    def __init__(self) -> None:
-        self.kernel: AttentionKernel = "plain"
 
 
 class Embedding(nnx.Module):

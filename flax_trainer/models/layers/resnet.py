@@ -11,12 +11,14 @@ import numpy as np
 from flax import nnx
 
 from flax_trainer.models.layers.basic import Conv, GroupNorm, Linear
+from flax_trainer.models.layers.compute import Compute
 
 
 @dataclass(frozen=True)
 class ResnetSpec:
     """What all residual blocks of a model have in common."""
 
+    compute: Compute
     time_embed_dim: int
     norm_num_groups: int
     norm_eps: float
@@ -28,11 +30,11 @@ class ResnetBlock2D(nnx.Module):
 
     def __init__(self, in_channels: int, out_channels: int, spec: ResnetSpec):
         self.norm1 = GroupNorm(spec.norm_num_groups, in_channels, eps=spec.norm_eps)
-        self.conv1 = Conv(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv(in_channels, out_channels, 3, spec.compute, padding=1)
         self.time_emb_proj = Linear(spec.time_embed_dim, out_channels)
         self.norm2 = GroupNorm(spec.norm_num_groups, out_channels, eps=spec.norm_eps)
-        self.conv2 = Conv(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = None if in_channels == out_channels else Conv(in_channels, out_channels, 1)
+        self.conv2 = Conv(out_channels, out_channels, 3, spec.compute, padding=1)
+        self.conv_shortcut = None if in_channels == out_channels else Conv(in_channels, out_channels, 1, spec.compute)
         self.output_scale_factor = spec.output_scale_factor
 
     def __call__(self, x_BHWC: jax.Array, time_embedding_BT: jax.Array) -> jax.Array:
@@ -46,8 +48,8 @@ class ResnetBlock2D(nnx.Module):
 class Downsample2D(nnx.Module):
     """Halve H and W with a strided convolution. Padding 0 pads one row below and one column to the right instead."""
 
-    def __init__(self, channels: int, padding: int):
-        self.conv = Conv(channels, channels, 3, stride=2, padding=padding or (0, 1))
+    def __init__(self, channels: int, padding: int, compute: Compute):
+        self.conv = Conv(channels, channels, 3, compute, stride=2, padding=padding or (0, 1))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(x)
@@ -56,8 +58,8 @@ class Downsample2D(nnx.Module):
 class Upsample2D(nnx.Module):
     """Nearest-neighbour enlargement to a given size, usually twice, then a convolution."""
 
-    def __init__(self, channels: int):
-        self.conv = Conv(channels, channels, 3, padding=1)
+    def __init__(self, channels: int, compute: Compute):
+        self.conv = Conv(channels, channels, 3, compute, padding=1)
 
     def __call__(self, x_BHWC: jax.Array, height: int, width: int) -> jax.Array:
         return self.conv(_enlarge(_enlarge(x_BHWC, 1, height), 2, width))

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.kernels.attention import dot_product_attention
-from flax_trainer.models.layers.basic import AttentionLayer, Conv, GroupNorm, LayerNorm, Linear
+from flax_trainer.models.kernels.attention import AttentionKernel, dot_product_attention
+from flax_trainer.models.layers.basic import Conv, GroupNorm, LayerNorm, Linear
+from flax_trainer.models.layers.compute import Compute
 
 TRANSFORMER_NORM_EPS = 1e-6  # fixed in diffusers' Transformer2DModel, unlike the residual blocks' norm_eps
 FEED_FORWARD_MULTIPLIER = 4
@@ -22,6 +23,7 @@ FEED_FORWARD_MULTIPLIER = 4
 class TransformerSpec:
     """The transformers of one resolution."""
 
+    compute: Compute
     heads: int
     layers: int
     cross_attention_dim: int
@@ -30,16 +32,16 @@ class TransformerSpec:
     only_cross_attention: bool
 
 
-class Attention(AttentionLayer):
+class Attention(nnx.Module):
     """Multi-head attention from `channels` to a context of `context_channels`, without biases but the output's."""
 
-    def __init__(self, channels: int, context_channels: int, heads: int):
-        super().__init__()
+    def __init__(self, channels: int, context_channels: int, heads: int, kernel: AttentionKernel):
         self.to_q = Linear(channels, channels, use_bias=False)
         self.to_k = Linear(context_channels, channels, use_bias=False)
         self.to_v = Linear(context_channels, channels, use_bias=False)
         self.to_out = nnx.List([Linear(channels, channels)])
         self.heads = heads
+        self.kernel = kernel
 
     def __call__(self, x_BQC: jax.Array, context_BKE: jax.Array) -> jax.Array:
         query_BQND = _split_heads(self.to_q(x_BQC), self.heads)
@@ -97,9 +99,9 @@ class BasicTransformerBlock(nnx.Module):
     def __init__(self, channels: int, spec: TransformerSpec):
         first_context_channels = spec.cross_attention_dim if spec.only_cross_attention else channels
         self.norm1 = LayerNorm(channels)
-        self.attn1 = Attention(channels, first_context_channels, spec.heads)
+        self.attn1 = Attention(channels, first_context_channels, spec.heads, spec.compute.attention)
         self.norm2 = LayerNorm(channels)
-        self.attn2 = Attention(channels, spec.cross_attention_dim, spec.heads)
+        self.attn2 = Attention(channels, spec.cross_attention_dim, spec.heads, spec.compute.attention)
         self.norm3 = LayerNorm(channels)
         self.ff = FeedForward(channels)
         self.only_cross_attention = spec.only_cross_attention
@@ -137,7 +139,7 @@ def _project(layer: Conv | Linear, x_BLC: jax.Array) -> jax.Array:
 
 
 def _projection(channels: int, spec: TransformerSpec) -> Conv | Linear:
-    return Linear(channels, channels) if spec.use_linear_projection else Conv(channels, channels, 1)
+    return Linear(channels, channels) if spec.use_linear_projection else Conv(channels, channels, 1, spec.compute)
 
 
 def _join_heads(layer: Linear, y_BLND: jax.Array) -> jax.Array:

@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.layers.gradient_checkpointing import CheckpointedModule, checkpointed
+from flax_trainer.models.layers.compute import CheckpointingPolicy, checkpointed
 from flax_trainer.models.layers.resnet import Downsample2D, ResnetBlock2D, ResnetSpec, Upsample2D
 from flax_trainer.models.layers.transformer import Transformer2DModel, TransformerSpec
 
 
-class UNetBlock(CheckpointedModule):
+class UNetBlock(nnx.Module):
     """Base class of the blocks: it runs one layer, a residual block and the transformer after it."""
 
     resnets: nnx.List
     attentions: nnx.List | None
+    checkpointing: CheckpointingPolicy | None
 
     def run_layer(
         self,
@@ -59,8 +60,11 @@ class DownBlock2D(UNetBlock):
         self.resnets = nnx.List([ResnetBlock2D(width, out_channels, resnet) for width in widths])
         self.attentions = _transformers(out_channels, num_layers, transformer)
         self.downsamplers = (
-            None if downsample_padding is None else nnx.List([Downsample2D(out_channels, downsample_padding)])
+            None
+            if downsample_padding is None
+            else nnx.List([Downsample2D(out_channels, downsample_padding, resnet.compute)])
         )
+        self.checkpointing = resnet.compute.checkpointing
 
     def __call__(
         self, x_BHWC: jax.Array, time_embedding_BT: jax.Array, encoder_hidden_states_BLD: jax.Array
@@ -82,6 +86,7 @@ class MidBlock2D(UNetBlock):
         count = 1 if transformer is None else 2
         self.resnets = nnx.List([ResnetBlock2D(channels, channels, resnet) for _ in range(count)])
         self.attentions = _transformers(channels, 1, transformer)
+        self.checkpointing = resnet.compute.checkpointing
 
     def __call__(
         self, x_BHWC: jax.Array, time_embedding_BT: jax.Array, encoder_hidden_states_BLD: jax.Array
@@ -114,7 +119,8 @@ class UpBlock2D(UNetBlock):
             [ResnetBlock2D(w + skip, out_channels, resnet) for w, skip in zip(widths, skip_channels, strict=True)]
         )
         self.attentions = _transformers(out_channels, len(skip_channels), transformer)
-        self.upsamplers = nnx.List([Upsample2D(out_channels)]) if add_upsample else None
+        self.upsamplers = nnx.List([Upsample2D(out_channels, resnet.compute)]) if add_upsample else None
+        self.checkpointing = resnet.compute.checkpointing
 
     def __call__(
         self,

@@ -21,6 +21,7 @@ from flax_trainer.models.kernels.convolution import (
     to_blocks,
     weight_for_blocks,
 )
+from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.params import CONV, from_torch_layout, split
 
 Arrays = tuple[np.ndarray, ...]
@@ -108,17 +109,17 @@ def test_blocks_convolved_are_the_pixels_convolved(stride: int) -> None:
 def test_the_conditioning_network_begins_in_blocks_where_it_can(
     height: int, width: int, widths: tuple[int, ...], kernels: set[tuple[int, int]]
 ) -> None:
-    model = ControlNetConditioningEmbedding(3, widths, 8)
-    definition, params = split(model)
+    definitions = {
+        for_tpu: split(ControlNetConditioningEmbedding(3, widths, 8, Compute(tpu_convolutions=for_tpu)))
+        for for_tpu in (False, True)
+    }
+    _, params = definitions[True]
     drawn = draw(*(value.shape for value in params.values()))
     values = {name: jnp.asarray(value) for name, value in zip(params, drawn, strict=True)}
     (condition_BYXC,) = draw((ENOUGH_IMAGES, height, width, 3))  # enough for convolutions in one piece
 
     def run(for_tpu: bool) -> Any:
-        bound = definition.bind(values)
-        for conv in (bound.conv_in, *bound.blocks, bound.conv_out):
-            conv.for_tpu = for_tpu
-        return bound
+        return definitions[for_tpu][0].bind(values)
 
     program = jax.make_jaxpr(run(for_tpu=True))(condition_BYXC)
     used = {

@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from flax_trainer.base_models import ModelDefs, Prompt
 from flax_trainer.models import ControlNetConfig, FlaxControlNetModel, FlaxUNet2DConditionModel
 from flax_trainer.models.kernels.attention import AttentionKernel
-from flax_trainer.models.layers.gradient_checkpointing import CheckpointingPolicy, checkpointed
+from flax_trainer.models.layers.compute import CheckpointingPolicy, Compute, checkpointed
 from flax_trainer.models.params import Params, split
 from flax_trainer.random_model import ARCHITECTURES
 from flax_trainer.training.step import ComputeParams, Objective, per_sample_losses
@@ -47,16 +47,12 @@ class Loss:
         *,
         for_tpu: bool = False,
     ):
-        unet_model = FlaxUNet2DConditionModel.abstract(unet)
+        compute = Compute(kernel, for_tpu, policy)
+        unet_model = FlaxUNet2DConditionModel.abstract(unet, compute=compute)
         controlnet_model = FlaxControlNetModel.abstract(
-            ControlNetConfig.from_unet_config(unet_model.config, conditioning_embedding_out_channels=WIDTHS)
+            ControlNetConfig.from_unet_config(unet_model.config, conditioning_embedding_out_channels=WIDTHS),
+            compute=compute,
         )
-        for model in (unet_model, controlnet_model):
-            model.enable_memory_efficient_attention(kernel)
-            if for_tpu:
-                model.enable_tpu_convolutions()
-            if policy is not None:
-                model.enable_gradient_checkpointing(policy)
         controlnet_def, self.abstract_params = split(controlnet_model)
         unet_def, self.abstract_unet = split(unet_model)
         # The VAE and the text encoder have no part in this: their results are given.
@@ -213,10 +209,9 @@ def test_checkpointing_leaves_a_forward_pass_alone(policy: CheckpointingPolicy) 
 
 def test_how_a_model_computes_is_not_in_what_it_saves(tmp_path: Path) -> None:
     unet = FlaxUNet2DConditionModel.from_config(TINY.unet)
-    controlnet = FlaxControlNetModel.from_unet(unet, conditioning_embedding_out_channels=WIDTHS)
-    controlnet.save_pretrained(tmp_path / "before")
-    controlnet.enable_gradient_checkpointing("everything")
-    controlnet.enable_memory_efficient_attention("blockwise")
-    controlnet.save_pretrained(tmp_path / "after")
+    ways = {"plain": Compute(), "other": Compute("blockwise", tpu_convolutions=True, checkpointing="everything")}
+    for way, compute in ways.items():
+        controlnet = FlaxControlNetModel.from_unet(unet, conditioning_embedding_out_channels=WIDTHS, compute=compute)
+        controlnet.save_pretrained(tmp_path / way)
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
-        assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()

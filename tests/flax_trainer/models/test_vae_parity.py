@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
+from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.params import cast, split, torch_shape
 from flax_trainer.models.vae import AutoencoderKLConfig, FlaxAutoencoderKL
 
@@ -99,8 +100,7 @@ def test_the_form_for_tpus_agrees_with_diffusers(tmp_path, images, in_strips):
     """Few images are cut into 8 strips, whose width the three resolutions halve twice."""
     theirs = torch_vae()
     theirs.save_pretrained(tmp_path)
-    ours = FlaxAutoencoderKL.from_pretrained(tmp_path)
-    ours.enable_tpu_convolutions()
+    ours = FlaxAutoencoderKL.from_pretrained(tmp_path, compute=Compute(tpu_convolutions=True))
     pixels = np.random.default_rng(2).uniform(-1, 1, (images, 24, 64, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs.encode(to_torch(pixels)).latent_dist.mean
@@ -115,8 +115,7 @@ def test_memory_efficient_attention_agrees_with_diffusers(tmp_path):
     """In blocks of queries, for 72×72 positions, in the encoder and the decoder."""
     theirs = torch_vae()
     theirs.save_pretrained(tmp_path)
-    ours = FlaxAutoencoderKL.from_pretrained(tmp_path)
-    ours.enable_memory_efficient_attention("blockwise")
+    ours = FlaxAutoencoderKL.from_pretrained(tmp_path, compute=Compute(attention="blockwise"))
     pixels = np.random.default_rng(2).uniform(-1, 1, (1, 288, 288, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs.encode(to_torch(pixels)).latent_dist.mean
@@ -128,8 +127,7 @@ def test_memory_efficient_attention_agrees_with_diffusers(tmp_path):
 def test_a_width_that_strips_do_not_divide_agrees_too(tmp_path):
     theirs = torch_vae()
     theirs.save_pretrained(tmp_path)
-    ours = FlaxAutoencoderKL.from_pretrained(tmp_path)
-    ours.enable_tpu_convolutions()
+    ours = FlaxAutoencoderKL.from_pretrained(tmp_path, compute=Compute(tpu_convolutions=True))
     pixels = np.random.default_rng(2).uniform(-1, 1, (1, 33, 48, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs.encode(to_torch(pixels)).latent_dist.mean

@@ -9,6 +9,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from flax_trainer.models.controlnet import FlaxControlNetModel
+from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.params import ModelDef, Params, from_torch_layout, split
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 
@@ -123,10 +124,7 @@ def json_config(model: TorchModel) -> dict[str, Any]:
 def flax_copy(model: TorchModel, *, for_tpu: bool = False) -> tuple[ModelDef[Any], Params]:
     """This project's model of the same architecture, with the same weights."""
     cls = FlaxUNet2DConditionModel if isinstance(model, UNet2DConditionModel) else FlaxControlNetModel
-    abstract = cls.abstract(json_config(model))
-    if for_tpu:
-        abstract.enable_tpu_convolutions()
-    definition, _ = split(abstract)
+    definition, _ = split(cls.abstract(json_config(model), compute=Compute(tpu_convolutions=for_tpu)))
     return definition, params_of(model, definition.layouts)
 
 

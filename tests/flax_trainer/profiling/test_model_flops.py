@@ -22,6 +22,7 @@ from flax_trainer.models import (
     FlaxUNet2DConditionModel,
     UNet2DConditionConfig,
 )
+from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.params import split
 from flax_trainer.profiling.device_peaks import peak_tflops
 from flax_trainer.profiling.model_flops import flops_of, model_flops_per_image
@@ -34,15 +35,11 @@ from shared.diffusion.schedule import NoiseSchedule
 def count(name: str, resolution: int, *, saves_memory: bool = False, batch: tuple[int, int] = (1, 2)) -> float:
     """Model FLOPs of an architecture whose weights exist nowhere."""
     architecture = ARCHITECTURES[name]
-    unet = FlaxUNet2DConditionModel.abstract(architecture.unet)
+    compute = Compute("blockwise", tpu_convolutions=True, checkpointing="everything") if saves_memory else Compute()
+    unet = FlaxUNet2DConditionModel.abstract(architecture.unet, compute=compute)
     controlnet = FlaxControlNetModel.abstract(
-        ControlNetConfig.from_unet_config(UNet2DConditionConfig.from_dict(architecture.unet))
+        ControlNetConfig.from_unet_config(UNet2DConditionConfig.from_dict(architecture.unet)), compute=compute
     )
-    if saves_memory:
-        for model in (unet, controlnet):
-            model.enable_gradient_checkpointing()
-            model.enable_memory_efficient_attention("blockwise")
-            model.enable_tpu_convolutions()
     parts = {
         "unet": split(unet),
         "controlnet": split(controlnet),

@@ -1,21 +1,36 @@
-"""What the backward pass keeps of the forward pass, and what it computes once more (Chen et al. 2016)."""
+"""How a network computes what it computes, and what its backward pass keeps of the forward pass (Chen et al. 2016)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import jax
-from flax import nnx
 
+from flax_trainer.models.kernels.attention import AttentionKernel
 from flax_trainer.models.kernels.convolution import CONVOLUTION
 
 CheckpointingPolicy = Literal["everything", "all_but_products"]
 Result = TypeVar("Result")
 
 
-class CheckpointedModule(nnx.Module):
-    """Base class of the modules that gradient checkpointing applies to; `checkpointing` says whether it is on."""
+@dataclass(frozen=True)
+class Compute:
+    """Given to a model when it is made; results differ by rounding alone.
 
+    Attributes:
+        attention: see `dot_product_attention`.
+        tpu_convolutions: in the forms that suit a TPU (see `kernels/convolution.py`); other devices are slower with
+            them.
+        checkpointing: keep less for the backward pass, which then recomputes one layer after another (see
+            `checkpointed`). It has no effect where no gradient passes, as in a frozen UNet down to its mid block.
+    """
+
+    attention: AttentionKernel = "plain"
+    tpu_convolutions: bool = False
     checkpointing: CheckpointingPolicy | None = None
+
+
+PLAINLY = Compute()
 
 
 def checkpointed(function: Callable[..., Result], policy: CheckpointingPolicy | None) -> Callable[..., Result]:
