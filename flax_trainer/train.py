@@ -107,12 +107,10 @@ def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
         for resource in (loop.log, loop.loader, loop.profiler, loop.train_step):
             closing.callback(resource.close)
+        _compile_ahead(run, loop, host_state)
         models_in_training = loop.evaluator.models_in_training(run.engine.place_state(untrained))
         loop.validation.measure_untrained(models_in_training, run.steps.first)
         state = run.engine.place_state(host_state)
-        if run.steps.first < run.steps.last and run.engine.compiles_ahead:
-            batch = run.engine.place_batch(run.loader.blank())
-            loop.train_step.compile_for(state, frozen, batch, np.float32(0))
         del untrained, models_in_training, host_state
         loop.log.restart_clock()
         loop.profiler.profile_memory("initial")
@@ -229,6 +227,15 @@ def _build_loop(run: _Run, initial: InitialParams, frozen: FrozenParams, started
         log=log,
         profiler=Profiler(config, run.profiled_steps, run.steps.last, train_step.text),
     )
+
+
+def _compile_ahead(run: _Run, loop: Loop, host_state: TrainState) -> None:
+    """Begin to compile the step, so that measuring goes on meanwhile."""
+    if run.steps.first < run.steps.last and run.engine.compiles_ahead:
+        # Placed for its shapes alone: it has no place beside the untrained ControlNet of a continued run.
+        state = run.engine.place_state(host_state)
+        batch = run.engine.place_batch(run.loader.blank())
+        loop.train_step.compile_for(state, loop.frozen, batch, np.float32(0))
 
 
 def _utilisation(run: _Run, initial: InitialParams) -> Utilisation:
