@@ -18,9 +18,9 @@ from diffusers.training_utils import EMAModel
 from flax_trainer.base_models import BaseModels as FlaxBaseModels
 from flax_trainer.base_models import FrozenParams
 from flax_trainer.base_models import load_base_models as load_flax_models
-from flax_trainer.base_models import save_unet as save_flax_unet
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints as FlaxCheckpoints
 from flax_trainer.checkpoints.orbax_checkpoints import check_same_arrays
+from flax_trainer.checkpoints.result import result_to_save as flax_result_to_save
 from flax_trainer.checkpoints.torch_checkpoint import read_torch_checkpoint
 from flax_trainer.models import FlaxControlNetModel
 from flax_trainer.models.params import from_torch_layout, to_torch_layout
@@ -357,12 +357,10 @@ def test_both_save_a_whole_unet_that_diffusers_loads(base_model: Path, tmp_path:
         save(tmp_path / "torch")
     models, _ = load_flax_models(training.config, schedule_of(base_model))
     _, decoder = split_trained(params)
-    layouts = models.defs.unet.layouts
-    save_flax_unet(
-        tmp_path / "flax" / "unet",
-        training.config,
-        {name: from_torch_layout(value.numpy(), layouts[name]) for name, value in decoder.items()},
-    )
+    layouts = models.defs.trained_layouts
+    result = {name: from_torch_layout(value.numpy(), layouts[name]) for name, value in params.items()}
+    for save in flax_result_to_save(training.config, models, result).values():
+        save(tmp_path / "flax")
     base = diffusers.UNet2DConditionModel.from_pretrained(base_model / "unet")
     for folder in ("torch", "flax"):
         saved = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / folder / "unet")
