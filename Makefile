@@ -1,17 +1,23 @@
-# make demo    train a ControlNet on generated circles and look at the pictures
-# make test    every test, in a virtual environment made here
-# make lint    ruff, mypy and shellcheck
+# make demo       train a ControlNet on generated circles and look at the pictures
+# make test       every test, in a virtual environment made here
+# make test-fast  those that start no process and compile no whole model, for the daily loop
+# make lint       ruff, mypy and shellcheck
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A file's tests share what they train, so they stay together. tests/conftest.py puts the slow files first.
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint
+.PHONY: demo test test-fast lint
 
 demo: $(VENV)/flax.installed
 	$(BIN)/python train_flax.py
 
 test: $(VENV)/development.installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+test-fast: $(VENV)/development.installed
+	$(PYTEST) --fast
 
 lint: $(VENV)/development.installed
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What every test runs under: JAX on eight simulated CPU devices, no network, one compilation cache for the session."""
+"""What every test runs under: JAX on eight simulated CPU devices, no network, one cache of compiled programs."""
 
 import os
 import signal
@@ -6,6 +6,9 @@ import signal
 os.environ.update(
     JAX_PLATFORMS="cpu",
     JAX_NUM_CPU_DEVICES="8",
+    JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # compiling takes longer than running, and takes half the time this way
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
+    JAX_COMPILATION_CACHE_MAX_SIZE=str(2 * 2**30),  # also makes JAX lock the folder, which processes share
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
@@ -18,6 +21,43 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+TESTS = Path(__file__).parent
+# What starts processes that import JAX or PyTorch, or compiles whole models: left out by --fast, otherwise begun
+# first, the longest at the top, so that at the end no worker waits for a long file of another.
+SLOW = (
+    "end_to_end",
+    "flax_trainer/compile_report",
+    "parity",
+    "flax_trainer/models",
+    "flax_trainer/training",
+    "flax_trainer/distributed",
+    "flax_trainer/evaluation",
+    "flax_trainer/profiling",
+    "flax_trainer/checkpoints",
+    "hostile",
+    "tpu_vm",
+    "torch_trainer/training",
+    "torch_trainer/checkpoints",
+    "torch_trainer/evaluation",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out what starts processes or compiles whole models")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.getoption("fast") and _slowness(collection_path) < len(SLOW) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _slowness(item.path))
+
+
+def _slowness(path: Path) -> int:
+    """Where the path stands in `SLOW`, the end if it is in none."""
+    return next((rank for rank, part in enumerate(SLOW) if path.is_relative_to(TESTS / part)), len(SLOW))
+
 
 def pytest_configure() -> None:
     # How long an example takes says something about the machine.
@@ -28,11 +68,15 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compile each program once, also for the processes that tests start."""
+def _compilation_cache(request: pytest.FixtureRequest) -> None:
+    """Compile each program once, also for the processes that tests start, for the other workers and the next session.
+
+    JAX finds a program by its code, the flags, and the versions of what compiles it. `--cache-clear` begins anew.
+    """
     import jax
 
-    folder = str(tmp_path_factory.mktemp("compilation-cache"))
+    assert request.config.cache is not None
+    folder = str(request.config.cache.mkdir("compiled-programs"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     jax.config.update("jax_compilation_cache_dir", folder)
 

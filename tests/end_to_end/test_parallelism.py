@@ -1,10 +1,8 @@
 """Both engines of the Flax backend, on one device and many, in one process and in two, train the same."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -25,8 +23,6 @@ from tests.end_to_end.support.tiny_runs import BATCH, arguments, begin_from
 from torch_trainer.checkpoints.flax_checkpoint import read_flax_checkpoint
 
 STEPS, HALF_WAY = 20, 10
-# How well programs are optimised is no matter here, and this way they compile in half the time.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 ENGINES: dict[str, list[object]] = {
     "pmap": [],
     "mesh 8x1": ["--parallelism", "mesh"],
@@ -37,13 +33,6 @@ ON_EIGHT = ["--train_batch_size", BATCH // 8]
 ON_TWO_BY_TWO = ["--train_batch_size", BATCH // 4]
 HELD_OUT = ["--num_evaluation_samples", 3]
 RESUME = ["--resume_from_checkpoint", "latest"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_programs() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +50,7 @@ def command(base_model: Path, output_dir: Path, *more: object) -> list[str]:
 @pytest.fixture(scope="module")
 def one(base_model: Path, folder: Path) -> Path:
     """The run on a single device."""
-    train_flax(command(base_model, folder / "one"), **QUICK)
+    train_flax(command(base_model, folder / "one"))
     return folder / "one"
 
 
@@ -79,7 +68,7 @@ def two(base_model: Path, folder: Path) -> dict[str, Path]:
     runs = {}
     for name, more in {"pmap": [], "mesh 1x4": ["--parallelism", "mesh", "--fsdp_devices", 4]}.items():
         runs[name] = folder / f"two processes, {name}"
-        processes = start_flax_processes(command(base_model, runs[name], *ON_TWO_BY_TWO, *more), devices=2, **QUICK)
+        processes = start_flax_processes(command(base_model, runs[name], *ON_TWO_BY_TWO, *more), devices=2)
         for number, process in enumerate(processes):
             (folder / f"{runs[name].name}, output {number}").write_text(finish(process))
     return runs
@@ -163,7 +152,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_with_one_checkpoint(
     """As when a machine of several is taken away. The one that is told is not the one that writes."""
     endless = ["--max_train_steps", 100000, "--checkpointing_steps", 10**6, "--validation_steps", 10**6]
     mesh = ["--parallelism", "mesh", "--fsdp_devices", 4]
-    processes = start_flax_processes(command(base_model, tmp_path, *ON_TWO_BY_TWO, *mesh, *endless), devices=2, **QUICK)
+    processes = start_flax_processes(command(base_model, tmp_path, *ON_TWO_BY_TWO, *mesh, *endless), devices=2)
     wait_until(lambda: logged_steps(tmp_path) >= 4, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     outputs = [finish(process) for process in processes]
@@ -177,7 +166,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_with_one_checkpoint(
 
 def test_processes_with_different_commands_are_refused(base_model: Path, tmp_path: Path) -> None:
     processes = start_flax_processes(
-        command(base_model, tmp_path, *ON_TWO_BY_TWO), devices=2, more=[["--seed", 1], ["--seed", 2]], **QUICK
+        command(base_model, tmp_path, *ON_TWO_BY_TWO), devices=2, more=[["--seed", 1], ["--seed", 2]]
     )
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs

@@ -16,12 +16,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flax_trainer.random_model import write_random_model
 from shared.diffusion.samplers import initial_latents
 from tests.end_to_end.support.running import losses, metrics, stop_after, untimed_metrics
-from tests.end_to_end.support.tiny_runs import BATCH, FLAX, PROMPT, STEPS, TORCH, Backend, arguments
+from tests.end_to_end.support.tiny_runs import BATCH, FLAX, FLAX_HERE, PROMPT, STEPS, TORCH, Backend, arguments
 
 
-@pytest.fixture(scope="module", params=[FLAX, TORCH], ids=lambda backend: backend.name)
+@pytest.fixture(scope="module", params=[FLAX_HERE, TORCH], ids=lambda backend: backend.name)
 def backend(request: pytest.FixtureRequest) -> Backend:
     return request.param
+
+
+def command(backend: Backend, base_model: Path, output_dir: Path, *more: object) -> list[str]:
+    return arguments(base_model, output_dir, *more, devices=backend.devices)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +34,7 @@ def run(backend: Backend, base_model: Path, condition: Path, tmp_path_factory: p
     output_dir = tmp_path_factory.mktemp("runs") / "whole"
     validation = ["--validation_image", condition, "--validation_prompt", PROMPT, "--validation_steps", 4]
     more = [*validation, "--num_validation_images", 2]
-    output = backend.train_in_a_process(arguments(base_model, output_dir, *more))
+    output = backend.train_in_a_process(command(backend, base_model, output_dir, *more))
     (output_dir / "output.txt").write_text(output)
     return output_dir
 
@@ -39,7 +43,7 @@ def test_the_banner_says_what_will_happen(backend: Backend, run: Path) -> None:
     output = (run / "output.txt").read_text()
     for words in (
         backend.describes_device,
-        "8 images per step = 8 per device × 1 devices × 1 accumulated",
+        f"8 images per step = {BATCH // backend.devices} per device × {backend.devices} devices × 1 accumulated",
         "24 generated circles",
         f"Steps       {STEPS}",
         "0.8 M parameters",
@@ -86,7 +90,7 @@ def test_tensorboard_shows_scalars_and_images(run: Path) -> None:
 def test_a_finished_run_is_left_as_it_is(backend: Backend, base_model: Path, run: Path) -> None:
     """The command of a run can be repeated until it is done, and once more."""
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "output.txt"}
-    output = backend.train(arguments(base_model, run, "--resume_from_checkpoint", "latest"))
+    output = backend.train(command(backend, base_model, run, "--resume_from_checkpoint", "latest"))
     assert "nothing left to do" in output
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -98,11 +102,11 @@ def test_held_out_circles_are_measured_also_by_a_continued_run(
     for name, steps in (("whole", [4]), ("parts", [2, 4])):
         for last_step in steps:
             resume = ["--resume_from_checkpoint", "latest"] if last_step != steps[0] else []
-            backend.train(arguments(base_model, tmp_path / name, *more, *resume, "--max_train_steps", last_step))
+            backend.train(command(backend, base_model, tmp_path / name, *more, *resume, "--max_train_steps", last_step))
     # Killed before it wrote its report: the last step is measured once more for that, and logged once.
     (tmp_path / "parts" / "report.json").unlink()
     (tmp_path / "parts" / "contact_sheet.png").unlink()
-    backend.train(arguments(base_model, tmp_path / "parts", *more, *resume, "--max_train_steps", 4))
+    backend.train(command(backend, base_model, tmp_path / "parts", *more, *resume, "--max_train_steps", 4))
     whole = metrics(tmp_path / "whole")
     assert [entry["step"] for entry in whole if "circle_iou" in entry] == [0, 2, 4]
     assert untimed_metrics(tmp_path / "parts") == untimed_metrics(tmp_path / "whole")
@@ -158,16 +162,17 @@ def test_accumulated_and_threaded_batches_train_the_same(
     backend: Backend, base_model: Path, run: Path, tmp_path: Path
 ) -> None:
     more = ["--train_batch_size", 2, "--gradient_accumulation_steps", 4, "--dataloader_num_workers", 3]
-    backend.train(arguments(base_model, tmp_path, *more, "--max_train_steps", 4))
+    on_one_device = {"flax": FLAX, "torch": TORCH}[backend.name]
+    on_one_device.train(arguments(base_model, tmp_path, *more, "--max_train_steps", 4))
     # AdamW's first steps have the sign of each gradient, so they amplify the rounding of sums in another order.
     np.testing.assert_allclose(losses(tmp_path), losses(run)[:4], rtol=3e-5)
 
 
 def test_a_resumed_run_continues_bit_for_bit(backend: Backend, base_model: Path, run: Path, tmp_path: Path) -> None:
     """Optimizer, schedule and data position: the second half of a run is that of the run in one piece."""
-    backend.train(arguments(base_model, tmp_path, "--max_train_steps", 4, "--checkpoints_total_limit", 1))
+    backend.train(command(backend, base_model, tmp_path, "--max_train_steps", 4, "--checkpoints_total_limit", 1))
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
-    backend.train(arguments(base_model, tmp_path, "--resume_from_checkpoint", "latest"))
+    backend.train(command(backend, base_model, tmp_path, "--resume_from_checkpoint", "latest"))
     assert losses(tmp_path) == losses(run)
     resumed, whole = (diffusers.ControlNetModel.from_pretrained(folder).state_dict() for folder in (tmp_path, run))
     for name, value in whole.items():
@@ -179,7 +184,7 @@ def test_a_signal_saves_and_ends_the_run(
     number: signal.Signals, exit_code: int, backend: Backend, base_model: Path, run: Path, tmp_path: Path
 ) -> None:
     endless = ["--max_train_steps", 100000, "--checkpointing_steps", 10**6]
-    process = backend.start(arguments(base_model, tmp_path, *endless))
+    process = backend.start(command(backend, base_model, tmp_path, *endless))
     returned, output = stop_after(process, tmp_path, 3, number)
     assert returned == exit_code, output
     assert "--resume_from_checkpoint latest" in output
@@ -193,7 +198,7 @@ def test_a_signal_saves_and_ends_the_run(
 def test_bf16_and_v_prediction_train(backend: Backend, tmp_path: Path) -> None:
     write_random_model("tiny", tmp_path / "base", prediction_type="v_prediction")
     more = ["--mixed_precision", "bf16", "--snr_gamma", 5, "--lr_scheduler", "cosine", "--lr_warmup_steps", 2]
-    backend.train(arguments(tmp_path / "base", tmp_path / "run", *more, "--max_train_steps", 3))
+    backend.train(command(backend, tmp_path / "base", tmp_path / "run", *more, "--max_train_steps", 3))
     entries = metrics(tmp_path / "run")
     assert all(np.isfinite(entry["loss"]) for entry in entries)
     assert [entry["learning_rate"] for entry in entries] == pytest.approx([0.0, 0.005, 0.01])

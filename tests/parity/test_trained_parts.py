@@ -31,7 +31,6 @@ from flax_trainer.training.step import TrainStep, make_evaluation_step, make_tra
 from shared.checkpoints.policy import check_resumable, checkpoint_record
 from shared.checkpoints.portable import AVERAGE_FILE
 from shared.models.trained_parts import DOWN_RESIDUALS, UNET_PREFIX, split_trained
-from tests.flax_trainer.models.unet_reference import FAST_COMPILE
 from tests.torch_trainer.tiny_training import (
     Changes,
     DiffusersTraining,
@@ -92,7 +91,7 @@ def in_flax(training: Training, base_model: Path) -> FlaxTraining:
     settings = AdamWSettings(
         config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.adam_weight_decay, config.max_grad_norm
     )
-    step = jax.jit(make_train_step(models.defs, objective, settings), compiler_options=FAST_COMPILE)
+    step = jax.jit(make_train_step(models.defs, objective, settings))
     return FlaxTraining(models, objective, initial.frozen, step, TrainState.create(params, averages=config.use_ema))
 
 
@@ -174,7 +173,7 @@ def test_both_backends_train_the_same_and_continue_each_other(
 def _assert_same_evaluation(training: Training, flax: FlaxTraining) -> None:
     """With the averaged weights, where there are any, and the trained decoder."""
     rows = slice_of(batch_of(4, seed=99), 0)
-    evaluate = jax.jit(make_evaluation_step(flax.models.defs, flax.objective), compiler_options=FAST_COMPILE)
+    evaluate = jax.jit(make_evaluation_step(flax.models.defs, flax.objective))
     expected = evaluate(flax.state.result, flax.frozen, rows)
     before = numpy_of(training.state.params())
     given = evaluator_of(training).models_in_training().per_sample_losses(rows)

@@ -27,6 +27,11 @@ from shared.config import TrainConfig
 from tests.end_to_end.support.running import PROJECT
 
 TINY = ["--model", "tiny", "--resolution", "64", "--mixed_precision", "bf16", "--train_batch_size", "2"]
+ONE_BLOCK: dict[str, Any] = {
+    "block_out_channels": [32],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+}
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -80,17 +85,6 @@ def test_it_says_what_the_step_needs(pmap: tuple[str, dict[str, Any]]) -> None:
     assert figures["versions"].keys() == {"jax", "jaxlib", "libtpu", "flax"}
 
 
-def test_the_other_engine_divides_the_state(pmap: tuple[str, dict[str, Any]], folder: Path) -> None:
-    more = ["--parallelism", "mesh", "--fsdp_devices", 4, "--snr_gamma", 5]
-    _, figures = report(folder / "mesh.json", "--target", "v4-8", *TINY, *more)
-    _, replicated = pmap
-    assert figures["optimizer_gib"] < 0.5 * replicated["optimizer_gib"]
-    assert figures["frozen_gib"] == replicated["frozen_gib"]
-    assert figures["model_flops"] == replicated["model_flops"]
-    assert figures["flops"] == pytest.approx(replicated["flops"], rel=0.05)
-    assert figures["collective_cycles"] > 0
-
-
 def write_configurations(folder: Path, name: str = "tiny", **unet: object) -> Path:
     """A model's folder without weights, with changes to its UNet."""
     architecture = ARCHITECTURES[name]
@@ -105,30 +99,46 @@ def write_configurations(folder: Path, name: str = "tiny", **unet: object) -> Pa
     return folder
 
 
-def test_a_folder_of_configurations_is_enough(pmap: tuple[str, dict[str, Any]], folder: Path) -> None:
+@pytest.fixture(scope="module")
+def small(folder: Path) -> list[object]:
+    """The flags of a model of fewer layers, which compiles in less time; a folder of configurations."""
+    model = write_configurations(folder / "small", **ONE_BLOCK)
+    return ["--pretrained_model_name_or_path", model, *TINY[2:]]
+
+
+@pytest.fixture(scope="module")
+def cached(folder: Path, small: list[object]) -> dict[str, Any]:
     """Batches that bring latents need no VAE; a training's own --config will do, and its data are not read."""
     (folder / "config.yaml").write_text("train_shards: /nowhere/{000..099}.tar\nmax_train_steps: 10\n")
-    model = [
-        "--pretrained_model_name_or_path",
-        write_configurations(folder / "model"),
-        "--config",
-        folder / "config.yaml",
-    ]
-    _, figures = report(folder / "cached.json", "--target", "v4-8", *model, *TINY[2:], "--cached_latents")
+    own_config = ["--config", folder / "config.yaml"]
+    return report(folder / "cached.json", "--target", "v4-8", *small, *own_config, "--cached_latents")[1]
+
+
+def test_a_folder_of_configurations_is_enough(pmap: tuple[str, dict[str, Any]], cached: dict[str, Any]) -> None:
     _, online = pmap
-    assert figures["model_flops"] == online["model_flops"]
-    assert figures["flops"] < online["flops"]
-    assert not {"vae", "text_encoder"} & set(figures["cycles_by_part"])
+    assert 0 < cached["model_flops"] < online["model_flops"], "it is a smaller model"
+    assert cached["flops"] < online["flops"]
+    assert not {"vae", "text_encoder"} & set(cached["cycles_by_part"])
+    assert {"controlnet", "controlnet backward", "unet", "unet backward", "optimizer"} <= set(cached["cycles_by_part"])
+
+
+def test_the_other_engine_divides_the_state(folder: Path, small: list[object], cached: dict[str, Any]) -> None:
+    more = ["--parallelism", "mesh", "--fsdp_devices", 4, "--cached_latents"]
+    _, figures = report(folder / "mesh.json", "--target", "v4-8", *small, *more)
+    assert figures["optimizer_gib"] < 0.5 * cached["optimizer_gib"]
+    assert figures["frozen_gib"] == cached["frozen_gib"]
+    assert figures["model_flops"] == cached["model_flops"]
+    assert figures["flops"] == pytest.approx(cached["flops"], rel=0.05)
+    assert figures["collective_cycles"] > 0
 
 
 def test_stable_diffusion_xl_is_known_though_not_trained(folder: Path) -> None:
-    """From its configurations, and by name with batches that bring latents, both texts and the pooled one."""
-    from_folder = ["--pretrained_model_name_or_path", write_configurations(folder / "xl", "tiny_xl")]
-    text, online = report(folder / "xl.json", "--target", "v4-8", *from_folder, *TINY[2:])
-    by_name, cached = report(
-        folder / "xl-cached.json", "--target", "v4-8", "--model", "tiny_xl", *TINY[2:], "--cached_latents"
-    )
-    for printed in (text, by_name):
+    """From its configurations, with images and with batches that bring latents, both texts and the pooled one."""
+    one_block = ONE_BLOCK | {"attention_head_dim": [2], "transformer_layers_per_block": [1]}
+    model = ["--pretrained_model_name_or_path", write_configurations(folder / "xl", "tiny_xl", **one_block)]
+    text, online = report(folder / "xl.json", "--target", "v4-8", *model, *TINY[2:])
+    again, cached = report(folder / "xl-cached.json", "--target", "v4-8", *model, *TINY[2:], "--cached_latents")
+    for printed in (text, again):
         assert printed.startswith("train_flax.py does not train on Stable Diffusion XL yet: this is what its step ")
     assert cached["model_flops"] == online["model_flops"]
     assert cached["flags"]["cached_latents"] is True
@@ -151,7 +161,8 @@ def bytes_of_encoders(name: str) -> int:
 
 
 def test_what_does_not_fit_is_said_plainly(folder: Path) -> None:
-    model = ["--pretrained_model_name_or_path", write_configurations(folder / "wide", block_out_channels=[4096] * 2)]
+    wide = ONE_BLOCK | {"block_out_channels": [6144]}
+    model = ["--pretrained_model_name_or_path", write_configurations(folder / "wide", **wide), "--cached_latents"]
     done = run("--target", "v5e-1", *model, *TINY[2:], "--json", folder / "none.json")
     assert done.returncode == 1, done.stderr
     needed = re.search(r"The step does not fit v5e-1: it needs ([\d.]+) GiB of 15.75 GiB of HBM per chip", done.stdout)
@@ -201,10 +212,24 @@ def test_advice_is_of_what_is_not_done_yet() -> None:
         (["--target", "v4-8", "--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_compiled(arguments: list[str], message: str) -> None:
-    done = run(*arguments)
+def test_mistakes_are_told_before_anything_is_compiled(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flax_trainer.compile_report.__main__.compile_report_in_subprocess", compiles_nothing)
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+
+
+def compiles_nothing(*_: object, **__: object) -> Report:
+    raise AssertionError("nothing is to be compiled")
+
+
+def test_a_mistake_ends_the_process_with_its_message_alone() -> None:
+    done = run("--target", "v4-9", *TINY)
     assert done.returncode == 2, done.stderr
-    assert message in done.stderr
+    assert "--target is 'v4-9'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

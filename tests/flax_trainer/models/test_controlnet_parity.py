@@ -1,6 +1,5 @@
 """The ControlNet, alone and through the UNet, against diffusers' torch classes: outputs, gradients, its start."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +15,6 @@ from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from shared.models.configs.unet import ControlNetConfig, UNet2DConditionConfig
 from tests.flax_trainer.models.unet_reference import (
     CONDITIONING_WIDTHS,
-    FAST_COMPILE,
     FULL_SIZE,
     TINY,
     TINY_SD1,
@@ -97,7 +95,7 @@ def test_chained_output_and_all_gradients_agree_with_diffusers(
     unet_definition, unet_params = flax_copy(unet, for_tpu=for_tpu)
     definition, params = flax_copy(controlnet, for_tpu=for_tpu)
 
-    @partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def flax_step(params: Any, unet_params: Any, x: dict[str, jax.Array]) -> Any:
         def loss(params: Any) -> Any:
             residuals = run_flax_controlnet(definition.bind(params), x)
@@ -133,9 +131,7 @@ def test_less_common_options_agree_with_diffusers(overrides: dict[str, Any]) -> 
     controlnet = torch_controlnet(torch_unet(TINY_SD2), **overrides)
     inputs = make_inputs(TINY_SD2, 6, 4)
     definition, params = flax_copy(controlnet)
-    down, mid = jax.jit(
-        lambda params, x: run_flax_controlnet(definition.bind(params), x), compiler_options=FAST_COMPILE
-    )(params, inputs)
+    down, mid = jax.jit(lambda params, x: run_flax_controlnet(definition.bind(params), x))(params, inputs)
     with torch.no_grad():
         wanted = run_torch_controlnet(controlnet, to_torch(inputs))
     wanted_residuals = (*wanted.down_block_res_samples, wanted.mid_block_res_sample)
@@ -229,7 +225,7 @@ def test_fresh_controlnet_leaves_the_unet_as_it_is() -> None:
     definition, params = split(controlnet)
     inputs = make_inputs(TINY_SD2, 6, 4)
 
-    @partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def run(params: Any, unet_params: Any, x: dict[str, jax.Array]) -> Any:
         residuals = run_flax_controlnet(definition.bind(params), x)
         return residuals, run_flax_unet(unet_definition.bind(unet_params), x, *residuals)

@@ -1,6 +1,5 @@
 """The UNet against diffusers' torch class: configuration, names and shapes, outputs."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +17,6 @@ from flax_trainer.models.params import cast, split, torch_shape
 from flax_trainer.models.unet import FlaxUNet2DConditionModel
 from shared.models.configs.unet import UNet2DConditionConfig
 from tests.flax_trainer.models.unet_reference import (
-    FAST_COMPILE,
     FULL_SIZE,
     TINY_SD1,
     TINY_SD2,
@@ -43,7 +41,7 @@ def run_torch(model: TorchModel, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def run_flax(definition: Any, params: dict[str, jax.Array], inputs: dict[str, Any]) -> jax.Array:
-    @partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def apply(params: dict[str, jax.Array], x: dict[str, jax.Array]) -> jax.Array:
         unet = definition.bind(params)
         return unet(x["sample"], x["timesteps"], x["text"], added_cond_kwargs=added_conditions(x))

@@ -84,9 +84,6 @@ TINY_SDXL = SDXL | {
 TINY = {"sd1": TINY_SD1, "sd2": TINY_SD2, "sdxl": TINY_SDXL}
 CONDITIONING_WIDTHS = (4, 8, 8, 12)
 
-# Compiling is most of the tests' time, and level 0 halves it; the operations and their order stay the same.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
-
 TorchModel = Any  # diffusers' classes carry no types
 
 

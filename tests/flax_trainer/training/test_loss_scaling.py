@@ -21,7 +21,6 @@ from flax_trainer.training.optimizer import AdamWSettings
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective, TrainStep, make_train_step
 from shared.diffusion.schedule import NoiseSchedule
-from tests.flax_trainer.models.unet_reference import FAST_COMPILE
 from tests.flax_trainer.training.stand_in_models import NOTHING_FROZEN, STAND_INS
 from tests.torch_trainer.tiny_training import batch_of, configuration, schedule_of, training_of
 
@@ -272,7 +271,7 @@ def test_loss_and_gradients_are_near_those_of_float32(base_model: Path) -> None:
         for name, value in exact.state.params().items()
     }
     objective = objective_of(models.schedule, scaling_factor=models.configs.vae.scaling_factor)
-    step = jax.jit(make_train_step(models.defs, objective, SETTINGS), compiler_options=FAST_COMPILE)
+    step = jax.jit(make_train_step(models.defs, objective, SETTINGS))
     state, metrics = step(TrainState.create(params, scales_loss=True), initial.frozen, batch, np.float32(1e-3))
     assert {value.dtype.name for value in state.params.values()} == {"float32"}
     loss, grad_norm = exact.step(batch, 1e-3)

@@ -35,7 +35,7 @@ from shared.config import TrainConfig
 from shared.diffusion.loss_weighting import min_snr_weights
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.source import ModelSource
-from tests.flax_trainer.models.unet_reference import FAST_COMPILE, randomise
+from tests.flax_trainer.models.unet_reference import randomise
 from tests.flax_trainer.training.torch_reference import TorchReference
 
 SETTINGS = AdamWSettings(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.01, max_grad_norm=0.1)
@@ -311,7 +311,7 @@ def test_xl_loss_and_gradients_are_those_of_diffusers(xl: XL, form: str) -> None
         batch, frozen = reference.in_second_form(batch), FrozenParams(frozen.unet, {}, {})
 
     start = TrainState.create(reference.controlnet_params(models.defs))
-    step = jax.jit(make_train_step(models.defs, objective(models), SETTINGS), compiler_options=FAST_COMPILE)
+    step = jax.jit(make_train_step(models.defs, objective(models), SETTINGS))
     state, metrics = step(start, frozen, in_slices(batch, 1), np.float32(LEARNING_RATE))
     assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(norm.item(), rel=1e-4)

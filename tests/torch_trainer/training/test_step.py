@@ -17,7 +17,6 @@ from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective as FlaxObjective
 from flax_trainer.training.step import make_train_step
 from shared.diffusion.loss_weighting import min_snr_weights
-from tests.flax_trainer.models.unet_reference import FAST_COMPILE
 from tests.torch_trainer.tiny_training import (
     Changes,
     DiffusersTraining,
@@ -160,7 +159,7 @@ def test_gradients_and_the_step_are_those_of_flax(base_model: Path) -> None:
         AdamWSettings(config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.adam_weight_decay, 1e6),
     )
     batch = batch_of(4)
-    state, metrics = jax.jit(step, compiler_options=FAST_COMPILE)(
+    state, metrics = jax.jit(step)(
         TrainState.create({name: np.array(value) for name, value in start.items()}),
         initial.frozen,
         batch,
