@@ -11,11 +11,11 @@ def demo_arguments() -> list[str]:
     return [
         *("--pretrained_model_name_or_path", str(BASE_MODEL)),
         *("--generated_circles", "16384", "--resolution", "64"),
-        *("--train_batch_size", "8", "--max_train_steps", "660"),
+        *("--train_batch_size", "8", "--max_train_steps", "740"),
         # Found by trials: docs/training_recipes.md.
         *("--learning_rate", "2e-3", "--lr_scheduler", "linear", "--lr_warmup_steps", "50"),
-        *("--adam_beta2", "0.95", "--max_grad_norm", "0.03"),
+        *("--adam_beta2", "0.95", "--max_grad_norm", "0.1"),
         *("--num_evaluation_samples", "32", "--evaluation_fidelity", "circles"),
-        *("--validation_steps", "220", "--guidance_scale", "2"),
+        *("--validation_steps", "370", "--guidance_scale", "2"),
         *("--output_dir", "runs/demo/{timestamp}"),
     ]
