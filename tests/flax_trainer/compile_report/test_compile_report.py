@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from flax_trainer.compile_report.__main__ import main
 from flax_trainer.compile_report.batch_size import search
 from flax_trainer.compile_report.costs import Costs
 from flax_trainer.compile_report.in_subprocess import CompilerCrashedError
-from flax_trainer.compile_report.report import GIB, DoesNotFitError, Memory, Report
+from flax_trainer.compile_report.report import GIB, DoesNotFitError, Memory, Report, compile_report
 from flax_trainer.compile_report.targets import parse_target
 from flax_trainer.compile_report.text import does_not_fit_text
 from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection
@@ -215,14 +216,15 @@ def test_advice_is_of_what_is_not_done_yet() -> None:
 def test_mistakes_are_told_before_anything_is_compiled(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("flax_trainer.compile_report.__main__.compile_report_in_subprocess", compiles_nothing)
+    monkeypatch.setattr("flax_trainer.compile_report.__main__.compile_report_in_subprocess", compile_report)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compiles_nothing)
     assert main(arguments) == 2
     told = capsys.readouterr().err
     assert message in told
     assert "Traceback" not in told
 
 
-def compiles_nothing(*_: object, **__: object) -> Report:
+def compiles_nothing(*_: object, **__: object) -> None:
     raise AssertionError("nothing is to be compiled")
 
 
