@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.layers.resnet import Downsample2D, Upsample2D
 from flax_trainer.models.layers.transformer import dot_product_attention
 from flax_trainer.models.params import cast, split, torch_shape
@@ -201,7 +202,7 @@ def test_residuals_come_in_full_sets() -> None:
 def test_enlargement_is_torch_nearest(small: int, extra: int) -> None:
     size = max(1, 2 * small + extra)
     x = np.arange(small, dtype=np.float32).reshape(1, small, 1, 1)
-    layer = Upsample2D(1)
+    layer = Upsample2D(1, Compute())
     layer.conv.weight[...] = layer.conv.weight[...].at[1, 1].set(1.0)
     expected = torch.nn.functional.interpolate(torch.from_numpy(x).permute(0, 3, 1, 2), (size, 2), mode="nearest")
     np.testing.assert_array_equal(layer(jnp.asarray(x), size, 2), bhwc(expected))
@@ -212,8 +213,8 @@ def test_enlargement_is_torch_nearest(small: int, extra: int) -> None:
 def test_skip_connections_fit_after_enlargement(height: int, padding: int) -> None:
     """Whatever the size, what the downsampler made can be enlarged to what it was made from."""
     x = jnp.ones((1, height, 4, 1))
-    small = Downsample2D(1, padding)(x)
-    assert Upsample2D(1)(small, height, 4).shape == x.shape
+    small = Downsample2D(1, padding, Compute())(x)
+    assert Upsample2D(1, Compute())(small, height, 4).shape == x.shape
     assert small.shape[1] == (height // 2 if padding == 0 else -(-height // 2))
 
 
