@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from shared.config.demo import BASE_MODEL
+
 PROJECT = Path(__file__).resolve().parents[3]
 CONFIGS = PROJECT / "torch_trainer" / "accelerate_configs"
 
@@ -43,7 +45,11 @@ def start_train_flax(
     arguments: Arguments, *, devices: int = 1, folder: Path = PROJECT, **environment: str
 ) -> subprocess.Popen[str]:
     """The same, still running."""
-    return _start([PROJECT / "train_flax.py", *arguments], {"JAX_NUM_CPU_DEVICES": str(devices)} | environment, folder)
+    on_devices = {"JAX_NUM_CPU_DEVICES": str(devices)}
+    if str(BASE_MODEL) in map(str, arguments):
+        # Large enough for XLA's optimisations to be worth their time: without them a step takes ten times as long.
+        on_devices["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
+    return _start([PROJECT / "train_flax.py", *arguments], on_devices | environment, folder)
 
 
 def start_flax_processes(
