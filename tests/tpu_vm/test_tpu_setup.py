@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from shared.run.interruption import Interruption
 from tests.tpu_vm.cloud import PROJECT, Cloud, git
 
 VM = ["--name", "circles", "--zone", "us-central2-b", "--type", "v4-8", "--poll_seconds", "0"]
@@ -221,11 +222,14 @@ def test_a_training_that_somebody_stopped_is_not_repeated(cloud: Cloud) -> None:
     assert len(cloud.trainings()) == 1
 
 
-def test_the_words_by_which_a_stopped_training_is_known_are_the_trainers() -> None:
+def test_the_words_by_which_a_stopped_training_is_known_are_the_trainers(caplog: pytest.LogCaptureFixture) -> None:
     """Its exit code does not tell it from a finished one."""
     words = "continue with --resume_from_checkpoint latest"
     assert f"grep --quiet '{words}' log" in (PROJECT / "tpu_setup.sh").read_text()
-    assert f'logger.info("Stopped by %s; {words}", reason)' in (PROJECT / "flax_trainer" / "train.py").read_text()
+    caplog.set_level("INFO")
+    Interruption().say_stopped()
+    assert words in caplog.text
+    assert "interruption.say_stopped()" in (PROJECT / "flax_trainer" / "train.py").read_text()
 
 
 # --- preemption -------------------------------------------------------------------------------------------------------

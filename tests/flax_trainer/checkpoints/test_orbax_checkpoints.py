@@ -17,7 +17,7 @@ from flax_trainer.training.state import TrainState
 from shared.checkpoints.policy import check_resumable, checkpoint_record, checkpoint_to_resume, checkpoints_in
 from shared.config import TrainConfig
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RECORD = checkpoint_record(
     TrainConfig(pretrained_model_name_or_path="some/model"), {"location": ["a.tar"], "samples": 8}, 8
 )
