@@ -239,7 +239,7 @@ DAMAGE = """
 import json, os, shutil, sys
 from pathlib import Path
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
-from test_checkpoints import assert_same, save, state
+from test_orbax_checkpoints import assert_same, save, state
 
 folder = Path(sys.argv[1])
 save(folder / "good", 3, 6, rows=1000)
@@ -287,7 +287,7 @@ KILLS = """
 import os, signal, sys, time
 from pathlib import Path
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
-from test_checkpoints import RECORD, state
+from test_orbax_checkpoints import RECORD, state
 
 folder, step = Path(sys.argv[1]), 0
 for delay in map(float, sys.argv[2:]):
@@ -332,7 +332,7 @@ KILLED_WHILE_DELETING = """
 import os, signal, sys
 from pathlib import Path
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
-from test_checkpoints import RECORD, state
+from test_orbax_checkpoints import RECORD, state
 
 if os.fork() > 0:
     os.wait()
@@ -369,7 +369,7 @@ FULL_DISK = """
 import json, resource, sys
 from pathlib import Path
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
-from test_checkpoints import RECORD, save, state
+from test_orbax_checkpoints import RECORD, save, state
 
 folder, failing_call = Path(sys.argv[1]), sys.argv[2]
 save(folder, 1, 2)
