@@ -107,11 +107,13 @@ def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
         for resource in (loop.log, loop.loader, loop.profiler, loop.train_step):
             closing.callback(resource.close)
-        _compile_ahead(run, loop, host_state)
-        models_in_training = loop.evaluator.models_in_training(run.engine.place_state(untrained))
-        loop.validation.measure_untrained(models_in_training, run.steps.first)
         state = run.engine.place_state(host_state)
-        del untrained, models_in_training, host_state
+        _compile_ahead(run, loop, state)
+        # A fresh state holds the untrained parameters already.
+        untrained_params = state.params if prepared.resume_from is None else run.engine.place_state(untrained)
+        models_in_training = loop.evaluator.models_in_training(untrained_params)
+        loop.validation.measure_untrained(models_in_training, run.steps.first)
+        del untrained, untrained_params, models_in_training, host_state
         loop.log.restart_clock()
         loop.profiler.profile_memory("initial")
         state = loop.run(state, interruption)
@@ -171,7 +173,16 @@ def _plan_run(prepared: PreparedRun, models: BaseModels) -> _Run:
         process_count=jax.process_count(),
     )
     held_out = open_held_out_evaluation(prepared, config.train_batch_size * jax.device_count(), latent_shape)
-    return _Run(prepared, models, Objective.create(config, models), engine, steps, profiled, loader, held_out)
+    return _Run(
+        prepared=prepared,
+        models=models,
+        objective=Objective.create(config, models),
+        engine=engine,
+        steps=steps,
+        profiled_steps=profiled,
+        loader=loader,
+        held_out=held_out,
+    )
 
 
 def _initial_state(run: _Run, initial: InitialParams) -> TrainState:
@@ -229,11 +240,9 @@ def _build_loop(run: _Run, initial: InitialParams, frozen: FrozenParams, started
     )
 
 
-def _compile_ahead(run: _Run, loop: Loop, host_state: TrainState) -> None:
+def _compile_ahead(run: _Run, loop: Loop, state: TrainState) -> None:
     """Begin to compile the step, so that measuring goes on meanwhile."""
     if run.steps.first < run.steps.last and run.engine.compiles_ahead:
-        # Placed for its shapes alone: it has no place beside the untrained ControlNet of a continued run.
-        state = run.engine.place_state(host_state)
         batch = run.engine.place_batch(run.loader.blank())
         loop.train_step.compile_for(state, loop.frozen, batch, np.float32(0))
 

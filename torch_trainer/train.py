@@ -151,7 +151,18 @@ def _place_run(prepared: PreparedRun, steps: Steps, accelerator: Accelerator, mo
         process_count=accelerator.num_processes,
     )
     held_out = open_held_out_evaluation(prepared, config.train_batch_size * accelerator.num_processes, latent_shape)
-    return _Run(prepared, steps, accelerator, models, objective, optimizer, state, average, loader, held_out)
+    return _Run(
+        prepared=prepared,
+        steps=steps,
+        accelerator=accelerator,
+        models=models,
+        objective=objective,
+        optimizer=optimizer,
+        state=state,
+        average=average,
+        loader=loader,
+        held_out=held_out,
+    )
 
 
 def _begin_run(run: _Run, parameters: int) -> None:

@@ -11,6 +11,7 @@ from flax_trainer.models.params import from_torch_layout, torch_shape
 from flax_trainer.training.loss_scaling import LossScaler
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.portable import (
+    FLAX_MOMENTS,
     STATE_FILE,
     SavedLossScaler,
     check_arrays,
@@ -23,8 +24,6 @@ from shared.checkpoints.portable import (
 )
 from shared.untrusted import shown
 from shared.user_errors import UserError
-
-_MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 
 
 def is_torch_checkpoint(checkpoint: Path) -> bool:
@@ -68,7 +67,7 @@ def read_torch_checkpoint(
     params = {name: in_our_layout(name, array) for name, array in read_params(checkpoint)}
     moments: dict[str, dict[str, np.ndarray]] = {"mu": {}, "nu": {}}
     for kind, name, array in read_optimizer_state(checkpoint):
-        moments[_MOMENTS[kind]][name] = in_our_layout(name, array)
+        moments[FLAX_MOMENTS[kind]][name] = in_our_layout(name, array)
     step = np.array(saved["step"], np.int32)
     loss_scaler = _loss_scaler(saved["loss_scaler"])
     ema = {name: in_our_layout(name, array) for name, array in read_average(checkpoint)}

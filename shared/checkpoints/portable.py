@@ -30,7 +30,9 @@ AVERAGE_FILE = "average.safetensors"
 STATE_FILE = "training_state.json"
 _WEIGHTS_FILE = f"{CONTROLNET_FOLDER}/{DIFFUSERS.safetensors}.safetensors"
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+FLAX_MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
+"""PyTorch's names of AdamW's moments, and those of the Flax backend."""
+
 _MOMENTS_OF_8_BITS = frozenset(
     f"{kind}{number}" for kind in ("state", "qmap", "absmax", "max", "new_max") for number in (1, 2)
 ) | {"unorm_vec"}  # what bitsandbytes' optimizers may keep of a parameter

@@ -154,14 +154,14 @@ def plan_steps(prepared: PreparedRun, devices: int) -> Steps:
             "--max_train_steps (or --num_train_epochs), or resume from an earlier checkpoint."
         )
     return Steps(
-        batch,
-        epoch_size,
-        first,
-        last,
-        LearningRateSchedule.from_config(config, last, batch.global_batch_size),
-        checkpoint_record(config, prepared.source.manifest, batch.global_batch_size, last),
-        config.checkpointing_steps,
-        config.validation_steps,
+        batch=batch,
+        epoch_size=epoch_size,
+        first=first,
+        last=last,
+        learning_rate=LearningRateSchedule.from_config(config, last, batch.global_batch_size),
+        record=checkpoint_record(config, prepared.source.manifest, batch.global_batch_size, last),
+        checkpointing_steps=config.checkpointing_steps,
+        validation_steps=config.validation_steps,
     )
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from shared.checkpoints.arrays import Layout, check_layouts
 from shared.checkpoints.orbax_files import is_orbax_checkpoint, open_arrays, read_record
 from shared.checkpoints.policy import check_step
+from shared.checkpoints.portable import FLAX_MOMENTS
 
-_MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
+_MOMENTS = {flax: torch for torch, flax in FLAX_MOMENTS.items()}
 _LOSS_SCALER = {"scale": "scale", "growth_tracker": "_growth_tracker"}
 _ALONE = {"step": Layout("int32", ())}
 _OF_LOSS_SCALER = {"loss_scaler/scale": Layout("float32", ()), "loss_scaler/growth_tracker": Layout("int32", ())}
