@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flax_trainer.models.kernels.convolution import convolve, to_blocks, weight_for_blocks
+from flax_trainer.models.kernels.convolution import to_blocks
 from flax_trainer.models.layers.basic import Conv
 from flax_trainer.models.layers.compute import PLAINLY, Compute, checkpointed
 from flax_trainer.models.params import Params, from_torch_layout, split, torch_shape
@@ -45,7 +45,7 @@ class ControlNetConditioningEmbedding(nnx.Module):
             block = self._block(condition_BYXC)
             h_BHWC = to_blocks(condition_BYXC, block)
             for conv in (self.conv_in, *self.blocks):
-                h_BHWC = nnx.silu(conv(h_BHWC) if block == 1 else _on_blocks(conv, h_BHWC, block))
+                h_BHWC = nnx.silu(conv(h_BHWC) if block == 1 else conv.on_blocks(h_BHWC, block))
                 block = max(1, block // conv.stride)
             return self.conv_out(h_BHWC)
 
@@ -56,13 +56,6 @@ class ControlNetConditioningEmbedding(nnx.Module):
         block = self.reduction // 2
         height, width = condition_BYXC.shape[1:3]
         return block if self.conv_in.for_tpu and block > 1 and height % block == width % block == 0 else 1
-
-
-def _on_blocks(conv: Conv, x_BHWC: jax.Array, block: int) -> jax.Array:
-    """The convolution of what lies in blocks of so many pixels; its result lies in blocks, smaller by its stride."""
-    weight_QPCO = weight_for_blocks(conv.weight[...].astype(x_BHWC.dtype), conv.stride, block)
-    bias_O = jnp.tile(conv.bias[...].astype(x_BHWC.dtype), (block // conv.stride) ** 2)
-    return convolve(x_BHWC, weight_QPCO, stride=1, padding=(1, 1), for_tpu=True) + bias_O
 
 
 class FlaxControlNetModel(UNetEncoder):

@@ -26,6 +26,7 @@ from shared.outgoing.atomic_files import write_text_atomically
 
 _KINDS: dict[type[nnx.Module], ModuleKind] = {
     layers.Conv: ModuleKind.AFFINE,
+    layers.PointwiseConv: ModuleKind.AFFINE,
     layers.Linear: ModuleKind.AFFINE,
     layers.GroupNorm: ModuleKind.NORM,
     layers.LayerNorm: ModuleKind.NORM,

@@ -1,6 +1,6 @@
 """The few layers that every model here is made of.
 
-Axes: B batch, S strips, H height, W width, C channels, L sequence length, D features, I inputs, O outputs,
+Axes: B batch, S strips, H height, W width, C channels, L sequence length, N heads, D features, I inputs, O outputs,
 Q P a kernel's width and height.
 
 Parameters carry PyTorch's names (`weight`, `bias`) and the layouts that suit TPUs (WHIO convolutions, IO linears);
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.kernels.convolution import convolve
+from flax_trainer.models.kernels.convolution import convolve, weight_for_blocks
 from flax_trainer.models.kernels.strips import STRIPS_NDIM, convolve_strips
 from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.params import CONV, LINEAR, PLAIN
@@ -48,6 +48,27 @@ class Conv(nnx.Module):
             y = convolve(x, weight_QPCO, self.stride, self.padding, for_tpu=self.for_tpu)
         return y + self.bias[...].astype(x.dtype)
 
+    def on_blocks(self, x_BHWC: jax.Array, block: int) -> jax.Array:
+        """The convolution of what lies in blocks of so many pixels; the result lies in blocks smaller by the stride."""
+        weight_QPCO = weight_for_blocks(self.weight[...].astype(x_BHWC.dtype), self.stride, block)
+        bias_O = jnp.tile(self.bias[...].astype(x_BHWC.dtype), (block // self.stride) ** 2)
+        return convolve(x_BHWC, weight_QPCO, stride=1, padding=(1, 1), for_tpu=True) + bias_O
+
+
+class PointwiseConv(nnx.Module):
+    """`torch.nn.Conv2d` of kernel size 1, over the positions of a feature map in a row.
+
+    As a product it takes and leaves any layout.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        self.weight = nnx.Param(jnp.zeros((1, 1, in_channels, out_channels)), layout=CONV)
+        self.bias = nnx.Param(jnp.zeros((out_channels,)), layout=PLAIN)
+
+    def __call__(self, x_BLI: jax.Array) -> jax.Array:
+        weight_IO = self.weight[...].reshape(self.weight.shape[-2:])
+        return x_BLI @ weight_IO.astype(x_BLI.dtype) + self.bias[...].astype(x_BLI.dtype)
+
 
 class Linear(nnx.Module):
     """`torch.nn.Linear` over the last axis."""
@@ -59,6 +80,24 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.weight[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+    def halves(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The first and the second half of the features, with a bias, each as a product of its own.
+
+        The gradient of one product that is split is put together from two halves: a copy of the largest array.
+        """
+        assert self.bias is not None
+        weights = jnp.split(self.weight[...].astype(x.dtype), 2, axis=-1)
+        biases = jnp.split(self.bias[...].astype(x.dtype), 2)
+        first, second = (x @ weight + bias for weight, bias in zip(weights, biases, strict=True))
+        return first, second
+
+    def from_heads(self, x_BLND: jax.Array) -> jax.Array:
+        """Of the features of all heads, which are never brought side by side: on a TPU, that is a copy."""
+        assert self.bias is not None
+        heads, features = x_BLND.shape[-2:]
+        weight_NDO = self.weight[...].astype(x_BLND.dtype).reshape(heads, features, -1)
+        return jnp.einsum("blnd,ndo->blo", x_BLND, weight_NDO) + self.bias[...].astype(x_BLND.dtype)
 
 
 class Embedding(nnx.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flax_trainer.models.kernels.attention import AttentionKernel, dot_product_attention
-from flax_trainer.models.layers.basic import Conv, GroupNorm, LayerNorm, Linear
+from flax_trainer.models.layers.basic import GroupNorm, LayerNorm, Linear, PointwiseConv
 from flax_trainer.models.layers.compute import Compute
 
 TRANSFORMER_NORM_EPS = 1e-6  # fixed in diffusers' Transformer2DModel, unlike the residual blocks' norm_eps
@@ -48,7 +48,7 @@ class Attention(nnx.Module):
         key_BKND = _split_heads(self.to_k(context_BKE), self.heads)
         value_BKND = _split_heads(self.to_v(context_BKE), self.heads)
         y_BQND = dot_product_attention(query_BQND, key_BKND, value_BKND, self.kernel)
-        return _join_heads(self.to_out[0], y_BQND)
+        return self.to_out[0].from_heads(y_BQND)
 
 
 class GEGLU(nnx.Module):
@@ -58,11 +58,7 @@ class GEGLU(nnx.Module):
         self.proj = Linear(channels, 2 * inner_channels)
 
     def __call__(self, x_BLC: jax.Array) -> jax.Array:
-        assert self.proj.bias is not None
-        # Two products, for the gradient of a split one is put together from two halves: a copy of the largest array.
-        weights = jnp.split(self.proj.weight[...].astype(x_BLC.dtype), 2, axis=-1)
-        biases = jnp.split(self.proj.bias[...].astype(x_BLC.dtype), 2)
-        value, gate = (x_BLC @ weight + bias for weight, bias in zip(weights, biases, strict=True))
+        value, gate = self.proj.halves(x_BLC)
         return value * gelu(gate)
 
 
@@ -125,29 +121,14 @@ class Transformer2DModel(nnx.Module):
 
     def __call__(self, x_BHWC: jax.Array, encoder_hidden_states_BKE: jax.Array) -> jax.Array:
         batch, height, width, channels = x_BHWC.shape
-        h_BLC = _project(self.proj_in, self.norm(x_BHWC).reshape(batch, height * width, channels))
+        h_BLC = self.proj_in(self.norm(x_BHWC).reshape(batch, height * width, channels))
         for block in self.transformer_blocks:
             h_BLC = block(h_BLC, encoder_hidden_states_BKE)
-        return x_BHWC + _project(self.proj_out, h_BLC).reshape(x_BHWC.shape)
+        return x_BHWC + self.proj_out(h_BLC).reshape(x_BHWC.shape)
 
 
-def _project(layer: Conv | Linear, x_BLC: jax.Array) -> jax.Array:
-    """A linear layer, which is what a 1x1 convolution is; as a product it takes and leaves any layout."""
-    weight_CO = layer.weight[...].reshape(layer.weight.shape[-2:])
-    assert layer.bias is not None
-    return x_BLC @ weight_CO.astype(x_BLC.dtype) + layer.bias[...].astype(x_BLC.dtype)
-
-
-def _projection(channels: int, spec: TransformerSpec) -> Conv | Linear:
-    return Linear(channels, channels) if spec.use_linear_projection else Conv(channels, channels, 1, spec.compute)
-
-
-def _join_heads(layer: Linear, y_BLND: jax.Array) -> jax.Array:
-    """A linear layer of the features of all heads, which are never brought side by side: on a TPU, that is a copy."""
-    heads, features = y_BLND.shape[-2:]
-    weight_NDC = layer.weight[...].astype(y_BLND.dtype).reshape(heads, features, -1)
-    assert layer.bias is not None
-    return jnp.einsum("blnd,ndc->blc", y_BLND, weight_NDC) + layer.bias[...].astype(y_BLND.dtype)
+def _projection(channels: int, spec: TransformerSpec) -> Linear | PointwiseConv:
+    return (Linear if spec.use_linear_projection else PointwiseConv)(channels, channels)
 
 
 def _split_heads(x_BLC: jax.Array, heads: int) -> jax.Array:
