@@ -23,14 +23,13 @@ from flax_trainer.compilation import (
     use_compilation_cache,
 )
 from flax_trainer.distributed.engine import Engine, compile_train_step, make_engine, peak_device_memory_gib
+from flax_trainer.distributed.joining import check_joined, join_processes
 from flax_trainer.distributed.processes import (
     agree_or_raise,
     barrier,
     broadcast_config,
-    check_joined,
     check_shared_folder,
     is_main_process,
-    join_processes,
     sum_over_processes,
     without_processes,
 )
