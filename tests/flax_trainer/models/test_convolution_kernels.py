@@ -60,19 +60,22 @@ def assert_close(ours: Any, reference: Arrays, tolerance: float = 1e-5) -> None:
     kernel_size=st.sampled_from([1, 3]),
     stride=st.sampled_from([1, 2]),
     padding=st.sampled_from([(0, 0), (1, 1), (0, 1)]),
+    for_tpu=st.booleans(),
 )
-@example(batch=2, height=8, width=6, kernel_size=3, stride=1, padding=(1, 1))
-@example(batch=2, height=7, width=9, kernel_size=3, stride=2, padding=(1, 1))
-@example(batch=ENOUGH_IMAGES, height=6, width=8, kernel_size=3, stride=2, padding=(1, 1))
-@example(batch=1, height=9, width=9, kernel_size=3, stride=2, padding=(0, 1))  # the VAE's downsampler
-@example(batch=2, height=1, width=1, kernel_size=3, stride=1, padding=(1, 1))
+@example(batch=2, height=8, width=6, kernel_size=3, stride=1, padding=(1, 1), for_tpu=True)
+@example(batch=2, height=8, width=6, kernel_size=3, stride=1, padding=(1, 1), for_tpu=False)
+@example(batch=2, height=7, width=9, kernel_size=3, stride=2, padding=(1, 1), for_tpu=True)
+@example(batch=2, height=7, width=8, kernel_size=3, stride=2, padding=(1, 1), for_tpu=False)
+@example(batch=ENOUGH_IMAGES, height=6, width=8, kernel_size=3, stride=2, padding=(1, 1), for_tpu=True)
+@example(batch=1, height=9, width=9, kernel_size=3, stride=2, padding=(0, 1), for_tpu=True)  # the VAE's downsampler
+@example(batch=2, height=1, width=1, kernel_size=3, stride=1, padding=(1, 1), for_tpu=True)
 @settings(max_examples=8, deadline=None)
-def test_a_form_for_tpus_is_the_convolution(
-    batch: int, height: int, width: int, kernel_size: int, stride: int, padding: tuple[int, int]
+def test_every_form_is_the_convolution(
+    batch: int, height: int, width: int, kernel_size: int, stride: int, padding: tuple[int, int], for_tpu: bool
 ) -> None:
     assume(min(height, width) + sum(padding) >= kernel_size)
     x_BHWC, weight_OIHW = draw((batch, height, width, 5), (7, 5, kernel_size, kernel_size))
-    function = partial(convolve, stride=stride, padding=padding, for_tpu=True)
+    function = partial(convolve, stride=stride, padding=padding, for_tpu=for_tpu)
     y, gradients_of = jax.vjp(function, jnp.asarray(x_BHWC), jnp.asarray(from_torch_layout(weight_OIHW, CONV)))
     assert_close((y, *gradients_of(y)), torch_convolution(x_BHWC, weight_OIHW, stride, padding))
 
