@@ -39,6 +39,10 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
     models.unet.to(memory_format=torch.channels_last)
     if kind not in (DistributedType.DEEPSPEED, DistributedType.FSDP):  # which cut up contiguous memory only
         models.controlnet.to(memory_format=torch.channels_last)
+    if config.use_8bit_adam:
+        # As bitsandbytes lays them at its first step. The first of a resumed run would else round otherwise.
+        for param in filter(_is_trained, chain(*(model.parameters() for model in models.trained))):
+            param.data = param.data.contiguous()
     if config.gradient_checkpointing:
         for model in (models.controlnet, models.unet):
             model.enable_gradient_checkpointing()
