@@ -21,7 +21,7 @@ from flax_trainer.models import (
     UNet2DConditionConfig,
 )
 from flax_trainer.models.controlnet import controlnet_params_from_unet
-from flax_trainer.models.kernels.attention import memory_efficient_kernel
+from flax_trainer.models.kernels.attention import attention_kernel
 from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.params import HostParams, ModelDef, split
 from shared.config import TrainConfig
@@ -193,7 +193,7 @@ def define_models(
         configs.text_encoder_2,
     )
     compute = Compute(
-        attention=memory_efficient_kernel(device) if config.enable_xformers_memory_efficient_attention else "plain",
+        attention=attention_kernel(config.enable_xformers_memory_efficient_attention, device),
         tpu_convolutions=device.platform == "tpu",
         checkpointing=config.gradient_checkpointing_policy if config.gradient_checkpointing else None,
     )

@@ -75,8 +75,8 @@ def _savings(config: TrainConfig, target: Target) -> Iterator[str]:
         yield "--gradient_checkpointing"
     elif config.gradient_checkpointing_policy != "everything":
         yield "--gradient_checkpointing_policy everything"
-    if not config.enable_xformers_memory_efficient_attention:
-        yield "--enable_xformers_memory_efficient_attention (the chip's own attention)"
+    if config.enable_xformers_memory_efficient_attention is False:
+        yield "no --no_enable_xformers_memory_efficient_attention: the chip's own attention holds no scores"
     if config.mixed_precision != "bf16":
         yield "--mixed_precision bf16"
     if config.use_ema:

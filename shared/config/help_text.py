@@ -58,7 +58,7 @@ def _heading(flag: Flag) -> str:
 
 def _body(flag: Flag, backend: Backend) -> str:
     choices = f" One of {', '.join(flag.choices)}." if flag.choices else ""
-    default = "off" if flag.kind is bool else "not set" if flag.default is None else f"{flag.default}"
+    default = "not set" if flag.default is None else "off" if flag.kind is bool else f"{flag.default}"
     support, fact = "", flag.in_backend(backend)
     if isinstance(fact, Missing):
         what = "Not" if fact.value is None else f"{fact.value} is not"

@@ -404,11 +404,12 @@ class TrainConfig:
         "layers and convolutions, which cost the most time.",
         torch=Missing("Leave it out; diffusers' models recompute everything.", value="all_but_products"),
     )
-    enable_xformers_memory_efficient_attention: bool = _performance(
-        False,
-        "Use an attention that never holds the whole matrix of scores.",
+    enable_xformers_memory_efficient_attention: bool | None = _performance(
+        None,
+        "Use an attention that never holds the whole matrix of scores. Without it, PyTorch's own is used.",
         flax=Equivalent(
-            "the device's memory-efficient attention is used: splash on TPUs, cuDNN's on NVIDIA GPUs, blocks elsewhere"
+            "TPUs (splash) and NVIDIA GPUs (cuDNN's) have one that is used without it too, other devices compute the "
+            "scores in blocks with it; after --no_, attention is plain"
         ),
     )
     enable_npu_flash_attention: bool = _performance(

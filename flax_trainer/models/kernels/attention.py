@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-AttentionKernel = Literal["plain", "blockwise", "splash", "cudnn"]
+AttentionKernel = Literal["plain", "blockwise", "splash", "cudnn", "cudnn_sm90"]
 Gradients = tuple[jax.Array, jax.Array, jax.Array]  # of the query, the key and the value
 
 SCORES_PER_BLOCK = 2**24  # 64 MiB in float32: an eighth of those of one 512 px image, 8 heads of 4096² positions
@@ -32,17 +32,30 @@ LARGE_GRADIENT_BLOCKS = (2048, 1536, 1024, 768, *SPLASH_BLOCKS)
 LARGE_GRADIENT_BLOCKS_MAX_BYTES = 256
 WITHOUT_SPLASH = ("TPU v2", "TPU v3")
 
-CUDNN_COMPUTE_CAPABILITY = 8.0
-CUDNN_MAX_HEAD_FEATURES = 128
+# cuDNN's, by the least compute capability, the latest first, with the most features of a head that it takes. So JAX
+# 0.10 and 0.11 have it, in jax/_src/cudnn/fused_attention_stablehlo.py; lengths have to be even, and features multiples
+# of 8.
+CUDNN_KERNELS: dict[AttentionKernel, tuple[float, int]] = {"cudnn_sm90": (9.0, 256), "cudnn": (8.0, 128)}
 
 
-def memory_efficient_kernel(device: jax.Device) -> AttentionKernel:
-    """The memory-efficient attention of a device (a real one, or one of a topology that is compiled for)."""
-    if device.platform == "tpu" and device.device_kind not in WITHOUT_SPLASH:
-        return "splash"
+def attention_kernel(asked_for: bool | None, device: jax.Device) -> AttentionKernel:
+    """How attention is computed on a device (a real one, or one of a topology that is compiled for).
+
+    Args:
+        asked_for: `--enable_xformers_memory_efficient_attention`: None is the device's fused kernel, where it has one.
+    """
+    if asked_for is False:
+        return "plain"
+    return _fused_kernel(device) or ("blockwise" if asked_for else "plain")
+
+
+def _fused_kernel(device: jax.Device) -> AttentionKernel | None:
+    if device.platform == "tpu":
+        return None if device.device_kind in WITHOUT_SPLASH else "splash"
     if device.platform == "gpu" and "NVIDIA" in device.device_kind:
-        return "cudnn" if float(device.compute_capability) >= CUDNN_COMPUTE_CAPABILITY else "blockwise"
-    return "blockwise"
+        capability = float(device.compute_capability)
+        return next((kernel for kernel, (least, _) in CUDNN_KERNELS.items() if capability >= least), None)
+    return None
 
 
 def dot_product_attention(
@@ -57,8 +70,8 @@ def dot_product_attention(
         query_BQND, key_BKND, value_BKND: three arrays of one floating dtype.
         kernel: how it is computed; results differ by rounding alone. "plain" keeps all scores for the backward pass.
             "blockwise" holds a block of them at a time, on any device; where keys are few, all until they are used.
-            "splash" (TPU) and "cudnn" (NVIDIA) are fused kernels where lengths, dtype and head size allow them, and
-            blockwise attention elsewhere.
+            "splash" (TPU) and "cudnn" and "cudnn_sm90" (NVIDIA) are fused kernels where lengths, dtype and head size
+            allow them, and blockwise attention elsewhere.
     Returns:
         [B, Q, N, D] in that dtype.
     """
@@ -71,7 +84,7 @@ def _attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array
         return plain_attention(query_BQND, key_BKND, value_BKND)
     if kernel == "splash" and _fits_splash(query_BQND, key_BKND):
         return _on_each_device(flash_attention_tpu)(query_BQND, key_BKND, value_BKND)
-    if kernel == "cudnn" and _fits_cudnn(query_BQND):
+    if kernel in CUDNN_KERNELS and _fits_cudnn(query_BQND, key_BKND, kernel):
         return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="cudnn")
     if key_BKND.shape[1] <= FEW_KEYS:
         return jax.checkpoint(plain_attention)(query_BQND, key_BKND, value_BKND)
@@ -212,7 +225,9 @@ def _largest_divisor(blocks: Sequence[int], length: int) -> int:
     return next(block for block in blocks if length % block == 0)
 
 
-def _fits_cudnn(query_BQND: jax.Array) -> bool:
+def _fits_cudnn(query_BQND: jax.Array, key_BKND: jax.Array, kernel: AttentionKernel) -> bool:
     features = query_BQND.shape[-1]
     is_half = query_BQND.dtype in (jnp.bfloat16, jnp.float16)
-    return is_half and features % 8 == 0 and features <= CUDNN_MAX_HEAD_FEATURES
+    lengths_are_even = query_BQND.shape[1] % 2 == key_BKND.shape[1] % 2 == 0
+    _, most_features = CUDNN_KERNELS[kernel]
+    return is_half and lengths_are_even and features % 8 == 0 and features <= most_features

@@ -6,7 +6,7 @@ Axes: B batch, Q query positions, K key positions, N heads, D head features.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,25 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from flax_trainer.models import FlaxAutoencoderKL, FlaxUNet2DConditionModel, UNet2DConditionConfig, vae
+from flax_trainer.models.kernels import attention as attention_kernels
 from flax_trainer.models.kernels.attention import (
     AttentionKernel,
+    attention_kernel,
     blockwise_attention,
     dot_product_attention,
     flash_attention_tpu,
-    memory_efficient_kernel,
 )
+from flax_trainer.models.layers import transformer
+from flax_trainer.models.params import split
+from flax_trainer.random_model import ARCHITECTURES
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 AttentionFunction = Callable[..., jax.Array]
+TEXT_LENGTH = 77
 interpreted_flash_attention = partial(flash_attention_tpu, interpret=True)
 
 
@@ -224,24 +231,30 @@ def test_flash_attention_for_tpus_has_only_precisions_that_its_compiler_knows(co
 
 
 @pytest.mark.parametrize(
-    ("device", "kernel"),
+    ("device", "unasked", "asked_for"),
     [
-        (Device("tpu", "TPU v4"), "splash"),
-        (Device("tpu", "TPU v5 lite"), "splash"),
-        (Device("tpu", "TPU v6 lite"), "splash"),
-        (Device("tpu", "TPU v3"), "blockwise"),
-        (Device("gpu", "NVIDIA A100-SXM4-40GB", "8.0"), "cudnn"),
-        (Device("gpu", "NVIDIA H100 80GB HBM3", "9.0"), "cudnn"),
-        (Device("gpu", "Tesla T4", "7.5"), "blockwise"),
-        (Device("cpu", "cpu"), "blockwise"),
+        (Device("tpu", "TPU v4"), "splash", "splash"),
+        (Device("tpu", "TPU v5 lite"), "splash", "splash"),
+        (Device("tpu", "TPU v6 lite"), "splash", "splash"),
+        (Device("tpu", "TPU v3"), "plain", "blockwise"),
+        (Device("gpu", "NVIDIA A100-SXM4-40GB", "8.0"), "cudnn", "cudnn"),
+        (Device("gpu", "NVIDIA L4", "8.9"), "cudnn", "cudnn"),
+        (Device("gpu", "NVIDIA H100 80GB HBM3", "9.0"), "cudnn_sm90", "cudnn_sm90"),
+        (Device("gpu", "NVIDIA B200", "10.0"), "cudnn_sm90", "cudnn_sm90"),
+        (Device("gpu", "Tesla T4", "7.5"), "plain", "blockwise"),
+        (Device("gpu", "AMD Instinct MI300X"), "plain", "blockwise"),
+        (Device("cpu", "cpu"), "plain", "blockwise"),
     ],
 )
-def test_each_device_has_its_memory_efficient_attention(device: Any, kernel: str) -> None:
-    assert memory_efficient_kernel(device) == kernel
+def test_a_device_has_its_fused_attention_without_being_asked(device: Any, unasked: str, asked_for: str) -> None:
+    assert attention_kernel(None, device) == unasked
+    assert attention_kernel(True, device) == asked_for
+    assert attention_kernel(False, device) == "plain"
 
 
-def test_this_machines_memory_efficient_attention_is_blockwise() -> None:
-    assert memory_efficient_kernel(jax.devices("cpu")[0]) == "blockwise"
+def test_this_machine_computes_attention_plainly_or_in_blocks() -> None:
+    assert attention_kernel(None, jax.devices("cpu")[0]) == "plain"
+    assert attention_kernel(True, jax.devices("cpu")[0]) == "blockwise"
 
 
 @pytest.mark.parametrize(
@@ -262,26 +275,102 @@ def test_tpus_run_the_fused_kernel_on_long_self_attention_alone(queries: int, ke
     assert ("pallas_call" in primitives(program)) is is_fused
 
 
-@pytest.mark.parametrize(
-    ("dtype", "features", "is_fused"),
-    [
-        ("bfloat16", 40, True),
-        ("float16", 128, True),
-        ("float32", 40, False),
-        ("bfloat16", 160, False),
-        ("bfloat16", 36, False),
-    ],
-)
-def test_nvidia_gpus_run_cudnn_where_it_takes_dtype_and_head_size(
-    monkeypatch: pytest.MonkeyPatch, dtype: str, features: int, is_fused: bool
-) -> None:
-    used = []
+class Shape(NamedTuple):
+    """Of an attention: positions of the queries and of the keys, and features of a head."""
 
-    def record(query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str, **_: object) -> jax.Array:
-        used.append(implementation)
+    queries: int
+    keys: int
+    features: int
+
+
+def attentions_of(name: str, resolution: int) -> set[Shape]:
+    """Those of a published model's UNet, and so of its ControlNet, and of its VAE's encoder, by its configuration."""
+    unet = UNet2DConditionConfig.from_dict(ARCHITECTURES[name].unet)
+    levels = len(unet.block_out_channels)
+    sides = [resolution // 8]
+    while len(sides) < levels:
+        sides.append(-(-sides[-1] // 2))
+    has_attention = ["Attn" in kind for kind in unet.down_block_types]
+    shapes = {Shape(sides[0] ** 2, sides[0] ** 2, ARCHITECTURES[name].vae["block_out_channels"][-1])}
+    mid_block = levels - 1
+    for level in {mid_block, *(level for level in range(levels) if has_attention[level])}:
+        length, features = sides[level] ** 2, unet.block_out_channels[level] // unet.heads_per_block[level]
+        shapes |= {Shape(length, length, features), Shape(length, TEXT_LENGTH, features)}
+    return shapes
+
+
+def attend(shape: Shape, dtype: str, kernel: AttentionKernel) -> None:
+    query = jax.ShapeDtypeStruct((2, shape.queries, 4, shape.features), dtype)
+    key = jax.ShapeDtypeStruct((2, shape.keys, 4, shape.features), dtype)
+    jax.eval_shape(partial(dot_product_attention, kernel=kernel), query, key, key)
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The implementations that JAX is asked for, which are not run."""
+    asked_for: list[str] = []
+
+    def record(query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str = "xla") -> jax.Array:
+        asked_for.append(implementation)
         return query
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
-    arrays = [jnp.zeros((1, 64, 2, features), dtype)] * 3
-    dot_product_attention(*arrays, kernel="cudnn")
-    assert used == ["cudnn" if is_fused else "xla"]
+    # A function of this test's own: JAX remembers what it has traced of one.
+    monkeypatch.setattr(attention_kernels, "plain_attention", lambda *arrays: record(*arrays))
+    return asked_for
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
+def test_the_attentions_of_published_models_are_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a size that no power of two divides, so that every length is odd."""
+    seen = set()
+
+    def record(query: jax.Array, key: jax.Array, value: jax.Array, kernel: AttentionKernel = "plain") -> jax.Array:
+        seen.add(Shape(query.shape[1], key.shape[1], query.shape[3]))
+        return query
+
+    monkeypatch.setattr(transformer, "dot_product_attention", record)
+    monkeypatch.setattr(vae, "dot_product_attention", record)
+    architecture = ARCHITECTURES[name]
+    latents, pixels = jnp.zeros((1, 65, 65, 4)), jnp.zeros((1, 520, 520, 3))
+    text = jnp.zeros((1, TEXT_LENGTH, architecture.unet["cross_attention_dim"]))
+    added = {"text_embeds": jnp.zeros((1, 1280)), "time_ids": jnp.zeros((1, 6))}
+    unet, params = split(FlaxUNet2DConditionModel.abstract(architecture.unet))
+    jax.eval_shape(lambda params: unet.bind(params)(latents, jnp.zeros(1), text, added_cond_kwargs=added), params)
+    encoder, params = split(FlaxAutoencoderKL.abstract(architecture.vae))
+    jax.eval_shape(lambda params: encoder.bind(params).encode(pixels), params)
+    assert seen == attentions_of(name, 520)
+
+
+@pytest.mark.parametrize(("kernel", "capability"), [("cudnn", 8.0), ("cudnn", 8.9), ("cudnn_sm90", 9.0)])
+def test_cudnn_gets_exactly_what_it_takes(
+    kernel: AttentionKernel, capability: float, fused: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By JAX's own check, where it is strictest: in training, with a bias."""
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda least: capability >= float(least))
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
+    shapes = {
+        shape
+        for name in ("sd15", "sd21", "sdxl")
+        for resolution in (512, 520, 576, 640, 768, 1024)
+        for shape in attentions_of(name, resolution)
+    }
+    taken = set()
+    for shape in {*shapes, Shape(64, 64, 36), Shape(64, 64, 256)}:
+        query, key = (np.empty((2, length, 4, shape.features), np.float16) for length in (shape.queries, shape.keys))
+        layout = cudnn.AttentionLayout.BTNH.value
+        try:
+            cudnn.check_is_flash_attention(query, key, key, layout, 91100, has_bias=True, is_training=True)
+        except NotImplementedError:
+            expected = "xla"
+        else:
+            expected = "cudnn"
+            taken.add(shape.features)
+        for dtype in ("bfloat16", "float16"):
+            fused.clear()
+            attend(shape, dtype, kernel)
+            assert set(fused) == {expected}, shape
+        fused.clear()
+        attend(shape, "float32", kernel)
+        assert set(fused) == {"xla"}
+    assert taken == ({40, 64, 80, 160, 256} if kernel == "cudnn_sm90" else {40, 64, 80})
