@@ -62,10 +62,12 @@ def _write_models(architecture: str, folder: Path) -> None:
     if (folder / "controlnet").exists():
         return
     from flax_trainer.models import FlaxControlNetModel, FlaxUNet2DConditionModel
-    from flax_trainer.random_model import write_random_model
+    from flax_trainer.random_model import ARCHITECTURES, write_random_model
 
     write_random_model(
-        architecture, folder / "model", prediction_type="v_prediction" if architecture == "sd21" else "epsilon"
+        ARCHITECTURES[architecture],
+        folder / "model",
+        prediction_type="v_prediction" if architecture == "sd21" else "epsilon",
     )
     unet = FlaxUNet2DConditionModel.from_pretrained(folder / "model", subfolder="unet")
     FlaxControlNetModel.from_unet(unet).save_pretrained(folder / "controlnet")

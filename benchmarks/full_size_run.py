@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from flax_trainer.random_model import write_random_model
+from flax_trainer.random_model import ARCHITECTURES, write_random_model
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
 
     model, run = arguments.folder / "sd15", arguments.folder / "run"
     if not model.exists():
-        write_random_model("sd15", model)
+        write_random_model(ARCHITECTURES["sd15"], model)
     started = time.perf_counter()
     command = [
         *(sys.executable, "train_flax.py", "--pretrained_model_name_or_path", str(model)),

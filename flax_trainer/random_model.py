@@ -197,9 +197,10 @@ ARCHITECTURES = {
 }
 
 
-def write_random_model(name: str, folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> None:
+def write_random_model(
+    architecture: Architecture, folder: Path, *, seed: int = 0, prediction_type: str = "epsilon"
+) -> None:
     """Write the model, the same for the same seed; diffusers' `DiffusionPipeline.from_pretrained` loads it."""
-    architecture = ARCHITECTURES[name]
     FlaxUNet2DConditionModel.from_config(architecture.unet, seed=seed).save_pretrained(folder / "unet")
     FlaxAutoencoderKL.from_config(architecture.vae, seed=seed).save_pretrained(folder / "vae")
     FlaxCLIPTextModel.from_config(architecture.text_encoder, seed=seed).save_pretrained(folder / "text_encoder")
@@ -241,4 +242,4 @@ if __name__ == "__main__":
     parser.add_argument("name", choices=ARCHITECTURES)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    write_random_model(arguments.name, arguments.folder)
+    write_random_model(ARCHITECTURES[arguments.name], arguments.folder)

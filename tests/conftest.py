@@ -7,6 +7,7 @@ os.environ.update(
     JAX_PLATFORMS="cpu",
     JAX_NUM_CPU_DEVICES="8",
     JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # compiling takes longer than running, and takes half the time this way
+    XLA_FLAGS="--xla_cpu_use_fusion_emitters=false",  # and half of the rest: loops that LLVM gets without MLIR's passes
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
     JAX_COMPILATION_CACHE_MAX_SIZE=str(2 * 2**30),  # also makes JAX lock the folder, which processes share
     HF_HUB_OFFLINE="1",
@@ -25,6 +26,8 @@ TESTS = Path(__file__).parent
 # What starts processes that import JAX or PyTorch, or compiles whole models: left out by --fast, otherwise begun
 # first, the longest at the top, so that at the end no worker waits for a long file of another.
 SLOW = (
+    "end_to_end/test_parallelism.py",  # the programs of both engines, which others find in the cache
+    "end_to_end/test_training_run.py",
     "end_to_end",
     "flax_trainer/compile_report",
     "parity",
@@ -84,8 +87,8 @@ def _compilation_cache(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="session")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Stable Diffusion 1.x with random weights, in diffusers' folder layout."""
-    from flax_trainer.random_model import write_random_model
+    from flax_trainer.random_model import ARCHITECTURES, write_random_model
 
     folder = tmp_path_factory.mktemp("base-model")
-    write_random_model("tiny", folder)
+    write_random_model(ARCHITECTURES["tiny"], folder)
     return folder

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from flax_trainer.random_model import write_random_model
 from shared.data.sources.circles import draw
-from tests.end_to_end.support.tiny_runs import SIZE
+from tests.end_to_end.support.tiny_runs import ONE_RESOLUTION, SIZE
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +26,11 @@ def condition(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("validation") / "condition.png"
     draw(0, SIZE, seed=1).conditioning_image.save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest one that can be trained, in the place of `tiny`."""
+    folder = tmp_path_factory.mktemp("base-model")
+    write_random_model(ONE_RESOLUTION, folder)
+    return folder

@@ -10,22 +10,28 @@ import numpy as np
 import pytest
 
 from shared.checkpoints.portable import CONTROLNET_FOLDER
-from shared.config.demo import BASE_MODEL
 from tests.end_to_end.support.comparing import distance, picture, relative, trained_weights
 from tests.end_to_end.support.running import metrics
-from tests.end_to_end.support.tiny_runs import FLAX, PROMPT, SIZE, TORCH, begin_from
+from tests.end_to_end.support.tiny_runs import BATCH, FLAX_HERE, PROMPT, SIZE, TORCH, begin_from
 
 STEPS, HALF_WAY = 8, 4
 
 
 @pytest.fixture(scope="module")
-def command(condition: Path) -> list[str]:
+def command(base_model: Path, condition: Path) -> list[str]:
     return [
-        *("--pretrained_model_name_or_path", str(BASE_MODEL), "--resolution", str(SIZE)),
+        *("--pretrained_model_name_or_path", str(base_model), "--resolution", str(SIZE)),
         *("--generated_circles", "40", "--num_evaluation_samples", "4"),
-        *("--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--max_train_steps", str(STEPS)),
+        *(
+            "--gradient_accumulation_steps",
+            "2",
+            "--max_train_steps",
+            str(STEPS),
+            "--checkpointing_steps",
+            str(HALF_WAY),
+        ),
         *("--learning_rate", "1e-3", "--lr_scheduler", "cosine", "--lr_warmup_steps", "2", "--max_grad_norm", "0.2"),
-        *("--snr_gamma", "5", "--proportion_empty_prompts", "0.3", "--checkpointing_steps", str(HALF_WAY)),
+        *("--snr_gamma", "5", "--proportion_empty_prompts", "0.3"),
         *("--validation_image", str(condition), "--validation_prompt", PROMPT, "--num_validation_images", "3"),
         *("--validation_steps", str(STEPS), "--guidance_scale", "3"),
     ]
@@ -35,12 +41,18 @@ def command(condition: Path) -> list[str]:
 def runs(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The finished run of each backend, and under `a to b` the run that b finished from a's half-way checkpoint."""
     folder = tmp_path_factory.mktemp("runs")
-    for backend in (FLAX, TORCH):
-        backend.train([*command, "--output_dir", folder / backend.name])
-    for first, second in ((FLAX, TORCH), (TORCH, FLAX)):
-        begin_from(folder / first.name, HALF_WAY, folder / f"{first.name} to {second.name}")
-        resume = ["--resume_from_checkpoint", "latest"]
-        second.train([*command, "--output_dir", folder / f"{first.name} to {second.name}", *resume])
+    backends = {backend.name: backend for backend in (FLAX_HERE, TORCH)}
+
+    def train(name: str, output_dir: Path, *more: str) -> None:
+        backend = backends[name]
+        backend.train([*command, "--train_batch_size", BATCH // backend.devices, "--output_dir", output_dir, *more])
+
+    for name in backends:
+        train(name, folder / name)
+    for first, second in (("flax", "torch"), ("torch", "flax")):
+        output_dir = folder / f"{first} to {second}"
+        begin_from(folder / first, HALF_WAY, output_dir)
+        train(second, output_dir, "--resume_from_checkpoint", "latest")
     return {path.name: path for path in folder.iterdir()}
 
 

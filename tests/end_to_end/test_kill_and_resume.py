@@ -16,22 +16,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from shared.checkpoints.policy import checkpoint_step, checkpoints_in, is_checkpoint
 from shared.checkpoints.portable import CONTROLNET_FOLDER, read_optimizer_state, read_training_state
-from shared.config.demo import BASE_MODEL
 from tests.end_to_end.support.comparing import trained_weights
 from tests.end_to_end.support.running import logged_steps, losses, metrics, untimed_metrics, wait_until
-from tests.end_to_end.support.tiny_runs import FLAX, FLAX_MESH, SIZE, TORCH, Backend
+from tests.end_to_end.support.tiny_runs import FLAX_HERE, FLAX_MESH_HERE, SIZE, TORCH, Backend
 from torch_trainer.checkpoints.flax_checkpoint import is_flax_checkpoint, read_flax_checkpoint
 from torch_trainer.checkpoints.safetensors_checkpoints import checkpoint_record_of
 
 KILL_ROUNDS, STOP_ROUNDS = int(os.environ.get("KILL_ROUNDS", 1)), int(os.environ.get("STOP_ROUNDS", 1))
 SEED = int(os.environ.get("KILL_SEED", 0))
 STEPS_PER_ROUND = 4
-CHECKPOINTING_STEPS, VALIDATION_STEPS, KEEP, BATCH = 2, 4, 2, 2
+CHECKPOINTING_STEPS, VALIDATION_STEPS, KEEP, BATCH = 2, 4, 2, 8
 
 
-def command(backend: Backend, output_dir: Path, steps: int) -> list[str]:
+def command(backend: Backend, base_model: Path, output_dir: Path, steps: int) -> list[str]:
     return [
-        *("--pretrained_model_name_or_path", str(BASE_MODEL), "--resolution", str(SIZE)),
+        *("--pretrained_model_name_or_path", str(base_model), "--resolution", str(SIZE)),
         *("--generated_circles", "24", "--num_evaluation_samples", "2"),
         *("--train_batch_size", str(BATCH // backend.devices)),
         *("--max_train_steps", str(steps), "--learning_rate", "1e-3", "--lr_scheduler", "linear"),
@@ -41,16 +40,16 @@ def command(backend: Backend, output_dir: Path, steps: int) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("backend", [FLAX, FLAX_MESH, TORCH], ids=lambda backend: backend.name)
-def test_what_is_left_is_what_an_uninterrupted_run_leaves(backend: Backend, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", [FLAX_HERE, FLAX_MESH_HERE, TORCH], ids=lambda backend: backend.name)
+def test_what_is_left_is_what_an_uninterrupted_run_leaves(backend: Backend, base_model: Path, tmp_path: Path) -> None:
     signals = [signal.SIGKILL] * KILL_ROUNDS + [signal.SIGTERM] * STOP_ROUNDS
     steps = STEPS_PER_ROUND * (len(signals) + 1)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    backend.train_in_a_process(command(backend, whole, steps))
+    backend.train(command(backend, base_model, whole, steps))
     moments = random.Random(SEED)
     moments.shuffle(signals)
     for number in signals:
-        process = backend.start(command(backend, parts, steps))
+        process = backend.start(command(backend, base_model, parts, steps))
         moment = wait_for_a_random_moment(process, parts, moments)
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
@@ -60,8 +59,9 @@ def test_what_is_left_is_what_an_uninterrupted_run_leaves(backend: Backend, tmp_
         assert_checkpoints_are_whole(parts)
         if number == signal.SIGTERM:
             assert process.returncode == 0, output
+            assert "--resume_from_checkpoint latest" in output
             assert checkpoint_step(checkpoints_in(parts)[-1]) == metrics(parts)[-1]["step"]
-    backend.train_in_a_process(command(backend, parts, steps))
+    backend.train(command(backend, base_model, parts, steps))
 
     assert [entry["step"] for entry in untimed_metrics(parts)] == list(range(steps + 1))
     assert untimed_metrics(parts) == untimed_metrics(whole)

@@ -8,6 +8,7 @@ import pytest
 
 from shared.checkpoints.policy import checkpoint_step
 from tests.end_to_end.support.comparing import distance, relative, trained_weights
+from tests.end_to_end.support.full_disk import assert_a_checkpoint_without_room_ends_the_run
 from tests.end_to_end.support.running import (
     finish,
     logged_steps,
@@ -21,8 +22,9 @@ from tests.end_to_end.support.running import (
 )
 from tests.end_to_end.support.tiny_runs import BATCH, arguments, begin_from
 from torch_trainer.checkpoints.flax_checkpoint import read_flax_checkpoint
+from train_flax import main as main_of_train_flax
 
-STEPS, HALF_WAY = 20, 10
+STEPS, HALF_WAY, CHECKPOINTING_STEPS = 12, 6, 3
 ENGINES: dict[str, list[object]] = {
     "pmap": [],
     "mesh 8x1": ["--parallelism", "mesh"],
@@ -41,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(base_model: Path, output_dir: Path, *more: object) -> list[str]:
-    steps = ["--max_train_steps", STEPS, "--checkpointing_steps", HALF_WAY, "--validation_steps", STEPS]
+    steps = ["--max_train_steps", STEPS, "--checkpointing_steps", CHECKPOINTING_STEPS, "--validation_steps", STEPS]
     # A small step, for AdamW makes rounding errors of tiny gradients as large as that.
     course = [*steps, "--learning_rate", 1e-4, "--report_to", "none", *HELD_OUT]
     return arguments(base_model, output_dir, *course, *more)
@@ -119,15 +121,17 @@ def test_a_run_goes_on_with_another_engine(
     assert_same_course(tmp_path / "run", one)
 
 
-def test_a_run_goes_on_bit_for_bit_with_its_own_engine(
-    eight: dict[str, Path], base_model: Path, tmp_path: Path
+def test_a_run_goes_on_bit_for_bit_with_its_own_engine_from_what_a_full_disk_left(
+    eight: dict[str, Path], base_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = eight["mesh 4x2"]
-    begin_from(run, HALF_WAY, tmp_path / "run")
-    train_flax_here(command(base_model, tmp_path / "run", *ON_EIGHT, *ENGINES["mesh 4x2"], *RESUME))
-    assert untimed_metrics(tmp_path / "run") == untimed_metrics(run)
+    run, part = eight["mesh 4x2"], tmp_path / "run"
+    begin_from(run, CHECKPOINTING_STEPS, part)
+    resume = command(base_model, part, *ON_EIGHT, *ENGINES["mesh 4x2"], *RESUME)
+    assert_a_checkpoint_without_room_ends_the_run(main_of_train_flax, resume, part, capfd)
+    train_flax_here(resume)
+    assert untimed_metrics(part) == untimed_metrics(run)
     for name, value in trained_weights(run).items():
-        np.testing.assert_array_equal(trained_weights(tmp_path / "run")[name], value, err_msg=name)
+        np.testing.assert_array_equal(trained_weights(part)[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["mesh 4x2", "mesh 1x8", "two processes, pmap", "two processes, mesh 1x4"])

@@ -39,7 +39,7 @@ def test_8_bit_adam_trains_and_resumes_bit_for_bit(base_model: Path, plain: Path
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train_torch_here(arguments(base_model, whole, "--use_8bit_adam"))
     state = optimizer_state(whole, STEPS)
-    assert sum(value.dtype == torch.uint8 for value in state.values()) > 50
+    assert sum(value.dtype == torch.uint8 for value in state.values()) > 40
     # The first step starts from the same weights; later ones follow at the distance of the rounded moments.
     assert losses(whole)[0] == losses(plain)[0]
     np.testing.assert_allclose(losses(whole), losses(plain), rtol=0.1)

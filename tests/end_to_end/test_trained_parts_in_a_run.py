@@ -7,28 +7,29 @@ import numpy as np
 import pytest
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from shared.config.demo import BASE_MODEL
 from tests.end_to_end.support.comparing import distance, picture, relative, trained_weights
 from tests.end_to_end.support.running import metrics
-from tests.end_to_end.support.tiny_runs import FLAX, PROMPT, SIZE, TORCH, begin_from
+from tests.end_to_end.support.tiny_runs import FLAX_HERE, PROMPT, SIZE, TORCH, begin_from
 
 STEPS, HALF_WAY = 4, 2
 
 
 @pytest.fixture(scope="module")
-def runs(condition: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def runs(base_model: Path, condition: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Flax's, and the run that PyTorch finished from its half-way checkpoint."""
     folder = tmp_path_factory.mktemp("runs")
     command = [
-        *("--pretrained_model_name_or_path", str(BASE_MODEL), "--resolution", str(SIZE)),
-        *("--generated_circles", "20", "--num_evaluation_samples", "4", "--train_batch_size", "4"),
+        *("--pretrained_model_name_or_path", str(base_model), "--resolution", str(SIZE)),
+        *("--generated_circles", "20", "--num_evaluation_samples", "4"),
         *("--max_train_steps", str(STEPS), "--checkpointing_steps", str(HALF_WAY), "--learning_rate", "1e-3"),
         *("--validation_image", str(condition), "--validation_prompt", PROMPT, "--num_validation_images", "2"),
         *("--use_ema", "--sd_unlocked", "--only_mid_control", "--gradient_checkpointing"),
     ]
-    FLAX.train([*command, "--output_dir", folder / "flax"])
+    FLAX_HERE.train([*command, "--train_batch_size", "1", "--output_dir", folder / "flax"])
     begin_from(folder / "flax", HALF_WAY, folder / "torch")
-    TORCH.train([*command, "--output_dir", folder / "torch", "--resume_from_checkpoint", "latest"])
+    TORCH.train(
+        [*command, "--train_batch_size", "8", "--output_dir", folder / "torch", "--resume_from_checkpoint", "latest"]
+    )
     return folder / "flax", folder / "torch"
 
 
@@ -39,8 +40,8 @@ def test_figures_are_the_same(runs: tuple[Path, Path]) -> None:
         assert max(relative([given[name] for name in names], [expected[name] for name in names])) < 1e-3
 
 
-def test_the_results_are_the_same_and_load_in_diffusers(runs: tuple[Path, Path]) -> None:
-    base = UNet2DConditionModel.from_pretrained(BASE_MODEL / "unet")
+def test_the_results_are_the_same_and_load_in_diffusers(base_model: Path, runs: tuple[Path, Path]) -> None:
+    base = UNet2DConditionModel.from_pretrained(base_model / "unet")
     for part in ("", "unet"):
         expected, given = (trained_weights(run / part) for run in runs)
         assert given.keys() == expected.keys()

@@ -15,8 +15,30 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flax_trainer.random_model import write_random_model
 from shared.diffusion.samplers import initial_latents
-from tests.end_to_end.support.running import losses, metrics, stop_after, untimed_metrics
-from tests.end_to_end.support.tiny_runs import BATCH, FLAX, FLAX_HERE, PROMPT, STEPS, TORCH, Backend, arguments
+from tests.end_to_end.support.comparing import trained_weights
+from tests.end_to_end.support.full_disk import assert_a_checkpoint_without_room_ends_the_run
+from tests.end_to_end.support.running import (
+    losses,
+    main_of_train_torch,
+    metrics,
+    stop_after,
+    train_flax,
+    untimed_metrics,
+)
+from tests.end_to_end.support.tiny_runs import (
+    BATCH,
+    FLAX_HERE,
+    ONE_RESOLUTION,
+    PROMPT,
+    STEPS,
+    TORCH,
+    Backend,
+    arguments,
+    begin_from,
+)
+from train_flax import main as main_of_train_flax
+
+HELD_OUT = ["--generated_circles", 27, "--num_evaluation_samples", 3]
 
 
 @pytest.fixture(scope="module", params=[FLAX_HERE, TORCH], ids=lambda backend: backend.name)
@@ -25,18 +47,31 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 def command(backend: Backend, base_model: Path, output_dir: Path, *more: object) -> list[str]:
-    return arguments(base_model, output_dir, *more, devices=backend.devices)
+    return arguments(base_model, output_dir, *HELD_OUT, *more, devices=backend.devices)
 
 
 @pytest.fixture(scope="module")
-def run(backend: Backend, base_model: Path, condition: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def everything(condition: Path) -> list[object]:
+    """Validation images, and figures on held-out circles."""
+    return [
+        *("--validation_image", condition, "--validation_prompt", PROMPT, "--num_validation_images", 2),
+        *("--evaluation_fidelity", "circles", "--validation_steps", 4),
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(backend: Backend, base_model: Path, everything: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with everything switched on. The other runs are compared with it."""
     output_dir = tmp_path_factory.mktemp("runs") / "whole"
-    validation = ["--validation_image", condition, "--validation_prompt", PROMPT, "--validation_steps", 4]
-    more = [*validation, "--num_validation_images", 2]
-    output = backend.train_in_a_process(command(backend, base_model, output_dir, *more))
+    output = backend.train_in_a_process(command(backend, base_model, output_dir, *everything))
     (output_dir / "output.txt").write_text(output)
     return output_dir
+
+
+@pytest.mark.parametrize("backend", [FLAX_HERE], indirect=True)
+def test_a_run_in_flax_needs_neither_torch_nor_diffusers(run: Path) -> None:
+    """Validation included. Nobody is to think that something is missing."""
+    assert "PyTorch" not in (run / "output.txt").read_text()
 
 
 def test_the_banner_says_what_will_happen(backend: Backend, run: Path) -> None:
@@ -44,9 +79,9 @@ def test_the_banner_says_what_will_happen(backend: Backend, run: Path) -> None:
     for words in (
         backend.describes_device,
         f"8 images per step = {BATCH // backend.devices} per device × {backend.devices} devices × 1 accumulated",
-        "24 generated circles",
+        "27 generated circles",
         f"Steps       {STEPS}",
-        "0.8 M parameters",
+        "0.6 M parameters",
     ):
         assert words in output
     assert "loss=" in output  # the progress bar
@@ -54,7 +89,8 @@ def test_the_banner_says_what_will_happen(backend: Backend, run: Path) -> None:
 
 
 def test_the_folder_of_a_run_explains_itself(backend: Backend, run: Path) -> None:
-    entries = metrics(run)
+    untrained, *entries = metrics(run)
+    assert untrained["step"] == 0
     assert [entry["step"] for entry in entries] == list(range(1, STEPS + 1))
     assert entries[0].keys() >= {"loss", "grad_norm", "learning_rate", "images_per_second", "data_wait", "epoch"}
     assert entries[2]["epoch"] == pytest.approx(1.0)  # 3 steps of 8 images, 24 circles
@@ -64,7 +100,10 @@ def test_the_folder_of_a_run_explains_itself(backend: Backend, run: Path) -> Non
     assert report["images_seen"] == BATCH * STEPS
     assert report["loss"] == entries[-1]["loss"]
     pictures = [path.relative_to(run).as_posix() for path in sorted(run.glob("validation/*/*.png"))]
-    assert pictures == ["validation/step-4/0.png", "validation/step-6/0.png"]
+    assert pictures == [
+        "validation/step-0/held_out.png",
+        *(f"validation/step-{step}/{name}.png" for step in (4, 6) for name in ("0", "held_out")),
+    ]
     card = huggingface_hub.ModelCard.load(run / "README.md")
     assert card.data.library_name == "diffusers"
     assert "controlnet" in card.data.tags
@@ -75,7 +114,7 @@ def test_the_folder_is_the_same_for_both_backends(run: Path) -> None:
     assert {path.name for path in run.iterdir()} - {"output.txt"} == {
         *("config.yaml", "metrics.jsonl", "logs", "validation", "report.json"),
         *("checkpoint-2", "checkpoint-4", "checkpoint-6"),
-        *("diffusion_pytorch_model.safetensors", "config.json", "README.md"),
+        *("diffusion_pytorch_model.safetensors", "config.json", "README.md", "contact_sheet.png"),
     }
 
 
@@ -84,7 +123,7 @@ def test_tensorboard_shows_scalars_and_images(run: Path) -> None:
     assert {"loss", "grad_norm", "learning_rate", "images_per_second", "data_wait"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss")] == list(range(1, STEPS + 1))
     np.testing.assert_allclose([event.value for event in events.Scalars("loss")], losses(run), rtol=1e-6)
-    assert len(events.Tags()["images"]) == 3  # the condition and two samples
+    assert len([tag for tag in events.Tags()["images"] if tag.startswith("validation/0/")]) == 3  # condition, samples
 
 
 def test_a_finished_run_is_left_as_it_is(backend: Backend, base_model: Path, run: Path) -> None:
@@ -93,30 +132,6 @@ def test_a_finished_run_is_left_as_it_is(backend: Backend, base_model: Path, run
     output = backend.train(command(backend, base_model, run, "--resume_from_checkpoint", "latest"))
     assert "nothing left to do" in output
     assert {path: path.stat().st_mtime_ns for path in before} == before
-
-
-def test_held_out_circles_are_measured_also_by_a_continued_run(
-    backend: Backend, base_model: Path, tmp_path: Path
-) -> None:
-    more = ["--num_evaluation_samples", 3, "--evaluation_fidelity", "circles", "--validation_steps", 2]
-    for name, steps in (("whole", [4]), ("parts", [2, 4])):
-        for last_step in steps:
-            resume = ["--resume_from_checkpoint", "latest"] if last_step != steps[0] else []
-            backend.train(command(backend, base_model, tmp_path / name, *more, *resume, "--max_train_steps", last_step))
-    # Killed before it wrote its report: the last step is measured once more for that, and logged once.
-    (tmp_path / "parts" / "report.json").unlink()
-    (tmp_path / "parts" / "contact_sheet.png").unlink()
-    backend.train(command(backend, base_model, tmp_path / "parts", *more, *resume, "--max_train_steps", 4))
-    whole = metrics(tmp_path / "whole")
-    assert [entry["step"] for entry in whole if "circle_iou" in entry] == [0, 2, 4]
-    assert untimed_metrics(tmp_path / "parts") == untimed_metrics(tmp_path / "whole")
-    for name in ("whole", "parts"):
-        report = json.loads((tmp_path / name / "report.json").read_text())
-        assert report["circle_iou"] == whole[-1]["circle_iou"]
-        assert report["circle_iou_untrained"] == whole[0]["circle_iou"]
-        assert report["validation_loss"] < report["validation_loss_untrained"] * 2
-    sheets = [(tmp_path / name / "contact_sheet.png").read_bytes() for name in ("whole", "parts")]
-    assert sheets[0] == sheets[1]
 
 
 def test_the_configuration_can_be_run_again(backend: Backend, base_model: Path, run: Path, tmp_path: Path) -> None:
@@ -162,31 +177,63 @@ def test_accumulated_and_threaded_batches_train_the_same(
     backend: Backend, base_model: Path, run: Path, tmp_path: Path
 ) -> None:
     more = ["--train_batch_size", 2, "--gradient_accumulation_steps", 4, "--dataloader_num_workers", 3]
-    on_one_device = {"flax": FLAX, "torch": TORCH}[backend.name]
-    on_one_device.train(arguments(base_model, tmp_path, *more, "--max_train_steps", 4))
+    on_one_device = {"flax": train_flax, "torch": TORCH.train}[backend.name]
+    on_one_device(arguments(base_model, tmp_path, *HELD_OUT, *more, "--max_train_steps", 4))
     # AdamW's first steps have the sign of each gradient, so they amplify the rounding of sums in another order.
     np.testing.assert_allclose(losses(tmp_path), losses(run)[:4], rtol=3e-5)
 
 
-def test_a_resumed_run_continues_bit_for_bit(backend: Backend, base_model: Path, run: Path, tmp_path: Path) -> None:
-    """Optimizer, schedule and data position: the second half of a run is that of the run in one piece."""
-    backend.train(command(backend, base_model, tmp_path, "--max_train_steps", 4, "--checkpoints_total_limit", 1))
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
-    backend.train(command(backend, base_model, tmp_path, "--resume_from_checkpoint", "latest"))
-    assert losses(tmp_path) == losses(run)
-    resumed, whole = (diffusers.ControlNetModel.from_pretrained(folder).state_dict() for folder in (tmp_path, run))
-    for name, value in whole.items():
-        assert torch.equal(resumed[name], value), name
-
-
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_ends_the_run(
-    number: signal.Signals, exit_code: int, backend: Backend, base_model: Path, run: Path, tmp_path: Path
+def test_a_resumed_run_continues_bit_for_bit(
+    backend: Backend, base_model: Path, run: Path, everything: list[object], tmp_path: Path
 ) -> None:
+    """Optimizer, schedule, data position and figures: the second half of a run is that of the run in one piece."""
+    part = tmp_path / "run"
+    begin_from(run, 4, part)
+    again = command(backend, base_model, part, *everything, "--resume_from_checkpoint", "latest")
+    backend.train([*again, "--checkpoints_total_limit", "1"])
+    assert [path.name for path in part.glob("checkpoint-*")] == ["checkpoint-6"]
+    # Killed before it wrote its report: the last step is measured once more for that, and logged once.
+    (part / "report.json").unlink()
+    (part / "contact_sheet.png").unlink()
+    backend.train(again)
+    assert untimed_metrics(part) == untimed_metrics(run)
+    for name, value in trained_weights(run).items():
+        np.testing.assert_array_equal(trained_weights(part)[name], value, err_msg=name)
+    for folder in (run, part):
+        untrained, *_, last = metrics(folder)
+        report = json.loads((folder / "report.json").read_text())
+        assert [entry["step"] for entry in metrics(folder) if "circle_iou" in entry] == [0, 4, STEPS]
+        assert report["circle_iou"] == last["circle_iou"]
+        assert report["circle_iou_untrained"] == untrained["circle_iou"]
+        assert report["validation_loss"] < report["validation_loss_untrained"] * 2
+    assert (part / "contact_sheet.png").read_bytes() == (run / "contact_sheet.png").read_bytes()
+
+
+def test_a_run_goes_on_from_what_the_full_disk_left(
+    backend: Backend,
+    base_model: Path,
+    run: Path,
+    everything: list[object],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    part = tmp_path / "run"
+    begin_from(run, 2, part)
+    resume = command(backend, base_model, part, *everything, "--resume_from_checkpoint", "latest")
+    main = {"flax": main_of_train_flax, "torch": main_of_train_torch}[backend.name]
+    assert_a_checkpoint_without_room_ends_the_run(main, [*resume, "--checkpointing_steps", "1"], part, capfd)
+    backend.train(resume)
+    assert untimed_metrics(part) == untimed_metrics(run)
+    for name, value in trained_weights(run).items():
+        np.testing.assert_array_equal(trained_weights(part)[name], value, err_msg=name)
+
+
+def test_ctrl_c_saves_and_ends_the_run(backend: Backend, base_model: Path, run: Path, tmp_path: Path) -> None:
+    """`test_kill_and_resume.py` has SIGTERM."""
     endless = ["--max_train_steps", 100000, "--checkpointing_steps", 10**6]
     process = backend.start(command(backend, base_model, tmp_path, *endless))
-    returned, output = stop_after(process, tmp_path, 3, number)
-    assert returned == exit_code, output
+    returned, output = stop_after(process, tmp_path, 3, signal.SIGINT)
+    assert returned == 130, output
     assert "--resume_from_checkpoint latest" in output
     (saved,) = tmp_path.glob("checkpoint-*")
     step = int(saved.name.removeprefix("checkpoint-"))
@@ -196,9 +243,9 @@ def test_a_signal_saves_and_ends_the_run(
 
 
 def test_bf16_and_v_prediction_train(backend: Backend, tmp_path: Path) -> None:
-    write_random_model("tiny", tmp_path / "base", prediction_type="v_prediction")
+    write_random_model(ONE_RESOLUTION, tmp_path / "base", prediction_type="v_prediction")
     more = ["--mixed_precision", "bf16", "--snr_gamma", 5, "--lr_scheduler", "cosine", "--lr_warmup_steps", 2]
     backend.train(command(backend, tmp_path / "base", tmp_path / "run", *more, "--max_train_steps", 3))
-    entries = metrics(tmp_path / "run")
+    _, *entries = metrics(tmp_path / "run")
     assert all(np.isfinite(entry["loss"]) for entry in entries)
     assert [entry["learning_rate"] for entry in entries] == pytest.approx([0.0, 0.005, 0.01])

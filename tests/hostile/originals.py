@@ -17,7 +17,7 @@ from flax_trainer.base_models import BaseModels, load_base_models
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
 from flax_trainer.models import FlaxControlNetModel
 from flax_trainer.models.params import to_torch_layout
-from flax_trainer.random_model import write_random_model
+from flax_trainer.random_model import ARCHITECTURES, write_random_model
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.portable import AVERAGE_FILE, CONTROLNET_FOLDER, OPTIMIZER_FILE, STATE_FILE
 from shared.config import parse_command_line
@@ -28,7 +28,7 @@ _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 
 
 def main(folder: Path) -> None:
-    write_random_model("tiny", folder / "model")
+    write_random_model(ARCHITECTURES["tiny"], folder / "model")
     config = parse_command_line(checkpoint_words(folder, folder / "flax_run"), "flax")
     config = dataclasses.replace(config, mixed_precision="no")
     prepared = prepare(config, "flax")

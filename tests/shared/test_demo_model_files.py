@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -62,9 +61,13 @@ def test_flax_computes_with_it_what_diffusers_computes(pipeline: StableDiffusion
     unet = FlaxUNet2DConditionModel.from_pretrained(str(FOLDER), subfolder="unet")
     vae = FlaxAutoencoderKL.from_pretrained(str(FOLDER), subfolder="vae")
     text_encoder = FlaxCLIPTextModel.from_pretrained(str(FOLDER), subfolder="text_encoder")
-    hidden_states_BLD, _ = text_encoder(jnp.asarray(input_ids_BL))
-    noise_BHWC = unet(jnp.asarray(sample_BHWC), jnp.asarray(timesteps_B), hidden_states_BLD)
-    pixels_BHWC = vae.decode(jnp.asarray(sample_BHWC))
+
+    @jax.jit
+    def compute(sample_BHWC: jax.Array, timesteps_B: jax.Array, input_ids_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hidden_states_BLD, _ = text_encoder(input_ids_BL)
+        return unet(sample_BHWC, timesteps_B, hidden_states_BLD), vae.decode(sample_BHWC)
+
+    noise_BHWC, pixels_BHWC = compute(sample_BHWC, timesteps_B, input_ids_BL)
 
     with torch.no_grad():
         sample_BCHW = torch.from_numpy(sample_BHWC).permute(0, 3, 1, 2)

@@ -12,12 +12,31 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shared.config.demo import BASE_MODEL
-
 PROJECT = Path(__file__).resolve().parents[3]
 CONFIGS = PROJECT / "torch_trainer" / "accelerate_configs"
 
 Arguments = Sequence[str | Path | int | float]
+
+_WITHOUT_TORCH = """
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "diffusers", "accelerate", "torchvision"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: (
+    None if name.partition(".")[0] in ("torch", "diffusers", "accelerate", "torchvision") else found(name, package)
+)
+import train_flax
+
+exit_code = train_flax.main(sys.argv[1:])
+assert not {"torch", "diffusers", "accelerate"} & set(sys.modules)
+sys.exit(exit_code)
+"""
 
 _TIMED = {"images_per_second", "data_wait", "host_to_device", "model_tflops_per_second", "mfu"}
 _ACCELERATE_LAUNCH = "accelerate.commands.launch"
@@ -28,6 +47,12 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 def train_flax(arguments: Arguments, *, devices: int = 1, folder: Path = PROJECT, **environment: str) -> str:
     """Run `train_flax.py` to its end; returns what it wrote to stderr and stdout. Fails where it fails."""
     return finish(start_train_flax(arguments, devices=devices, folder=folder, **environment))
+
+
+def train_flax_without_torch(arguments: Arguments, *, devices: int) -> str:
+    """As `train_flax`, where torch, diffusers and accelerate cannot be found. Fails where anything asks for them."""
+    on_devices = {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(PROJECT)}
+    return finish(_start(["-c", _WITHOUT_TORCH, *arguments], on_devices))
 
 
 def train_flax_here(arguments: Arguments) -> str:
@@ -46,9 +71,6 @@ def start_train_flax(
 ) -> subprocess.Popen[str]:
     """The same, still running."""
     on_devices = {"JAX_NUM_CPU_DEVICES": str(devices)}
-    if str(BASE_MODEL) in map(str, arguments):
-        # Large enough for XLA's optimisations to be worth their time: without them a step takes ten times as long.
-        on_devices["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
     return _start([PROJECT / "train_flax.py", *arguments], on_devices | environment, folder)
 
 

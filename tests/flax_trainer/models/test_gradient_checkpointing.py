@@ -24,7 +24,7 @@ TINY = ARCHITECTURES["tiny"]
 # Many layers of one resolution, 4096 positions as in a 512 px image.
 DEEP_UNET = TINY.unet | {
     "block_out_channels": [32],
-    "layers_per_block": 8,
+    "layers_per_block": 6,
     "down_block_types": ["CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D"],
 }
@@ -67,20 +67,6 @@ class Loss:
     def gradients(self, params: Params, unet: Params, batch: Batch) -> Gradients:
         return jax.value_and_grad(self)(params, unet, batch)
 
-    def program(self) -> ClosedJaxpr:
-        return jax.make_jaxpr(self.gradients)(self.abstract_params, self.abstract_unet, batch_of(SIDE))
-
-    def kept_bytes(self) -> int:
-        """What the forward pass leaves in memory for the backward pass, parameters apart."""
-        unet, batch = self.abstract_unet, batch_of(DEEP_SIDE)
-        kept = jax.eval_shape(
-            lambda params, unet: jax.vjp(lambda params: self(params, unet, batch), params)[1],
-            self.abstract_params,
-            unet,
-        )
-        parameters = {value.shape for value in (*self.abstract_params.values(), *unet.values())}
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept) if x.shape not in parameters)
-
 
 def values_of(abstract: Params, seed: int) -> Params:
     """Random everywhere, zero convolutions included: otherwise the ControlNet's gradients are nearly all zero."""
@@ -100,6 +86,25 @@ def batch_of(side: int) -> Batch:
         "conditioning_pixel_values": rng.integers(0, 256, (ROWS, 2 * side, 2 * side, 3), np.uint8),
         "timesteps": np.array([20, 700], np.int32),
     }
+
+
+@cache
+def program(policy: CheckpointingPolicy | None) -> ClosedJaxpr:
+    loss = Loss(TINY.unet, policy, "plain")
+    return jax.make_jaxpr(loss.gradients)(loss.abstract_params, loss.abstract_unet, batch_of(SIDE))
+
+
+@cache
+def kept_bytes(policy: CheckpointingPolicy | None, kernel: AttentionKernel, *, for_tpu: bool = False) -> int:
+    """What the forward pass leaves in memory for the backward pass, parameters apart."""
+    loss, batch = Loss(DEEP_UNET, policy, kernel, for_tpu=for_tpu), batch_of(DEEP_SIDE)
+    kept = jax.eval_shape(
+        lambda params, unet: jax.vjp(lambda params: loss(params, unet, batch), params)[1],
+        loss.abstract_params,
+        loss.abstract_unet,
+    )
+    parameters = {value.shape for value in (*loss.abstract_params.values(), *loss.abstract_unet.values())}
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept) if x.shape not in parameters)
 
 
 @cache
@@ -158,15 +163,8 @@ def test_gradients_are_the_same_under_pmap_and_accumulation() -> None:
 
 
 def test_the_forward_pass_keeps_a_fraction() -> None:
-    none, everything, products, blockwise = (
-        Loss(DEEP_UNET, policy, kernel).kept_bytes()
-        for policy, kernel in (
-            (None, "plain"),
-            ("everything", "plain"),
-            ("all_but_products", "plain"),
-            (None, "blockwise"),
-        )
-    )
+    none, blockwise = kept_bytes(None, "plain"), kept_bytes(None, "blockwise")
+    everything, products = kept_bytes("everything", "plain"), kept_bytes("all_but_products", "plain")
     assert everything < products / 3 < none / 30
     assert blockwise < none / 5
 
@@ -174,15 +172,13 @@ def test_the_forward_pass_keeps_a_fraction() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_convolutions_for_tpus_leave_no_more_behind(policy: CheckpointingPolicy) -> None:
     """They are sums of several, in float32, of which none is worth keeping."""
-    plain, for_tpu = (Loss(DEEP_UNET, policy, "plain", for_tpu=for_tpu).kept_bytes() for for_tpu in (False, True))
-    assert for_tpu == pytest.approx(plain, rel=0.01)
+    assert kept_bytes(policy, "plain", for_tpu=True) == pytest.approx(kept_bytes(policy, "plain"), rel=0.01)
 
 
 def test_a_policy_decides_what_runs_twice() -> None:
     """Convolutions are recomputed under one policy and kept under the other; normalisation is recomputed under both."""
-    programs = {policy: Loss(TINY.unet, policy, "plain").program() for policy in (None, *POLICIES)}
-    convolutions = {policy: count(program, "conv_general_dilated") for policy, program in programs.items()}
-    norms = {policy: count(program, "rsqrt") for policy, program in programs.items()}
+    convolutions = {policy: count(program(policy), "conv_general_dilated") for policy in (None, *POLICIES)}
+    norms = {policy: count(program(policy), "rsqrt") for policy in (None, *POLICIES)}
     assert convolutions["everything"] > convolutions["all_but_products"] == convolutions[None]
     assert norms["everything"] == norms["all_but_products"] > norms[None]
 
@@ -190,10 +186,9 @@ def test_a_policy_decides_what_runs_twice() -> None:
 def test_nothing_is_recomputed_where_no_gradient_flows() -> None:
     """A frozen UNet whose residuals enter after its mid block: only its decoder lies on the gradient's path."""
     conditioning, controlnet_layers, decoder_layers = 1, 1 + 1 + 2, 2 + 2
-    program = Loss(TINY.unet, "everything", "plain").program()
     recomputed = [
         equation
-        for equation in equations(program.jaxpr)
+        for equation in equations(program("everything").jaxpr)
         if equation.primitive.name == "remat2" and equation.params["differentiated"]
     ]
     assert len(recomputed) == conditioning + controlnet_layers + decoder_layers

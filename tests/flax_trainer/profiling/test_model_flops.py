@@ -121,17 +121,14 @@ def forward_passes(name: str, resolution: int) -> tuple[float, float, float]:
     unet, unet_params = split(FlaxUNet2DConditionModel.abstract(config))
     controlnet, params = split(FlaxControlNetModel.abstract(ControlNetConfig.from_unet_config(config)))
 
-    def of(function: Any, *arguments: Any) -> float:
-        return flops_of(jax.make_jaxpr(function)(*arguments).jaxpr)
-
     def control(params: Any, added: Any, *arguments: Any) -> Any:
         return controlnet.bind(params)(*arguments, added_cond_kwargs=added)
 
     def denoise(params: Any, added: Any, *arguments: Any) -> Any:
         return unet.bind(params)(*arguments, added_cond_kwargs=added)
 
-    whole = of(denoise, unet_params, added, *inputs)
-    down, mid = jax.eval_shape(control, params, added, *inputs, condition)
+    whole = flops_of(jax.make_jaxpr(denoise)(unet_params, added, *inputs).jaxpr)
+    program, (down, mid) = jax.make_jaxpr(control, return_shape=True)(params, added, *inputs, condition)
     # What the ControlNet has beyond a UNet's encoder: 1×1 convolutions of its results, and those of the condition.
     results = sum(2 * math.prod(residual.shape) * residual.shape[-1] for residual in (*down, mid))
     widths, sides = (3, 16, 16, 32, 32, 96, 96, 256, 320), (8, 8, 4, 4, 2, 2, 1, 1)
@@ -139,7 +136,7 @@ def forward_passes(name: str, resolution: int) -> tuple[float, float, float]:
         2 * 9 * (side * shrunk) ** 2 * before * after
         for (before, after), shrunk in zip(pairwise(widths), sides, strict=True)
     )
-    copied = of(control, params, added, *inputs, condition)
+    copied = flops_of(program.jaxpr)
     return whole, copied, whole - (copied - results - condition_layers)
 
 

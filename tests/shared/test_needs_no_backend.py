@@ -1,0 +1,22 @@
+"""What both backends share needs neither of them. `test_training_run.py` trains in Flax without torch and diffusers."""
+
+import subprocess
+import sys
+
+from tests.end_to_end.support.running import PROJECT
+
+
+def test_shared_imports_neither_jax_nor_torch() -> None:
+    """Every module of `shared`, in a process where importing one of them fails."""
+    code = """
+import importlib, pkgutil, sys
+for name in ("torch", "diffusers", "jax", "flax"):
+    sys.modules[name] = None
+import shared
+names = [module.name for module in pkgutil.walk_packages(shared.__path__, "shared.")]
+for name in names:
+    importlib.import_module(name)
+assert len(names) > 30, names
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
