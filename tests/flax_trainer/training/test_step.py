@@ -32,7 +32,6 @@ from flax_trainer.training.optimizer import AdamWSettings
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective, TrainStep, encode_batch, make_evaluation_step, make_train_step
 from shared.config import TrainConfig
-from shared.diffusion.loss_weighting import min_snr_weights
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.source import ModelSource
 from tests.flax_trainer.models.unet_reference import randomise
@@ -68,8 +67,8 @@ def in_slices(batch: dict[str, np.ndarray], slices: int) -> dict[str, np.ndarray
     return {name: value.reshape(slices, -1, *value.shape[1:]) for name, value in batch.items()}
 
 
-def objective(models: BaseModels, snr_gamma: float | None = None, dtype: str = "float32") -> Objective:
-    weights = np.ones(1000, np.float32) if snr_gamma is None else min_snr_weights(models.schedule, snr_gamma)
+def objective(models: BaseModels, dtype: str = "float32") -> Objective:
+    weights = np.ones(1000, np.float32)
     return Objective(models.schedule, weights, models.configs.vae.scaling_factor, jnp.dtype(dtype))
 
 

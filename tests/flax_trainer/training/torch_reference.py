@@ -53,9 +53,7 @@ class TorchReference:
             for name, value in self.encoded(batch).items()
         }
 
-    def loss(
-        self, batch: dict[str, np.ndarray], *, controlled: bool = True, snr_gamma: float | None = None
-    ) -> torch.Tensor:
+    def loss(self, batch: dict[str, np.ndarray], *, controlled: bool = True) -> torch.Tensor:
         encoded = self.encoded(batch)
         latents = encoded["latent_mean"] + encoded["latent_std"] * channels_first(batch["vae_noise"])
         latents = latents * self.vae.config.scaling_factor
@@ -70,11 +68,7 @@ class TorchReference:
             down, mid = self.controlnet(noisy, timesteps, text, condition, added_cond_kwargs=added, return_dict=False)
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         prediction = self.unet(noisy, timesteps, text, added_cond_kwargs=added, **residuals).sample
-        per_sample = (prediction - noise).square().mean(dim=(1, 2, 3))
-        if snr_gamma is not None:
-            snr = diffusers.training_utils.compute_snr(self.scheduler, timesteps)
-            per_sample = per_sample * torch.minimum(snr, torch.full_like(snr, snr_gamma)) / snr
-        return per_sample.mean()
+        return (prediction - noise).square().mean()
 
     def controlnet_params(self, defs: ModelDefs) -> dict[str, np.ndarray]:
         """Its values now, in this project's layouts."""
