@@ -141,7 +141,7 @@ class Loop:
         if validate:
             self.profiler.before_validation(step)
         # Before saving: a step that a killed run's checkpoint contains is then also in its log.
-        self.log.add(figures, self.validation.measure(models, step) if validate else None)
+        self.log.add(figures, self.validation.measure(models, step) if validate else None, before_break=True)
         if save:
             with last_save_may_fail(step == self.steps.last):
                 self.checkpoints.save(self.engine.to_save(state), self.steps.record)

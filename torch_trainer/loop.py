@@ -49,7 +49,8 @@ class Loop:
             interrupted = any_process(self.accelerator, interruption.requested is not None)
             due = self.steps.due(step, interrupted=interrupted)
             # Before saving: a step that a killed run's checkpoint contains is then also in its log.
-            self.log.add(figures, self.validation.measure(self.models, step) if due.validate else None)
+            evaluation = self.validation.measure(self.models, step) if due.validate else None
+            self.log.add(figures, evaluation, before_break=due.save or due.validate)
             if due.save:
                 with last_save_may_fail(step == last):
                     self.checkpoints.save(step, self.steps.record)

@@ -168,54 +168,74 @@ def test_entries_reach_the_runs_own_file(tmp_path: Path) -> None:
     assert set(entries[0]) == {"step", "loss", "grad_norm", "learning_rate", "images_per_second", "data_wait", "epoch"}
 
 
-# --- speed: bounds that hold on any machine, for a sleep never ends early -------------------------------------------
+# --- speed -----------------------------------------------------------------------------------------------------------
 
 
-def test_images_per_second_divides_by_the_time_that_passed() -> None:
-    before = time.perf_counter()
-    log, recorded = run_log(last_step=4, logging_steps=2)
-    for step in (1, 2, 3, 4):
-        time.sleep(0.02)
-        log.add(figures(step))
-    elapsed = time.perf_counter() - before
+class Clock:
+    """A `time.perf_counter` that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def finish(self, step: int, after: float) -> StepFigures:
+        self.now += after
+        return StepFigures(step, 0.5, 2.0, 0.01, 0.25, finished_at=self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("shared.run.log.time.perf_counter", clock)
+    return clock
+
+
+def test_images_per_second_divides_by_the_time_that_passed(clock: Clock) -> None:
+    log, recorded = run_log(last_step=6, logging_steps=2)
+    for step, seconds in enumerate([9.0, 0.1, 0.2, 0.3, 0.4, 0.1], 1):  # the first compiles
+        log.add(clock.finish(step, seconds))
     log.close()
     speeds = [entry["images_per_second"] for _, entry in recorded.entries]
-    assert all(0 < speed <= 16 / 0.04 for speed in speeds)
-    assert sum(16 / speed for speed in speeds) <= elapsed
+    assert speeds == pytest.approx([8 / 0.1, 16 / 0.5, 16 / 0.5])
     assert log.images_per_second == speeds[-1]
 
 
-def test_time_for_saving_and_validation_does_not_count() -> None:
-    before = time.perf_counter()
+def test_time_for_saving_and_validation_does_not_count(clock: Clock) -> None:
     log, recorded = run_log(last_step=4, logging_steps=4)
-    for step in (1, 2):
-        time.sleep(0.02)
-        log.add(figures(step))
-    paused_from = time.perf_counter()
-    time.sleep(0.2)
-    paused = time.perf_counter() - paused_from
+    log.add(clock.finish(1, 9.0))
+    log.add(clock.finish(2, 0.2))
+    clock.now += 5
     log.restart_clock()
-    for step in (3, 4):
-        time.sleep(0.02)
-        log.add(figures(step))
-    working = time.perf_counter() - before - paused
+    log.add(clock.finish(3, 0.3))
+    log.add(clock.finish(4, 0.2))
     log.close()
-    seconds = 32 / recorded.entries[0][1]["images_per_second"]
-    assert seconds <= working, "the pause was counted"
-    assert seconds >= 4 * 0.02, "steps before the pause were counted without their time"
+    assert recorded.entries[0][1]["images_per_second"] == pytest.approx(8 / 0.2)
 
 
-def test_a_pause_before_the_first_step_does_not_count() -> None:
-    before = time.perf_counter()
+def test_speed_is_that_of_steps_beside_no_break(clock: Clock) -> None:
+    """A device tells of a step when it is through with half of the next; before a break there is no next one."""
+    log, recorded = run_log(last_step=8)
+    for step, seconds in enumerate([1.9, 0.2, 0.2, 0.1, 0.3, 0.2, 0.2, 0.1], 1):
+        log.add(clock.finish(step, seconds), before_break=step in (4, 8))
+        if step == 4:
+            clock.now += 1
+            log.restart_clock()
+    log.close()
+    first, *others = [entry["images_per_second"] for _, entry in recorded.entries]
+    assert first == pytest.approx(8 / 1.9), "nothing better is known yet"
+    assert others == pytest.approx([8 / 0.2] * 7)
+    assert log.images_per_second == others[-1]
+
+
+def test_a_pause_before_the_first_step_does_not_count(clock: Clock) -> None:
     log, recorded = run_log(last_step=1)
-    paused_from = time.perf_counter()
-    time.sleep(0.1)
-    paused = time.perf_counter() - paused_from
+    clock.now += 5
     log.restart_clock()
-    log.add(figures(1))
-    working = time.perf_counter() - before - paused
+    log.add(clock.finish(1, 0.5))
     log.close()
-    assert 8 / recorded.entries[0][1]["images_per_second"] <= working
+    assert recorded.entries[0][1]["images_per_second"] == pytest.approx(8 / 0.5)
 
 
 # --- where the time went ---------------------------------------------------------------------------------------------
