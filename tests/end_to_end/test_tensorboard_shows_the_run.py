@@ -13,9 +13,9 @@ import pytest
 from xprof.convert import raw_to_tool_data
 
 from tests.end_to_end.support.browser import NAMES, chromium, new_page
-from tests.end_to_end.support.running import losses, metrics
+from tests.end_to_end.support.running import losses, metrics, train_flax
 from tests.end_to_end.support.tensorboard_server import TensorBoard, tensorboard, trace_viewer
-from tests.end_to_end.support.tiny_runs import FLAX_HERE, PROMPT, STEPS, arguments
+from tests.end_to_end.support.tiny_runs import PROMPT, STEPS, arguments
 
 PROFILED = 2
 ON_THE_HOST = {"data_wait", "host_to_device", "wait_for_step"}
@@ -30,8 +30,8 @@ def run(base_model: Path, condition: Path, tmp_path_factory: pytest.TempPathFact
     output_dir = tmp_path_factory.mktemp("profiled") / "run"
     validation = ["--validation_image", condition, "--validation_prompt", PROMPT, "--num_validation_images", 1]
     profiling = [f"--profile_steps=={PROFILED}", "--profile_validation", "--profile_memory"]
-    more = [*validation, *profiling, "--checkpointing_steps", 100]
-    output = FLAX_HERE.train(arguments(base_model, output_dir, *more, devices=FLAX_HERE.devices))
+    # On one device: traces of eight are eight times as long.
+    output = train_flax(arguments(base_model, output_dir, *validation, *profiling, "--checkpointing_steps", 100))
     (output_dir / "output.txt").write_text(output)
     return output_dir
 
