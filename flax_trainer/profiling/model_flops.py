@@ -36,7 +36,11 @@ def model_flops_per_image(
         frozen: what is not.
         batch: arrays with leading axes [A, B], as `BatchLoader` makes them.
     """
-    image = {name: jax.ShapeDtypeStruct((1, *array.shape[2:]), array.dtype) for name, array in batch.items()}
+    image = {
+        # Positions are int64, which devices get as int32; JAX warns of those that are no arrays yet.
+        name: jax.ShapeDtypeStruct((1, *array.shape[2:]), jax.dtypes.canonicalize_dtype(array.dtype))
+        for name, array in batch.items()
+    }
     defs = _computing_plainly(defs)
     latents, prompt = jax.eval_shape(partial(encode_batch, defs, objective=objective), frozen, image)
 
