@@ -241,7 +241,7 @@ def _host_batch(config: TrainConfig, models: BaseModels, target: Target) -> dict
         batch["input_ids_2"] = np.zeros((*leading, text_encoder_2.max_position_embeddings), np.int32)
         batch["time_ids"] = np.zeros((*leading, 6), np.float32)
     # Positions are int64, which devices get as int32.
-    return {name: array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) for name, array in batch.items()}
+    return {name: array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False) for name, array in batch.items()}
 
 
 def _memory(compiled: jax.stages.Compiled, state: TrainState, frozen: FrozenParams) -> Memory:

@@ -406,10 +406,11 @@ class TrainConfig:
     )
     enable_xformers_memory_efficient_attention: bool | None = _performance(
         None,
-        "Use an attention that never holds the whole matrix of scores. Without it, PyTorch's own is used.",
+        "Use an attention that never holds the whole matrix of scores: xFormers' in PyTorch, the device's in Flax. "
+        "PyTorch has one of its own without it, and so has Flax on TPUs and NVIDIA GPUs, unless it is turned off.",
         flax=Equivalent(
-            "TPUs (splash) and NVIDIA GPUs (cuDNN's) have one that is used without it too, other devices compute the "
-            "scores in blocks with it; after --no_, attention is plain"
+            "TPUs use splash attention and NVIDIA GPUs cuDNN's with or without it, other devices compute the scores in "
+            "blocks with it; turned off, attention is plain"
         ),
     )
     enable_npu_flash_attention: bool = _performance(

@@ -75,6 +75,11 @@ def _as_xla_does(x_BHWC: jax.Array, weight: jax.Array, form: _Form, axes: str) -
     )
 
 
+def _needed_by_gradients(x: Any, weight: Any) -> Kept:
+    """Of those that are asked for: frozen weights have none."""
+    return x.value if weight.perturbed else None, weight.value if x.perturbed else None
+
+
 # --- off TPUs --------------------------------------------------------------------------------------------------------
 # Inside a loop (accumulated slices, the steps of a sampler) XLA's compiler for CPUs takes a convolution of other axes
 # than NHWC and HWIO 6 to 200 times as slowly, gradients included. Compilers for GPUs know gradients by their axes.
@@ -86,30 +91,22 @@ def _off_tpus(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form) -> jax.Arr
 
 
 def _off_tpus_forward(x: Any, weight: Any, form: _Form) -> tuple[jax.Array, Kept]:
-    """Keeps what the gradients take that are asked for; those of frozen weights are not."""
-    kept = (x.value if weight.perturbed else None, weight.value if x.perturbed else None)
-    return _off_tpus(x.value, weight.value, form), kept
+    return _off_tpus(x.value, weight.value, form), _needed_by_gradients(x, weight)
 
 
 def _off_tpus_backward(form: _Form, kept: Kept, cotangent_BHWO: jax.Array) -> Kept:
     x_BHWC, weight_QPCO = kept
+
+    def gradient(on_cpus: Callable[..., jax.Array], elsewhere: Callable[..., jax.Array], factor: Any) -> Any:
+        if factor is None:
+            return None
+        return jax.lax.platform_dependent(
+            cotangent_BHWO, factor, cpu=partial(on_cpus, form=form), default=partial(elsewhere, form=form)
+        )
+
     return (
-        None
-        if weight_QPCO is None
-        else jax.lax.platform_dependent(
-            cotangent_BHWO,
-            weight_QPCO,
-            cpu=partial(_input_gradient_on_cpus, form=form),
-            default=partial(_input_gradient, form=form),
-        ),
-        None
-        if x_BHWC is None
-        else jax.lax.platform_dependent(
-            cotangent_BHWO,
-            x_BHWC,
-            cpu=partial(_weight_gradient_on_cpus, form=form),
-            default=partial(_weight_gradient, form=form),
-        ),
+        gradient(_input_gradient_on_cpus, _input_gradient, weight_QPCO),
+        gradient(_weight_gradient_on_cpus, _weight_gradient, x_BHWC),
     )
 
 
@@ -171,9 +168,7 @@ def _by_columns(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form) -> jax.A
 
 
 def _forward(x: Any, weight: Any, form: _Form) -> tuple[jax.Array, Kept]:
-    """Keeps what the gradients take that are asked for; those of frozen weights are not."""
-    kept = (x.value if weight.perturbed else None, weight.value if x.perturbed else None)
-    return _by_columns(x.value, weight.value, form), kept
+    return _by_columns(x.value, weight.value, form), _needed_by_gradients(x, weight)
 
 
 def _backward(form: _Form, kept: Kept, cotangent_BHWO: jax.Array) -> Kept:
