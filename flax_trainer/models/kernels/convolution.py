@@ -81,9 +81,9 @@ def _needed_by_gradients(x: Any, weight: Any) -> Kept:
 
 
 # --- off TPUs --------------------------------------------------------------------------------------------------------
-# Inside a loop (accumulated slices, the steps of a sampler) XLA's compiler for CPUs computes a convolution of other axes
-# than NHWC and HWIO up to 8 times as slowly, gradients included, and without its optimisations up to 180 times (jax
-# 0.10.2, 3×3 kernels, 16 channels, 64 px). Compilers for GPUs know gradients by their axes.
+# Inside a loop (accumulated slices, the steps of a sampler) XLA's compiler for CPUs computes a convolution of other
+# axes than NHWC and HWIO up to 8 times as slowly, gradients included, and without its optimisations up to 180 times
+# (jax 0.10.2, 3×3 kernels, 16 channels, 64 px). Compilers for GPUs know gradients by their axes.
 
 
 @partial(jax.custom_vjp, nondiff_argnames=("form",))
