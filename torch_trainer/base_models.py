@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 class BaseModels:
     """The models of a run. Parameters that require gradients are trained and in float32, others in the compute dtype.
 
-    Trained are the ControlNet's and, with `--sd_unlocked`, those of the UNet's decoder.
+    Trained are the ControlNet's and, with `--sd_unlocked`, those of the UNet's decoder. `memory_format` is how feature
+    maps lie in memory.
     """
 
     controlnet: Any
@@ -46,6 +47,7 @@ class BaseModels:
     text_encoder: Any
     dtype: torch.dtype
     sd_unlocked: bool
+    memory_format: torch.memory_format = torch.contiguous_format
 
     @property
     def trained(self) -> list[Any]:

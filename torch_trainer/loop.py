@@ -1,4 +1,4 @@
-"""The loop of a run: take a batch, take a step, and every so often validate or save."""
+"""The loop of a run: take a batch, dispatch a step, look at the step before, and every so often validate or save."""
 
 import time
 from collections.abc import Iterator
@@ -13,8 +13,31 @@ from shared.run.interruption import Interruption
 from shared.run.log import NonFiniteError, RunLog, StepFigures
 from shared.run.setup import Steps
 from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints
-from torch_trainer.distributed.accelerator import any_process
-from torch_trainer.training.step import TrainStep
+from torch_trainer.training.step import StepResult, TrainStep
+
+
+@dataclass
+class _Dispatched:
+    """A step on its way on the device; its figures are read after the next one is dispatched."""
+
+    step: int
+    result: StepResult
+    learning_rate: float
+    data_wait: float
+    loss_scale: float | None
+    stop_requested: bool = False
+
+    def figures(self) -> StepFigures:
+        loss, grad_norm, self.stop_requested = self.result.read()
+        return StepFigures(
+            step=self.step,
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=self.learning_rate,
+            data_wait=self.data_wait,
+            finished_at=time.perf_counter(),
+            loss_scale=self.loss_scale,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,55 +66,71 @@ class Loop:
         if first == last:  # interrupted after the last step, before its validation
             self.validation.measure_again(self.models, last)
             self.validation.draw(self.models, last)
+        pending: _Dispatched | None = None
         batches = self.loader.iterate(first)
         for step in range(first + 1, last + 1):
-            figures = self._step(batches, step)
-            interrupted = any_process(self.accelerator, interruption.requested is not None)
-            due = self.steps.due(step, interrupted=interrupted)
-            # Before saving: a step that a killed run's checkpoint contains is then also in its log.
-            evaluation = self.validation.measure(self.models, step) if due.validate else None
-            self.log.add(figures, evaluation, before_break=due.save or due.validate)
-            if due.save:
-                with last_save_may_fail(step == last):
-                    self.checkpoints.save(step, self.steps.record)
-            if due.validate:
-                self.validation.draw(self.models, step)
+            before = pending
+            pending = self._dispatch(step, batches, before, stop_requested=interruption.requested is not None)
+            if before is not None:
+                self.log.add(self._finished(before))
+
+            due = self.steps.due(step, interrupted=self._is_to_stop(interruption, before))
             if due.save or due.validate:
-                self.log.restart_clock()
+                self._save_and_validate(pending, save=due.save, validate=due.validate)
+                pending = None
             if due.stop:
                 return step
         return last
 
-    def _step(self, batches: Iterator[tuple[int, Batch]], step: int) -> StepFigures:
+    def _is_to_stop(self, interruption: Interruption, before: _Dispatched | None) -> bool:
+        """The same in all processes. Several of them learn from the figures of the step before, so without waiting."""
+        if self.accelerator.num_processes == 1:
+            return interruption.requested is not None
+        return before is not None and before.stop_requested
+
+    def _dispatch(
+        self, step: int, batches: Iterator[tuple[int, Batch]], before: _Dispatched | None, *, stop_requested: bool
+    ) -> _Dispatched:
+        """Set a step going."""
         waiting_since = time.perf_counter()
-        batch = self._next_batch(batches, step - 1)
+        batch = self._next_batch(batches, step - 1, before)
         data_wait = time.perf_counter() - waiting_since
         learning_rate = self.steps.learning_rate(step - 1)
-        loss, grad_norm = self.train_step(batch, learning_rate)
-        figures = StepFigures(
-            step,
-            loss,
-            grad_norm,
-            learning_rate,
-            data_wait,
-            finished_at=time.perf_counter(),
-            loss_scale=self.train_step.loss_scale,
-        )
-        try:
-            figures.check()
-        except NonFiniteError:
-            self._save_before_error(step - 1)
-            raise
-        return figures
+        result = self.train_step(batch, learning_rate, stop_requested=stop_requested)
+        return _Dispatched(step, result, learning_rate, data_wait, self.train_step.loss_scale)
 
-    def _next_batch(self, batches: Iterator[tuple[int, Batch]], done: int) -> Batch:
+    def _next_batch(self, batches: Iterator[tuple[int, Batch]], done: int, before: _Dispatched | None) -> Batch:
         try:
             return next(batches)[1]
         except ValueError:
             # Saving is a common act, and the other processes are in the middle of their step.
             if self.accelerator.num_processes == 1:
+                if before is not None:
+                    self.log.add(self._finished(before))
                 self._save_before_error(done)
             raise
+
+    def _finished(self, dispatched: _Dispatched) -> StepFigures:
+        """Wait for a step; where it went wrong, save what was last good before raising."""
+        figures = dispatched.figures()
+        try:
+            figures.check()
+        except NonFiniteError:
+            self._save_before_error(dispatched.step - 1)
+            raise
+        return figures
+
+    def _save_and_validate(self, dispatched: _Dispatched, *, save: bool, validate: bool) -> None:
+        figures, step = self._finished(dispatched), dispatched.step
+        # Before saving: a step that a killed run's checkpoint contains is then also in its log.
+        evaluation = self.validation.measure(self.models, step) if validate else None
+        self.log.add(figures, evaluation, before_break=True)
+        if save:
+            with last_save_may_fail(step == self.steps.last):
+                self.checkpoints.save(step, self.steps.record)
+        if validate:
+            self.validation.draw(self.models, step)
+        self.log.restart_clock()
 
     def _save_before_error(self, done: int) -> None:
         """A state without a step would hold nothing that the base model does not."""

@@ -186,7 +186,7 @@ def _assert_same_evaluation(training: Training, flax: FlaxTraining) -> None:
 
 def evaluator_of(training: Training) -> Evaluator:
     sampler: Any = None  # makes no images
-    return Evaluator(training.accelerator, training.models, training.step.objective, sampler, training.step.average)
+    return Evaluator(training.accelerator, training.models, training.train_step.objective, sampler, training.train_step.average)
 
 
 def checkpoints_of(training: Training, folder: Path) -> Checkpoints:
@@ -264,9 +264,9 @@ def test_the_trained_weights_come_back_after_the_average_was_in_their_place(base
     for seed in range(3):
         training.step(batch_of(2, seed), RATE)
     params, _, average = training.state.tensors()
-    assert training.step.average is not None
+    assert training.train_step.average is not None
     try:
-        with training.step.average.in_place():
+        with training.train_step.average.in_place():
             assert_same(numpy_of(training.state.params()), numpy_of(average))
             if fails:
                 raise KeyboardInterrupt

@@ -74,7 +74,11 @@ class Training:
     models: BaseModels
     optimizer: Any
     state: TrainableState
-    step: TrainStep
+    train_step: TrainStep
+
+    def step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
+        """Take one, and wait for its loss and gradient norm."""
+        return self.train_step(batch, learning_rate).read()[:2]
 
     @property
     def controlnet(self) -> Any:

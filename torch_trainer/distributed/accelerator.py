@@ -5,6 +5,7 @@ import os
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import (
+    AutocastKwargs,
     DistributedType,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
@@ -28,13 +29,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """
     _check_weights_are_whole(config)
     _set_float32_precision(config.allow_tf32)
+    torch.backends.cudnn.benchmark = True  # all steps have the same shapes, so the search for algorithms pays off
     on_cpu, is_deepspeed = not torch.accelerator.is_available(), _launched_with("DEEPSPEED")
     if on_cpu and (config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
         # Here, for accelerate refuses it in its own words.
         raise UserError(
             "Mixed precision fp16 needs an accelerator, and this run is on the CPU. Use --mixed_precision bf16, or no."
         )
-    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    handlers: list[KwargsHandler] = [
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        AutocastKwargs(enabled=False),  # layers choose their precision themselves (training/precision.py)
+    ]
     if on_cpu and is_deepspeed:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     try:
@@ -98,14 +103,6 @@ def _check_weights_are_whole(config: TrainConfig) -> None:
 def _launched_with(plugin: str) -> bool:
     """Whether `accelerate launch` announces this plugin, the way accelerate itself reads it."""
     return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() == "true"
-
-
-def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set in at least one process; all of them have to ask."""
-    if accelerator.num_processes == 1:
-        return flag
-    count = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum")
-    return bool(count.item() > 0)
 
 
 def peak_device_memory_gib() -> float | None:

@@ -5,6 +5,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
@@ -16,7 +17,10 @@ from torch_trainer.distributed.fsdp_state import FSDPState
 from torch_trainer.distributed.trainable_state import ReplicatedState, TrainableState, trained_parameters
 from torch_trainer.training.attention import choose_attention
 from torch_trainer.training.optimizer import make_optimizer
+from torch_trainer.training.precision import compute_in_dtype_of_input
 from torch_trainer.training.weight_average import WeightAverage
+
+_DEVICES_WITH_FUSED_OPTIMIZERS = ("cpu", "cuda", "xpu")  # that take a decision of the device, `found_inf`, too
 
 
 class Placed(NamedTuple):
@@ -34,11 +38,17 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
         UserError: an attention or optimizer that is asked for is not there or cannot run.
     """
     kind = accelerator.distributed_type
+    is_divided = kind in (DistributedType.DEEPSPEED, DistributedType.FSDP)
     for model in (models.vae, models.unet, models.text_encoder):
         model.to(accelerator.device)
-    models.unet.to(memory_format=torch.channels_last)
-    if kind not in (DistributedType.DEEPSPEED, DistributedType.FSDP):  # which cut up contiguous memory only
-        models.controlnet.to(memory_format=torch.channels_last)
+    if config.torch_compile or _group_norm_keeps_channels_last(accelerator.device):
+        models.memory_format = torch.channels_last
+        for model in (models.vae, models.unet):
+            model.to(memory_format=torch.channels_last)
+        if not is_divided:  # they cut up contiguous memory only
+            models.controlnet.to(memory_format=torch.channels_last)
+    for model in models.trained:
+        compute_in_dtype_of_input(model)
     if config.use_8bit_adam:
         # As bitsandbytes lays them at its first step. The first of a resumed run would else round otherwise.
         for param in filter(_is_trained, chain(*(model.parameters() for model in models.trained))):
@@ -48,9 +58,13 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
             model.enable_gradient_checkpointing()
     choose_attention(config, [models.controlnet, models.unet], accelerator.device)
     if config.torch_compile:
-        for model in (models.controlnet, models.unet):
+        for model in (models.controlnet, models.unet, models.vae.encoder, models.text_encoder):
             model.compile()
-    optimizer = make_optimizer(config, filter(_is_trained, chain(*(model.parameters() for model in models.trained))))
+    optimizer = make_optimizer(
+        config,
+        filter(_is_trained, chain(*(model.parameters() for model in models.trained))),
+        fused=not is_divided and accelerator.device.type in _DEVICES_WITH_FUSED_OPTIMIZERS,
+    )
     if kind == DistributedType.DEEPSPEED:
         return Placed(*_prepare_deepspeed(config, accelerator, models, optimizer), None)
     if models.sd_unlocked:
@@ -61,6 +75,15 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
     parameters = trained_parameters(*map(accelerator.unwrap_model, models.trained))
     average = WeightAverage(parameters) if config.use_ema else None
     return Placed(prepared, ReplicatedState(parameters, prepared, average), average)
+
+
+def _group_norm_keeps_channels_last(device: torch.device) -> bool:
+    """Otherwise the feature maps between convolutions would be copied into another order twice for each norm.
+
+    CUDA's did so up to PyTorch 2.13 or later (https://github.com/pytorch/pytorch/pull/191945 teaches it the order).
+    """
+    maps_BCHW = torch.zeros((1, 4, 2, 2), device=device).to(memory_format=torch.channels_last)
+    return F.group_norm(maps_BCHW, 2).is_contiguous(memory_format=torch.channels_last)
 
 
 def _is_trained(param: torch.nn.Parameter) -> bool:

@@ -5,13 +5,13 @@ L tokens, D features.
 Batches come in NHWC, as `shared.data.batches` makes them; PyTorch's modules take BCHW.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 
 from shared.config import TrainConfig
 from shared.data.batches import Batch
@@ -40,10 +40,18 @@ class Objective:
         return cls(schedule, *(torch.from_numpy(table).to(device) for table in tables))
 
 
-def to_device(batch: Batch, device: torch.device) -> Tensors:
-    """Arrays that begin with [B] as tensors; images and noise as BCHW views of the same memory order."""
-    tensors = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}
-    return {name: tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor for name, tensor in tensors.items()}
+def to_device(batch: Batch, device: torch.device, models: BaseModels) -> Tensors:
+    """Arrays that begin with [B] as tensors; images and noise as BCHW, in the memory order that `models` compute in."""
+    tensors = {name: _sent(torch.from_numpy(array), device) for name, array in batch.items()}
+    return {
+        name: tensor.permute(0, 3, 1, 2).contiguous(memory_format=models.memory_format) if tensor.ndim == 4 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On its way to the device. Only from pinned memory a GPU copies while the host goes on."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def normalise_pixels(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -105,19 +113,44 @@ def predict(
     return prediction_BCHW.float()
 
 
-@dataclass
-class TrainStep:
-    """`step(batch, learning_rate) → (loss, grad_norm)`, both over all processes, the norm before clipping.
+class StepResult:
+    """What a step came to, on its way from the device. Reading waits for this step, not for one dispatched after it."""
 
-    Where one of them is not finite, nothing is changed. (DeepSpeed moves in the backward pass, by the same rules.)
+    def __init__(self, loss: torch.Tensor, grad_norm: torch.Tensor, stop_requests: torch.Tensor):
+        """All are of shape [] and over all processes; where `stop_requests` is above 0, one of them is to stop."""
+        device = loss.device
+        self._host = torch.stack([loss, grad_norm, stop_requests]).to("cpu", non_blocking=True)
+        self._arrived = None if device.type == "cpu" else torch.Event(device)
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def read(self) -> tuple[float, float, bool]:
+        """Loss, gradient norm, and whether any process was asked to stop before this step."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, grad_norm, stop_requests = self._host.tolist()
+        return loss, grad_norm, stop_requests > 0
+
+
+class TrainStep:
+    """`step(batch, learning_rate) → StepResult`, the loss over all processes and the gradients' norm before clipping.
+
+    From the first step on where one of them is not finite, nothing is changed any more: the state stays what was last
+    good, however many steps are already on their way. (DeepSpeed moves in the backward pass, by the same rules.)
     """
 
-    accelerator: Accelerator
-    models: BaseModels
-    objective: Objective
-    optimizer: Any
-    config: TrainConfig
-    average: WeightAverage | None = None
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        models: BaseModels,
+        objective: Objective,
+        optimizer: Any,
+        config: TrainConfig,
+        average: WeightAverage | None = None,
+    ):
+        self.accelerator, self.models, self.objective = accelerator, models, objective
+        self.optimizer, self.config, self.average = optimizer, config, average
+        self._non_finite = torch.zeros((), device=accelerator.device)  # 0 or 1, as PyTorch's optimizers take it
 
     @property
     def loss_scale(self) -> float | None:
@@ -129,34 +162,63 @@ class TrainStep:
         assert self.accelerator.scaler is not None
         return float(self.accelerator.scaler.get_scale())
 
-    def __call__(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
+    def __call__(self, batch: Batch, learning_rate: float, *, stop_requested: bool = False) -> StepResult:
+        """Dispatch one step. `stop_requested` says that this process is to stop, and reaches all with the result."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         while True:
-            loss, grad_norm = self._gradients(batch)
-            finite = math.isfinite(loss) and math.isfinite(grad_norm)
-            scale_too_high = math.isfinite(loss) and not finite and (self.loss_scale or 1.0) > 1.0
-            if finite or scale_too_high:
+            loss, grad_norm, stop_requests = self._gradients(batch, stop_requested)
+            if self._scale_is_too_high(loss, grad_norm):
                 self.optimizer.step()  # with gradients that overflowed, it only lowers the loss scale
-            self.optimizer.zero_grad(set_to_none=self.config.set_grads_to_none)
-            if finite and self.average is not None:
-                self.average.update()
-            if not scale_too_high:
-                return loss, grad_norm
-            # The batch belongs to this step: it is taken again with the lower scale, so that no sample is lost and
-            # the count of steps stays that of the optimizer's moves.
+                self._forget_gradients()
+                # The batch belongs to this step: it is taken again with the lower scale, so that no sample is lost and
+                # the count of steps stays that of the optimizer's moves.
+                continue
+            self._non_finite = self._non_finite.maximum(1 - (loss.isfinite() & grad_norm.isfinite()).float())
+            self._move()
+            self._forget_gradients()
+            return StepResult(loss, grad_norm, stop_requests)
 
-    def _gradients(self, batch: Batch) -> tuple[float, float]:
-        accelerator = self.accelerator
+    def _gradients(self, batch: Batch, stop_requested: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        accelerator, models = self.accelerator, self.models
         microbatches = len(batch["timesteps"])
         total = torch.zeros((), device=accelerator.device)
         for index in range(microbatches):
-            microbatch = to_device({name: array[index] for name, array in batch.items()}, accelerator.device)
-            with accelerator.accumulate(*self.models.trained):
-                losses_B = per_sample_losses(self.models, microbatch, self.objective)
+            microbatch = to_device({name: array[index] for name, array in batch.items()}, accelerator.device, models)
+            with accelerator.accumulate(*models.trained):
+                losses_B = per_sample_losses(models, microbatch, self.objective)
                 loss = (self.objective.loss_weights[microbatch["timesteps"].long()] * losses_B).mean()
                 accelerator.backward(loss)
             total += loss.detach() / microbatches
-        parameters = [param for model in self.models.trained for param in model.parameters()]
-        grad_norm = accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        return accelerator.reduce(total, reduction="mean").item(), float(grad_norm)
+        parameters = [param for model in models.trained for param in model.parameters()]
+        grad_norm = _plain(accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm), total.device)
+        stop_requests = torch.full_like(total, float(stop_requested))
+        mean_loss, stop_requests = accelerator.reduce(torch.stack([total, stop_requests]), reduction="mean")
+        return mean_loss, grad_norm, stop_requests
+
+    def _scale_is_too_high(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
+        """Whether fp16 gradients overflowed and a lower scale may mend it. Waits for the step, in fp16."""
+        scale = self.loss_scale
+        if scale is None or scale <= 1 or self._non_finite.item():
+            return False
+        return bool(loss.isfinite() & ~grad_norm.isfinite())
+
+    def _move(self) -> None:
+        """The optimizer's step, unless a figure is not finite: the device decides, where the optimizer lets it."""
+        if self.accelerator.scaler is None and self.optimizer.optimizer.defaults.get("fused"):
+            # The protocol by which torch.amp.GradScaler leaves this decision to fused optimizers.
+            self.optimizer.optimizer.found_inf = self._non_finite
+        elif self._non_finite.item():
+            return
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self._non_finite)
+
+    def _forget_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=self.config.set_grads_to_none)
+
+
+def _plain(grad_norm: Any, device: torch.device) -> torch.Tensor:
+    """What accelerate's plugins return as a norm, as float32 []."""
+    whole = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+    return torch.as_tensor(whole, dtype=torch.float32, device=device)

@@ -15,13 +15,13 @@ class WeightAverage:
         self.means = {name: param.detach().clone() for name, param in parameters.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the parameters after an optimizer step.
+    def update(self, non_finite: torch.Tensor) -> None:
+        """Take in the parameters after an optimizer step, unless `non_finite` (float32 [], 0 or 1) is 1.
 
         The first step's replace the average, then it decays by min(0.9999, step / (step + 9)).
         """
         self._steps += 1
-        share_of_new = 1.0 if self._steps == 1 else max(9 / (self._steps + 9), 1e-4)
+        share_of_new = (1.0 if self._steps == 1 else max(9 / (self._steps + 9), 1e-4)) * (1 - non_finite)
         for name, mean in self.means.items():
             mean.sub_(share_of_new * (mean - self._parameters[name]))
 

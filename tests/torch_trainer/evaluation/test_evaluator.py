@@ -47,7 +47,7 @@ class NamesItsImages:
 
 
 def evaluator_of(training: Training, accelerator: Any, sampler: Any = None) -> Evaluator:
-    return Evaluator(accelerator, training.models, training.step.objective, sampler)
+    return Evaluator(accelerator, training.models, training.train_step.objective, sampler)
 
 
 def held_out_batch(count: int) -> Batch:

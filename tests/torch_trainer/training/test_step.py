@@ -98,7 +98,7 @@ def test_pure_noise_at_the_last_timestep_gives_finite_figures(
 ) -> None:
     """With zero terminal SNR, where diffusers' formula for the noise divides nothing by nothing."""
     training = training_of(base_model, scheduler=scheduler | ZERO_TERMINAL, snr_gamma=snr_gamma)
-    assert training.step.objective.signal[-1] == 0
+    assert training.train_step.objective.signal[-1] == 0
     batch = batch_of(2) | {"timesteps": np.array([[999, 500]], np.int32)}
     reference = None
     if snr_gamma is None or scheduler == VELOCITY:
@@ -264,7 +264,7 @@ def _with_loss_scale(training: Training, scale: float) -> Training:
     training.accelerator.state._mixed_precision = "fp16"
     optimizer = training.accelerator.prepare_optimizer(training.optimizer.optimizer)
     training.accelerator._optimizers = [optimizer]
-    training.optimizer = training.step.optimizer = optimizer
+    training.optimizer = training.train_step.optimizer = optimizer
     return training
 
 
