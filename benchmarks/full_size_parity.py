@@ -139,7 +139,7 @@ def _torch(config: TrainConfig) -> tuple[float, dict[str, np.ndarray]]:
     device = torch.device("cpu")
     models = load_base_models(config, torch.float32)
     schedule = NoiseSchedule.from_pretrained(str(config.pretrained_model_name_or_path))
-    batch = to_device(_batch(config, models.latent_shape(config.resolution)), device, models)
+    batch = to_device(_batch(config, models.latent_shape(config.resolution)), device)
     loss = per_sample_losses(models, batch, Objective.create(schedule, None, device)).mean()
     loss.backward()
     return loss.item(), {name: param.grad.numpy() for name, param in models.controlnet.named_parameters()}

@@ -84,7 +84,7 @@ class Loop:
         for step in range(first + 1, last + 1):
             self.profiler.before_step(step, state)
             before = pending
-            state, pending = self._dispatch(step, state, batches)
+            state, pending = self._dispatch(step, state, batches, before)
             self.profiler.after_step(step, state)
             if before is not None:
                 self.log.add(self._finished(before, state))
@@ -100,12 +100,12 @@ class Loop:
         return state
 
     def _dispatch(
-        self, step: int, state: TrainState, batches: Iterator[tuple[int, Batch]]
+        self, step: int, state: TrainState, batches: Iterator[tuple[int, Batch]], before: _Dispatched | None
     ) -> tuple[TrainState, _Dispatched]:
         """Set a step going, named in a profile as what it does on the host."""
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             waiting_since = time.perf_counter()
-            batch = self._next_batch(batches, state)
+            batch = self._next_batch(batches, state, before)
             copying_since = time.perf_counter()
             with jax.profiler.TraceAnnotation("host_to_device"):
                 placed = self.engine.place_batch(batch)
@@ -115,13 +115,15 @@ class Loop:
         data_wait, host_to_device = copying_since - waiting_since, copied_at - copying_since
         return state, _Dispatched(step, metrics, learning_rate, data_wait, host_to_device)
 
-    def _next_batch(self, batches: Iterator[tuple[int, Batch]], state: TrainState) -> Batch:
+    def _next_batch(self, batches: Iterator[tuple[int, Batch]], state: TrainState, before: _Dispatched | None) -> Batch:
         try:
             with jax.profiler.TraceAnnotation("data_wait"):
                 return next(batches)[1]
         except ValueError:
             # Saving is a common act, and the other processes are in the middle of their step.
             if jax.process_count() == 1:
+                if before is not None:
+                    self.log.add(self._finished(before, state))
                 self._save_before_error(state)
             raise
 

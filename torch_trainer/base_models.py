@@ -59,6 +59,10 @@ class BaseModels:
         """Pixels per latent position along each side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    def as_input(self, maps_BCHW: torch.Tensor) -> torch.Tensor:
+        """In the dtype and the memory order that the models compute in."""
+        return maps_BCHW.to(self.dtype, memory_format=self.memory_format)
+
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(H, W, C) of the latents of a square image."""
         side = resolution // self.vae_scale_factor

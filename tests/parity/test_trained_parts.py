@@ -186,7 +186,9 @@ def _assert_same_evaluation(training: Training, flax: FlaxTraining) -> None:
 
 def evaluator_of(training: Training) -> Evaluator:
     sampler: Any = None  # makes no images
-    return Evaluator(training.accelerator, training.models, training.train_step.objective, sampler, training.train_step.average)
+    return Evaluator(
+        training.accelerator, training.models, training.train_step.objective, sampler, training.train_step.average
+    )
 
 
 def checkpoints_of(training: Training, folder: Path) -> Checkpoints:
@@ -252,7 +254,7 @@ def test_both_averages_decay_as_emamodel_does(first: int) -> None:
     for step in range(first + 1, first + 21):
         param.data = torch.randn(4, generator=random)
         reference.step([param])
-        ours.update()
+        ours.update(torch.tensor(0.0))
         in_flax = average_update(in_flax, {"w": jnp.asarray(param.detach().numpy())}, jnp.int32(step))
     assert torch.equal(ours.means["w"], reference.shadow_params[0])
     np.testing.assert_allclose(in_flax["w"], reference.shadow_params[0], rtol=1e-5)

@@ -40,9 +40,7 @@ class Evaluator:
         """float32 [R] for a batch of R rows, a multiple of the number of processes."""
         rows = len(batch["timesteps"]) // self.accelerator.num_processes
         first = rows * self.accelerator.process_index
-        share = to_device(
-            {name: array[first : first + rows] for name, array in batch.items()}, self.accelerator.device, self.models
-        )
+        share = to_device({name: array[first : first + rows] for name, array in batch.items()}, self.accelerator.device)
         with self._result():
             losses_B = per_sample_losses(self.models, share, self.objective)
         return self.accelerator.gather(losses_B).cpu().numpy()

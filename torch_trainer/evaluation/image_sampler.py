@@ -47,14 +47,12 @@ class ImageSampler:
         models, is_guided = self._models, self._guidance_scale > 1
         hidden_states_BLD = self._encode(([""] * len(prompts) if is_guided else []) + prompts)
         condition_BCHW = normalise_condition(torch.from_numpy(conditions_BHWC).to(self._device).permute(0, 3, 1, 2))
-        condition_BCHW = condition_BCHW.to(models.dtype).contiguous(memory_format=models.memory_format)
         latents_BHWC = torch.from_numpy(initial_latents(self._seed, indices, self._latent_shape)).to(self._device)
         state = initial_state(latents_BHWC.permute(0, 3, 1, 2))
         for step in self._plan.steps():
             # Unconditional first: one forward pass serves both.
             copies = 2 if is_guided else 1
-            sample_BCHW = torch.cat([state.sample] * copies).to(models.dtype)
-            sample_BCHW = sample_BCHW.contiguous(memory_format=models.memory_format)
+            sample_BCHW = torch.cat([state.sample] * copies)
             timesteps_B = torch.full((len(sample_BCHW),), step.timestep, device=self._device)
             output_BCHW = predict(
                 models, sample_BCHW, timesteps_B, hidden_states_BLD, torch.cat([condition_BCHW] * copies)

@@ -39,4 +39,6 @@ def make_optimizer(
         "eps": config.adam_epsilon,
         "weight_decay": config.adam_weight_decay,
     }
-    return optimizer_class(parameters, **settings, **({"fused": True} if fused else {}))
+    if fused:
+        settings["fused"] = True
+    return optimizer_class(parameters, **settings)

@@ -7,7 +7,6 @@ Statistics are summed in float32 by PyTorch's kernels either way.
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -40,13 +40,10 @@ class Objective:
         return cls(schedule, *(torch.from_numpy(table).to(device) for table in tables))
 
 
-def to_device(batch: Batch, device: torch.device, models: BaseModels) -> Tensors:
-    """Arrays that begin with [B] as tensors; images and noise as BCHW, in the memory order that `models` compute in."""
+def to_device(batch: Batch, device: torch.device) -> Tensors:
+    """Arrays that begin with [B] as tensors; images and noise as BCHW views of the same memory order."""
     tensors = {name: _sent(torch.from_numpy(array), device) for name, array in batch.items()}
-    return {
-        name: tensor.permute(0, 3, 1, 2).contiguous(memory_format=models.memory_format) if tensor.ndim == 4 else tensor
-        for name, tensor in tensors.items()
-    }
+    return {name: tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor for name, tensor in tensors.items()}
 
 
 def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -67,7 +64,8 @@ def normalise_condition(conditioning_pixel_values: torch.Tensor) -> torch.Tensor
 @torch.no_grad()
 def encode_batch(models: BaseModels, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
     """What the frozen encoders make of a batch: (latents float32 [B,C,H,W], encoder_hidden_states [B,L,D])."""
-    posterior = models.vae.encode(normalise_pixels(batch["pixel_values"]).to(models.dtype)).latent_dist
+    pixels_BCHW = models.as_input(normalise_pixels(batch["pixel_values"]))
+    posterior = models.vae.encode(pixels_BCHW).latent_dist
     sample_BCHW = posterior.mean.float() + posterior.std.float() * batch["vae_noise"]
     hidden_states_BLD = models.text_encoder(batch["input_ids"].long()).last_hidden_state
     return sample_BCHW * models.vae.config.scaling_factor, hidden_states_BLD
@@ -78,11 +76,11 @@ def per_sample_losses(models: BaseModels, batch: Tensors, objective: Objective) 
     latents_BCHW, hidden_states_BLD = encode_batch(models, batch)
     timesteps_B = batch["timesteps"].long()
     signal_B111, sigma_B111 = gather(objective.signal, timesteps_B), gather(objective.sigma, timesteps_B)
-    noisy_BCHW = add_noise(latents_BCHW, batch["noise"], signal_B111, sigma_B111).to(models.dtype)
+    noisy_BCHW = add_noise(latents_BCHW, batch["noise"], signal_B111, sigma_B111)
     target_BCHW = training_target(
         objective.schedule.prediction_type, latents_BCHW, batch["noise"], signal_B111, sigma_B111
     )
-    condition_BCHW = normalise_condition(batch["conditioning_pixel_values"]).to(models.dtype)
+    condition_BCHW = normalise_condition(batch["conditioning_pixel_values"])
     prediction_BCHW = predict(models, noisy_BCHW, timesteps_B, hidden_states_BLD, condition_BCHW)
     return (prediction_BCHW - target_BCHW).square().mean(dim=(1, 2, 3))
 
@@ -94,7 +92,8 @@ def predict(
     encoder_hidden_states_BLD: torch.Tensor,
     controlnet_cond_BCHW: torch.Tensor,
 ) -> torch.Tensor:
-    """The UNet's output under the ControlNet's control, float32. Inputs are in the compute dtype."""
+    """The UNet's output under the ControlNet's control, float32."""
+    sample_BCHW, controlnet_cond_BCHW = models.as_input(sample_BCHW), models.as_input(controlnet_cond_BCHW)
     down_residuals, mid_residual = models.controlnet(
         sample_BCHW,
         timesteps_B,
@@ -184,7 +183,7 @@ class TrainStep:
         microbatches = len(batch["timesteps"])
         total = torch.zeros((), device=accelerator.device)
         for index in range(microbatches):
-            microbatch = to_device({name: array[index] for name, array in batch.items()}, accelerator.device, models)
+            microbatch = to_device({name: array[index] for name, array in batch.items()}, accelerator.device)
             with accelerator.accumulate(*models.trained):
                 losses_B = per_sample_losses(models, microbatch, self.objective)
                 loss = (self.objective.loss_weights[microbatch["timesteps"].long()] * losses_B).mean()

@@ -27,6 +27,7 @@ from tests.torch_trainer.tiny_training import (
     slice_of,
     training_of,
 )
+from torch_trainer.distributed import placement
 
 LEARNING_RATES = (1e-3, 2e-4, 3e-3)
 EPSILON, VELOCITY, SAMPLE = ({"prediction_type": name} for name in ("epsilon", "v_prediction", "sample"))
@@ -36,8 +37,9 @@ FLOAT16_MAX = torch.finfo(torch.float16).max
 
 def snapshot(training: Training) -> dict[str, torch.Tensor]:
     """Copies of every weight and moment."""
-    params, optimizer, _ = training.state.tensors()
+    params, optimizer, average = training.state.tensors()
     named = {f"{kind} {name}": value for name, kinds in optimizer.items() for kind, value in kinds.items()}
+    named |= {f"average {name}": value for name, value in average.items()}
     return {name: value.clone() for name, value in (params | named).items()}
 
 
@@ -217,6 +219,28 @@ def test_bf16_computes_in_bf16_and_keeps_the_controlnet_in_float32(base_model: P
     assert math.isfinite(norm)
 
 
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_feature_maps_may_lie_either_way(
+    base_model: Path, monkeypatch: pytest.MonkeyPatch, mixed_precision: str
+) -> None:
+    """Channels last, or first where the device's GroupNorm would copy them into that order."""
+    figures = {}
+    for keeps in (True, False):
+        monkeypatch.setattr(placement, "_group_norm_keeps_channels_last", lambda device, keeps=keeps: keeps)
+        training = training_of(base_model, mixed_precision=mixed_precision)
+        formats = set()
+        for model in (training.models.vae.encoder, training.controlnet, training.models.unet):
+            model.conv_in.register_forward_hook(
+                lambda module, inputs, output, seen=formats: seen.add(
+                    inputs[0].is_contiguous(memory_format=torch.channels_last)
+                    and output.is_contiguous(memory_format=torch.channels_last)
+                )
+            )
+        figures[keeps] = training.step(batch_of(2), 1e-3)
+        assert formats == {keeps}
+    assert figures[True] == pytest.approx(figures[False], rel=1e-5 if mixed_precision == "no" else 2e-2)
+
+
 # --- what is not finite ----------------------------------------------------------------------------------------------
 
 
@@ -240,6 +264,35 @@ def test_what_is_not_finite_changes_nothing(base_model: Path, what: str, slices:
     assert math.isnan(loss) == (what == "loss")
     assert not math.isfinite(norm)
     assert_unchanged(before, training)
+
+
+@pytest.mark.parametrize("option", [{}, {"use_ema": True}, {"use_8bit_adam": True}], ids=["adamw", "ema", "8 bit"])
+def test_steps_that_were_on_their_way_change_nothing_either(base_model: Path, option: dict[str, Any]) -> None:
+    """Whether the device decides or the host: what is saved after such a step is what was good before it."""
+    training = training_of(base_model, **option)
+    training.step(batch_of(2), 1e-3)
+    before = snapshot(training)
+    spoiled = batch_of(2, seed=1)
+    spoiled["noise"][0, 0] = np.inf
+    results = [training.train_step(batch, 1e-3) for batch in (spoiled, batch_of(2, seed=2))]
+    assert [math.isfinite(result.read()[0]) for result in results] == [False, True]
+    assert_unchanged(before, training)
+
+
+def test_the_device_decides_for_adamw(base_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the step is looked at before it is read: a GPU would be waited for."""
+    training = training_of(base_model, use_ema=True)
+    batch = batch_of(2)
+    looked_at: list[str] = []
+    for name in ("item", "tolist", "__bool__", "__float__"):
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *args, method=method, name=name: (looked_at.append(name), method(self))[1]
+        )
+    result = training.train_step(batch, 1e-3)
+    assert looked_at == []
+    result.read()
+    assert looked_at == ["tolist"]
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
