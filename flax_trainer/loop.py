@@ -123,7 +123,7 @@ class Loop:
             # Saving is a common act, and the other processes are in the middle of their step.
             if jax.process_count() == 1:
                 if before is not None:
-                    self.log.add(self._finished(before, state))
+                    self.log.add(self._finished(before, state), before_break=True)
                 self._save_before_error(state)
             raise
 

@@ -106,7 +106,7 @@ class Loop:
             # Saving is a common act, and the other processes are in the middle of their step.
             if self.accelerator.num_processes == 1:
                 if before is not None:
-                    self.log.add(self._finished(before))
+                    self.log.add(self._finished(before), before_break=True)
                 self._save_before_error(done)
             raise
 
