@@ -5,6 +5,9 @@ PLANE = "/device:CUSTOM:parts of the model"
 """Of a trace, the device whose rows are the parts. xprof shows planes of this prefix as they are."""
 
 
+_BACKWARD = " backward"
+
+
 def backward(part: str) -> str:
-    """What the backward pass of a part is called."""
-    return f"{part} backward"
+    """What the backward pass of a part is called, and what is computed again in it."""
+    return part if part.endswith(_BACKWARD) else part + _BACKWARD
