@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch.profiler import record_function
 
 from shared.config import TrainConfig
 from shared.data.batches import Batch
@@ -42,7 +43,8 @@ class Objective:
 
 def to_device(batch: Batch, device: torch.device) -> Tensors:
     """Arrays that begin with [B] as tensors; images and noise as BCHW views of the same memory order."""
-    tensors = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}
+    with record_function("host_to_device"):
+        tensors = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}
     return {name: tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor for name, tensor in tensors.items()}
 
 
@@ -59,9 +61,11 @@ def normalise_condition(conditioning_pixel_values: torch.Tensor) -> torch.Tensor
 @torch.no_grad()
 def encode_batch(models: BaseModels, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
     """What the frozen encoders make of a batch: (latents float32 [B,C,H,W], encoder_hidden_states [B,L,D])."""
-    posterior = models.vae.encode(normalise_pixels(batch["pixel_values"]).to(models.dtype)).latent_dist
+    with record_function("vae"):
+        posterior = models.vae.encode(normalise_pixels(batch["pixel_values"]).to(models.dtype)).latent_dist
     sample_BCHW = posterior.mean.float() + posterior.std.float() * batch["vae_noise"]
-    hidden_states_BLD = models.text_encoder(batch["input_ids"].long()).last_hidden_state
+    with record_function("text_encoder"):
+        hidden_states_BLD = models.text_encoder(batch["input_ids"].long()).last_hidden_state
     return sample_BCHW * models.vae.config.scaling_factor, hidden_states_BLD
 
 
@@ -87,21 +91,23 @@ def predict(
     controlnet_cond_BCHW: torch.Tensor,
 ) -> torch.Tensor:
     """The UNet's output under the ControlNet's control, float32. Inputs are in the compute dtype."""
-    down_residuals, mid_residual = models.controlnet(
-        sample_BCHW,
-        timesteps_B,
-        encoder_hidden_states=encoder_hidden_states_BLD,
-        controlnet_cond=controlnet_cond_BCHW,
-        return_dict=False,
-    )
-    (prediction_BCHW,) = models.unet(
-        sample_BCHW,
-        timesteps_B,
-        encoder_hidden_states=encoder_hidden_states_BLD,
-        down_block_additional_residuals=tuple(residual.to(models.dtype) for residual in down_residuals),
-        mid_block_additional_residual=mid_residual.to(models.dtype),
-        return_dict=False,
-    )
+    with record_function("controlnet"):
+        down_residuals, mid_residual = models.controlnet(
+            sample_BCHW,
+            timesteps_B,
+            encoder_hidden_states=encoder_hidden_states_BLD,
+            controlnet_cond=controlnet_cond_BCHW,
+            return_dict=False,
+        )
+    with record_function("unet"):
+        (prediction_BCHW,) = models.unet(
+            sample_BCHW,
+            timesteps_B,
+            encoder_hidden_states=encoder_hidden_states_BLD,
+            down_block_additional_residuals=tuple(residual.to(models.dtype) for residual in down_residuals),
+            mid_block_additional_residual=mid_residual.to(models.dtype),
+            return_dict=False,
+        )
     return prediction_BCHW.float()
 
 
@@ -137,7 +143,8 @@ class TrainStep:
             finite = math.isfinite(loss) and math.isfinite(grad_norm)
             scale_too_high = math.isfinite(loss) and not finite and (self.loss_scale or 1.0) > 1.0
             if finite or scale_too_high:
-                self.optimizer.step()  # with gradients that overflowed, it only lowers the loss scale
+                with record_function("optimizer"):
+                    self.optimizer.step()  # with gradients that overflowed, it only lowers the loss scale
             self.optimizer.zero_grad(set_to_none=self.config.set_grads_to_none)
             if finite and self.average is not None:
                 self.average.update()
@@ -158,5 +165,6 @@ class TrainStep:
                 accelerator.backward(loss)
             total += loss.detach() / microbatches
         parameters = [param for model in self.models.trained for param in model.parameters()]
-        grad_norm = accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        with record_function("optimizer"):
+            grad_norm = accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
         return accelerator.reduce(total, reduction="mean").item(), float(grad_norm)
