@@ -2,20 +2,17 @@
 
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
 from shared.config import TrainConfig
+from shared.threads import in_background
 
 logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 OFF = "none"
 _FOLDER = Path("controlnet-trainer") / "compiled"
@@ -56,25 +53,6 @@ class CompiledAhead:
         compiled = self._function.lower(*example).compile()
         logger.info("The training step is compiled (%.1f s)", time.perf_counter() - started)
         return compiled
-
-
-def in_background(function: Callable[..., Result], *args: Any) -> "Future[Result]":
-    """Call a function in a thread of its own. What it raises, the future's `result()` raises.
-
-    The interpreter ends after the thread, because it cannot take the thread out of a compiler without crashing.
-    """
-    future: Future[Result] = Future()
-
-    def work() -> None:
-        try:
-            result = function(*args)
-        except BaseException as error:  # whatever it is belongs to the thread that asks for the result
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    threading.Thread(target=work, name=getattr(function, "__name__", "background")).start()
-    return future
 
 
 def shape_dtype_structs(tree: Any) -> Any:

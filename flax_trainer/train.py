@@ -17,7 +17,6 @@ from flax_trainer.checkpoints.result import result_to_save
 from flax_trainer.checkpoints.resume import restore
 from flax_trainer.compilation import (
     CompiledAhead,
-    in_background,
     matmul_precision,
     shape_dtype_structs,
     use_compilation_cache,
@@ -36,16 +35,17 @@ from flax_trainer.distributed.processes import (
 from flax_trainer.evaluation.evaluator import Evaluator
 from flax_trainer.evaluation.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
-from flax_trainer.profiling.device_peaks import peak_tflops
 from flax_trainer.profiling.model_flops import model_flops_per_image
-from flax_trainer.profiling.profiler import Profiler, profiled_steps
-from flax_trainer.profiling.utilisation import Utilisation
+from flax_trainer.profiling.profiler import Profiler
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective, make_evaluation_step
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.evaluation.validation import most_images_at_once
+from shared.profiling.device_peaks import peak_tflops
+from shared.profiling.profiled_steps import profiled_steps
+from shared.profiling.utilisation import Utilisation
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
 from shared.run.result import BackendFacts, complete_run
@@ -62,6 +62,7 @@ from shared.run.setup import (
     prepare,
     set_up_logging,
 )
+from shared.threads import in_background
 
 logger = logging.getLogger("flax_trainer")
 
@@ -253,7 +254,7 @@ def _utilisation(run: _Run, initial: InitialParams) -> Utilisation:
     """
     shapes = shape_dtype_structs((initial.trained, initial.frozen, run.loader.blank()))
     flops_per_image = in_background(model_flops_per_image, run.models.defs, run.objective, *shapes)
-    peak = peak_tflops(jax.devices()[0].device_kind, run.objective.compute_dtype)
+    peak = peak_tflops(jax.devices()[0].device_kind, str(jnp.dtype(run.objective.compute_dtype)))
     return Utilisation(flops_per_image, jax.device_count(), peak)
 
 

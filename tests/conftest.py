@@ -42,6 +42,7 @@ SLOW = (
     "torch_trainer/training",
     "torch_trainer/checkpoints",
     "torch_trainer/evaluation",
+    "torch_trainer/profiling/test_model_flops.py",
 )
 
 

@@ -88,7 +88,9 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype) -> BaseModels:
             param.requires_grad_(is_trained)
             param.data = param.data.to(torch.float32 if is_trained else dtype)
     if config.only_mid_control:
-        _silence_down_residuals(config, controlnet)
+        if any(param.any() for param in controlnet.controlnet_down_blocks.parameters()):
+            logger.info(only_mid_control_notice(str(config.controlnet_model_name_or_path)))
+        silence_down_residuals(controlnet)
     return BaseModels(controlnet.train(), unet, vae, text_encoder, dtype, config.sd_unlocked)
 
 
@@ -119,13 +121,10 @@ class _SilentConvolution(torch.nn.Conv2d):
         return states_BCHW.new_zeros((1, 1, 1, 1))
 
 
-def _silence_down_residuals(config: TrainConfig, controlnet: Any) -> None:
+def silence_down_residuals(controlnet: Any) -> None:
     """The zeros are in the saved ControlNet too, for diffusers adds the residuals of all blocks."""
-    zero_convolutions = controlnet.controlnet_down_blocks
-    if any(param.any() for param in zero_convolutions.parameters()):
-        logger.info(only_mid_control_notice(str(config.controlnet_model_name_or_path)))
     controlnet.controlnet_down_blocks = torch.nn.ModuleList(
-        _SilentConvolution(convolution.in_channels) for convolution in zero_convolutions
+        _SilentConvolution(convolution.in_channels) for convolution in controlnet.controlnet_down_blocks
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from accelerate import Accelerator
+from torch.profiler import record_function
 
 from shared.checkpoints.policy import last_save_may_fail
 from shared.data.batches import Batch, BatchLoader
@@ -13,6 +14,7 @@ from shared.run.interruption import Interruption
 from shared.run.log import NonFiniteError, RunLog, StepFigures
 from shared.run.setup import Steps
 from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints
+from torch_trainer.profiling.profiler import Profiler
 from torch_trainer.training.step import StepResult, TrainStep
 
 
@@ -28,7 +30,8 @@ class _Dispatched:
     stop_requested: bool = False
 
     def figures(self) -> StepFigures:
-        loss, grad_norm, self.stop_requested = self.result.read()
+        with record_function("wait_for_step"):
+            loss, grad_norm, self.stop_requested = self.result.read()
         return StepFigures(
             step=self.step,
             loss=loss,
@@ -52,6 +55,7 @@ class Loop:
     validation: Validation
     models: ModelsInTraining
     log: RunLog
+    profiler: Profiler
 
     def run(self, interruption: Interruption) -> int:
         """The steps of the run; ends early, with a checkpoint, when any process is interrupted.
@@ -64,19 +68,26 @@ class Loop:
         """
         first, last = self.steps.first, self.steps.last
         if first == last:  # interrupted after the last step, before its validation
+            self.profiler.before_validation(last)
             self.validation.measure_again(self.models, last)
-            self.validation.draw(self.models, last)
+            self._draw(last)
         pending: _Dispatched | None = None
         batches = self.loader.iterate(first)
         for step in range(first + 1, last + 1):
             before = pending
+            self.profiler.before_step(step)
             pending = self._dispatch(step, batches, before, stop_requested=interruption.requested is not None)
             if before is not None:
                 self.log.add(self._finished(before))
+            traced = self.profiler.after_step(step)
 
             due = self.steps.due(step, interrupted=self._is_to_stop(interruption, before))
             if due.save or due.validate:
                 self._save_and_validate(pending, save=due.save, validate=due.validate)
+                pending = None
+            elif traced:
+                self.log.add(self._finished(pending), before_break=True)
+                self.log.restart_clock()
                 pending = None
             if due.stop:
                 return step
@@ -101,7 +112,8 @@ class Loop:
 
     def _next_batch(self, batches: Iterator[tuple[int, Batch]], done: int, before: _Dispatched | None) -> Batch:
         try:
-            return next(batches)[1]
+            with record_function("data_wait"):
+                return next(batches)[1]
         except ValueError:
             # Saving is a common act, and the other processes are in the middle of their step.
             if self.accelerator.num_processes == 1:
@@ -122,6 +134,8 @@ class Loop:
 
     def _save_and_validate(self, dispatched: _Dispatched, *, save: bool, validate: bool) -> None:
         figures, step = self._finished(dispatched), dispatched.step
+        if validate:
+            self.profiler.before_validation(step)
         # Before saving: a step that a killed run's checkpoint contains is then also in its log.
         evaluation = self.validation.measure(self.models, step) if validate else None
         self.log.add(figures, evaluation, before_break=True)
@@ -129,8 +143,12 @@ class Loop:
             with last_save_may_fail(step == self.steps.last):
                 self.checkpoints.save(step, self.steps.record)
         if validate:
-            self.validation.draw(self.models, step)
+            self._draw(step)
         self.log.restart_clock()
+
+    def _draw(self, step: int) -> None:
+        self.validation.draw(self.models, step)
+        self.profiler.after_validation(step)
 
     def _save_before_error(self, done: int) -> None:
         """A state without a step would hold nothing that the base model does not."""

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from concurrent.futures import Future
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from shared.data.batches import BatchLoader
 from shared.diffusion.samplers import validation_plan
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.evaluation.validation import most_images_at_once
+from shared.profiling.device_peaks import peak_tflops
+from shared.profiling.profiled_steps import profiled_steps
+from shared.profiling.utilisation import Utilisation
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
 from shared.run.result import BackendFacts, complete_run
@@ -36,6 +40,7 @@ from shared.run.setup import (
     prepare,
     set_up_logging,
 )
+from shared.threads import in_background
 from torch_trainer.base_models import BaseModels, load_base_models
 from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints, checkpoint_record_of, result_to_save
 from torch_trainer.distributed.accelerator import COMPUTE_DTYPES, make_accelerator, peak_device_memory_gib
@@ -44,6 +49,9 @@ from torch_trainer.distributed.trainable_state import TrainableState
 from torch_trainer.evaluation.evaluator import Evaluator
 from torch_trainer.evaluation.image_sampler import ImageSampler
 from torch_trainer.loop import Loop
+from torch_trainer.profiling.memory import remember_allocations, write_memory
+from torch_trainer.profiling.model_flops import ModelShapes, model_flops_per_image
+from torch_trainer.profiling.profiler import Profiler
 from torch_trainer.training.step import Objective, TrainStep
 from torch_trainer.training.weight_average import WeightAverage
 
@@ -70,6 +78,7 @@ def train(config: TrainConfig) -> int:
     """
     started = time.perf_counter()
     accelerator = make_accelerator(config)
+    remember_allocations(config, accelerator.device)
     with ExitStack() as ending:
         ending.callback(accelerator.end_training)
         set_up_logging("torch_trainer", logging.INFO if accelerator.is_main_process else logging.ERROR)
@@ -90,21 +99,24 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
         return 0
     if prepared.resume_from is not None:
         check_resumable(prepared.resume_from, checkpoint_record_of(prepared.resume_from), steps.record)
+    profiled = profiled_steps(config, steps.first, steps.last)
     models = load_base_models(config, COMPUTE_DTYPES[accelerator.mixed_precision])
     check_resolution(config, models.vae_scale_factor)
     parameters = sum(param.numel() for param in models.controlnet.parameters())  # FSDP divides them
     run = _place_run(prepared, steps, accelerator, models)
     _begin_run(run, parameters)
-    loop = _build_loop(run, started, ending)
+    loop = _build_loop(run, profiled, started, ending)
 
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
-        for resource in (loop.log, loop.loader):
+        for resource in (loop.log, loop.loader, loop.profiler):
             closing.callback(resource.close)
         loop.validation.measure_untrained(loop.models, steps.first)
         if prepared.resume_from is not None:
             loop.checkpoints.restore(prepared.resume_from)
         loop.log.restart_clock()
+        _profile_memory(run, "initial")
         step = loop.run(interruption)
+        _profile_memory(run, "final")
     if step < steps.last:
         interruption.say_stopped()
         return interruption.exit_code
@@ -126,6 +138,7 @@ class _Run:
     average: WeightAverage | None
     loader: BatchLoader
     held_out: HeldOutEvaluation | None
+    flops_per_image: Future[float]
 
     @property
     def config(self) -> TrainConfig:
@@ -138,8 +151,6 @@ class _Run:
 
 def _place_run(prepared: PreparedRun, steps: Steps, accelerator: Accelerator, models: BaseModels) -> _Run:
     config, latent_shape = prepared.config, models.latent_shape(prepared.config.resolution)
-    optimizer, state, average = place(config, accelerator, models)
-    objective = Objective.create(prepared.schedule, config.snr_gamma, accelerator.device)
     loader = BatchLoader(
         prepared.source,
         config,
@@ -150,6 +161,10 @@ def _place_run(prepared: PreparedRun, steps: Steps, accelerator: Accelerator, mo
         process_index=accelerator.process_index,
         process_count=accelerator.num_processes,
     )
+    shapes = ModelShapes.of(models, loader.blank(), only_mid_control=config.only_mid_control)
+    flops_per_image = in_background(model_flops_per_image, shapes)  # it takes seconds
+    optimizer, state, average = place(config, accelerator, models)
+    objective = Objective.create(prepared.schedule, config.snr_gamma, accelerator.device)
     held_out = open_held_out_evaluation(prepared, config.train_batch_size * accelerator.num_processes, latent_shape)
     return _Run(
         prepared=prepared,
@@ -162,6 +177,7 @@ def _place_run(prepared: PreparedRun, steps: Steps, accelerator: Accelerator, mo
         average=average,
         loader=loader,
         held_out=held_out,
+        flops_per_image=flops_per_image,
     )
 
 
@@ -180,11 +196,16 @@ def _begin_run(run: _Run, parameters: int) -> None:
         write_config(run.prepared.output_dir, run.config)
 
 
-def _build_loop(run: _Run, started: float, ending: ExitStack) -> Loop:
+def _build_loop(run: _Run, profiled: range, started: float, ending: ExitStack) -> Loop:
     """Open the run's folder, and make what the loop uses."""
     config, accelerator = run.config, run.accelerator
     validation, log = open_run(
-        run.prepared, run.steps, run.held_out, is_main=accelerator.is_main_process, started=started
+        run.prepared,
+        run.steps,
+        run.held_out,
+        is_main=accelerator.is_main_process,
+        started=started,
+        speed_figures=_utilisation(run),
     )
     ending.callback(validation.tracker.close)
     evaluator = Evaluator(accelerator, run.models, run.objective, _sampler(run), run.average)
@@ -199,7 +220,19 @@ def _build_loop(run: _Run, started: float, ending: ExitStack) -> Loop:
         validation=validation,
         models=evaluator.models_in_training(),
         log=log,
+        profiler=Profiler(config, profiled, run.steps.last, is_main=accelerator.is_main_process),
     )
+
+
+def _utilisation(run: _Run) -> Utilisation:
+    dtype = str(run.models.dtype).removeprefix("torch.")
+    peak = peak_tflops(_device_name(run.accelerator.device), dtype)
+    return Utilisation(run.flops_per_image, run.accelerator.num_processes, peak)
+
+
+def _profile_memory(run: _Run, moment: str) -> None:
+    if run.accelerator.is_main_process:
+        write_memory(run.config, moment)
 
 
 def _publish(run: _Run, loop: Loop, started: float) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from flax_trainer.profiling.device_peaks import peak_tflops
 from shared.outgoing.redaction import described
+from shared.profiling.device_peaks import peak_tflops
 from shared.user_errors import UserError
 
 # What the TPU compiler must be told where there is no TPU: not to look for one, and that it may be loaded twice. It

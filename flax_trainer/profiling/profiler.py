@@ -5,8 +5,7 @@ them beside the run's figures; memory profiles in `OUTPUT_DIR`, as diffusers' sc
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +13,9 @@ import jax
 
 from flax_trainer.profiling.trace_parts import name_parts
 from shared.config import TrainConfig
-from shared.untrusted import foreign_library
-from shared.user_errors import UserError
+from shared.profiling.only_watching import only_watching, say_where
 
 logger = logging.getLogger(__name__)
-
-# The first step may compile, and the allocator settles in the second.
-_WARM_UP_STEPS = 2
-
-
-def profiled_steps(config: TrainConfig, first_step: int, last_step: int) -> range:
-    """The optimizer steps to profile, counted from 1, of a run from `first_step` (exclusive) to `last_step`.
-
-    None where a continued run has too few left: the same command must be able to finish what it began.
-
-    Raises:
-        UserError: the run would end before they do.
-    """
-    if config.profile_steps == 0:
-        return range(0)
-    needed = _WARM_UP_STEPS + config.profile_steps
-    if last_step - first_step >= needed:
-        begin = first_step + 1 + _WARM_UP_STEPS
-        return range(begin, begin + config.profile_steps)
-    if first_step == 0:
-        raise UserError(
-            f"--profile_steps {config.profile_steps} needs a run of {needed} steps, because the first "
-            f"{_WARM_UP_STEPS} are not like the others and left out; this one has {last_step}. Lower --profile_steps "
-            "or raise --max_train_steps."
-        )
-    logger.warning(
-        "--profile_steps %d: nothing is profiled, for %d steps are left and %d would be needed",
-        *(config.profile_steps, last_step - first_step, needed),
-    )
-    return range(0)
 
 
 class Profiler:
@@ -80,7 +48,7 @@ class Profiler:
             jax.block_until_ready(running)
             folder = self._stop()
             if folder is not None and jax.default_backend() == "cpu":
-                with _only_watching("The names of a trace's parts"):
+                with only_watching("The names of a trace's parts"):
                     (trace,) = newest(folder).glob("*.xplane.pb")
                     name_parts(trace, self._step_program())
 
@@ -98,7 +66,7 @@ class Profiler:
         """What the local devices hold at this moment ("initial" or "final")."""
         if self._with_memory:
             file = self._output_dir / f"memory_{moment}.prof"
-            with _only_watching("A profile of device memory"):
+            with only_watching("A profile of device memory"):
                 jax.profiler.save_device_memory_profile(str(file))
                 logger.info("What is in device memory is in %s; look at it with pprof -web %s", file, file)
 
@@ -109,7 +77,7 @@ class Profiler:
         # Calls of Python functions would be most of the trace, and slow down what is measured.
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0
-        with _only_watching("A trace"):
+        with only_watching("A trace"):
             jax.profiler.start_trace(str(folder), profiler_options=options)
             self._tracing = folder
 
@@ -118,22 +86,11 @@ class Profiler:
         folder, self._tracing = self._tracing, None
         if folder is None:
             return None
-        with _only_watching("A trace"):
+        with only_watching("A trace"):
             jax.profiler.stop_trace()
-            logger.info(
-                "A trace is in %s; look at it with tensorboard --logdir %s, in the Profile tab", folder, self._traces
-            )
+            say_where(folder, self._traces)
             return folder
         return None
-
-
-@contextmanager
-def _only_watching(what: str) -> Iterator[None]:
-    try:
-        with foreign_library(f"{what} cannot be written", "The training goes on without."):
-            yield
-    except ValueError as error:
-        logger.warning("%s", error)
 
 
 def newest(folder: Path) -> Path:

@@ -13,11 +13,10 @@ from typing import Any
 
 from jax.profiler import ProfileData
 
-PLANE = "/device:CUSTOM:parts of the model"  # xprof shows planes of this prefix as they are
+from shared.profiling.parts import PARTS, PLANE, backward
 
-_PARTS = ("vae", "text_encoder", "controlnet", "unet", "optimizer")
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*\bop_name="([^"]*)"', re.MULTILINE)
-_SCOPE = re.compile(rf"^((?:\w+\()*)({'|'.join(_PARTS)})\)*$")
+_SCOPE = re.compile(rf"^((?:\w+\()*)({'|'.join(PARTS)})\)*$")
 _MODULE = re.compile(r"^HloModule ([\w.-]+)", re.MULTILINE)
 
 
@@ -40,7 +39,7 @@ def part_of(op_name: str) -> str | None:
     for scope in op_name.split("/"):
         if match := _SCOPE.match(scope):
             transformations, part = match.groups()
-            return f"{part} backward" if "transpose(" in transformations else part
+            return backward(part) if "transpose(" in transformations else part
     return None
 
 

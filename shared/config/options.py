@@ -44,7 +44,6 @@ _MOST_STEPS = 2**31 - 1
 _DIVISIBLE_BY_VAE_FACTOR = Rule(lambda side: side % 8 == 0, "divisible by 8, which the VAE shrinks by")
 
 _XL_ONLY = "Leave it out; it concerns Stable Diffusion XL only."
-_SEE_METRICS = "Leave it out; images_per_second and data_wait in metrics.jsonl tell where the time goes."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -477,16 +476,13 @@ class TrainConfig:
         0,
         "The number of optimizer steps to profile, from the third on, for TensorBoard's Profile tab; 0 for none.",
         must_be=[FROM_ZERO, at_most(10_000)],  # a profile is held in memory, some MB of each step
-        torch=Missing(_SEE_METRICS),
     )
-    profile_validation: bool = _profiling(
-        False, "Profile the last validation, for TensorBoard's Profile tab.", torch=Missing(_SEE_METRICS)
-    )
+    profile_validation: bool = _profiling(False, "Profile the last validation, for TensorBoard's Profile tab.")
     profile_memory: bool = _profiling(
         False,
-        "Write what is in device memory before the first step and at the end to memory_initial.prof and "
-        "memory_final.prof in --output_dir, for pprof.",
-        torch=Missing("Leave it out; peak memory is in report.json."),
+        "Write what is in device memory before the first step and at the end to --output_dir: Flax to "
+        "memory_initial.prof and memory_final.prof, for pprof; PyTorch, of NVIDIA and AMD GPUs alone, to "
+        "memory_initial.pickle and memory_final.pickle, for https://pytorch.org/memory_viz.",
     )
 
 

@@ -73,6 +73,15 @@ def test_losses_and_gradient_norms_are_the_same(pair: tuple[Path, Path]) -> None
         assert max(difference) < 1e-3, (name, difference)
 
 
+def test_the_floating_point_operations_of_an_image_are_the_same(runs: dict[str, Path]) -> None:
+    in_flax, in_torch = (
+        entry["model_tflops_per_second"] * backend.devices / entry["images_per_second"]
+        for backend in (FLAX_HERE, TORCH)
+        for entry in metrics(runs[backend.name])[-1:]
+    )
+    assert in_torch == pytest.approx(in_flax, rel=1e-6)
+
+
 def test_held_out_losses_are_the_same(pair: tuple[Path, Path]) -> None:
     expected, given = ([entry for entry in metrics(run) if "validation_loss" in entry] for run in pair)
     assert [entry["step"] for entry in given] == [0, STEPS]

@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from xprof.convert import raw_to_tool_data
 
 from flax_trainer.random_model import write_random_model
 from shared.diffusion.samplers import initial_latents
@@ -61,9 +62,13 @@ def everything(condition: Path) -> list[object]:
 
 @pytest.fixture(scope="module")
 def run(backend: Backend, base_model: Path, everything: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with everything switched on. The other runs are compared with it."""
+    """A finished run with everything switched on. The other runs are compared with it.
+
+    Profiles change no number. Flax's are in `test_tensorboard_shows_the_run.py`, of one device.
+    """
     output_dir = tmp_path_factory.mktemp("runs") / "whole"
-    output = backend.train_in_a_process(command(backend, base_model, output_dir, *everything))
+    profiling = ["--profile_steps", 2, "--profile_validation"] if backend is TORCH else []
+    output = backend.train_in_a_process(command(backend, base_model, output_dir, *everything, *profiling))
     (output_dir / "output.txt").write_text(output)
     return output_dir
 
@@ -93,12 +98,15 @@ def test_the_folder_of_a_run_explains_itself(backend: Backend, run: Path) -> Non
     assert untrained["step"] == 0
     assert [entry["step"] for entry in entries] == list(range(1, STEPS + 1))
     assert entries[0].keys() >= {"loss", "grad_norm", "learning_rate", "images_per_second", "data_wait", "epoch"}
+    assert entries[0]["model_tflops_per_second"] > 0
+    assert "mfu" not in entries[0], "nobody knows the peak of a CPU"
     assert entries[2]["epoch"] == pytest.approx(1.0)  # 3 steps of 8 images, 24 circles
     report = json.loads((run / "report.json").read_text())
     assert report["backend"] == backend.name
     assert report["steps"] == STEPS
     assert report["images_seen"] == BATCH * STEPS
     assert report["loss"] == entries[-1]["loss"]
+    assert report["model_tflops_per_second"] == entries[-1]["model_tflops_per_second"]
     pictures = [path.relative_to(run).as_posix() for path in sorted(run.glob("validation/*/*.png"))]
     assert pictures == [
         "validation/step-0/held_out.png",
@@ -126,6 +134,25 @@ def test_tensorboard_shows_scalars_and_images(run: Path) -> None:
     assert len([tag for tag in events.Tags()["images"] if tag.startswith("validation/0/")]) == 3  # condition, samples
 
 
+@pytest.mark.parametrize("backend", [TORCH], indirect=True)
+def test_pytorch_profiles_steps_and_the_last_validation(run: Path) -> None:
+    """TensorBoard's plugin converts them so; `test_tensorboard_shows_the_run.py` asks it for those of Flax."""
+    assert f"tensorboard --logdir {run / 'logs'}" in (run / "output.txt").read_text()
+    steps, validation = (drawn_in(run / "logs" / name) for name in ("profile_steps", "profile_validation"))
+    assert {"train 3", "train 4"} == {name for name in steps if name.startswith("train ")}
+    forward = {"vae", "text_encoder", "controlnet", "unet"}
+    assert steps >= forward | {"data_wait", "host_to_device", "unet backward", "controlnet backward", "optimizer"}
+    assert validation >= forward
+    assert "unet backward" not in validation
+
+
+def drawn_in(folder: Path) -> set[str]:
+    """What the trace viewer draws of the only profile in a folder."""
+    (file,) = folder.rglob("*.xplane.pb")
+    converted, _ = raw_to_tool_data.xspace_to_tool_data([str(file)], "trace_viewer", {})
+    return {event["name"] for event in json.loads(converted)["traceEvents"] if event.get("ph") == "X"}
+
+
 def test_a_finished_run_is_left_as_it_is(backend: Backend, base_model: Path, run: Path) -> None:
     """The command of a run can be repeated until it is done, and once more."""
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "output.txt"}
@@ -135,7 +162,8 @@ def test_a_finished_run_is_left_as_it_is(backend: Backend, base_model: Path, run
 
 
 def test_the_configuration_can_be_run_again(backend: Backend, base_model: Path, run: Path, tmp_path: Path) -> None:
-    backend.train(["--config", run / "config.yaml", "--output_dir", tmp_path / "again", "--max_train_steps", 2])
+    shorter = ["--max_train_steps", 2, "--profile_steps", 0, "--no_profile_validation"]
+    backend.train(["--config", run / "config.yaml", "--output_dir", tmp_path / "again", *shorter])
     assert losses(tmp_path / "again") == losses(run)[:2]
 
 

@@ -1,9 +1,6 @@
 """A step compiled in the background: as right as one compiled on its first call, once, and with its errors."""
 
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,9 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flax_trainer.compilation import CompiledAhead, in_background
+from flax_trainer.compilation import CompiledAhead
 
-PROJECT = Path(__file__).resolve().parents[2]
 DEVICES = 8  # tests/conftest.py
 SHARDING = NamedSharding(Mesh(np.array(jax.local_devices()), ("batch",)), PartitionSpec("batch"))
 
@@ -83,22 +79,3 @@ def test_other_shapes_are_an_error_and_no_second_compilation() -> None:
     step.compile_for(jnp.zeros(3))
     with pytest.raises(TypeError):
         step(jnp.zeros(4))
-
-
-def test_background_work_gives_its_result_or_its_error() -> None:
-    assert in_background(divmod, 7, 2).result() == (3, 1)
-    with pytest.raises(ZeroDivisionError):
-        in_background(divmod, 7, 0).result()
-
-
-def test_a_process_ends_after_its_background_work_with_its_own_exit_code() -> None:
-    """A thread that is taken out of a compiler when the interpreter ends takes the whole process down."""
-    code = (
-        "import sys, time\n"
-        "from flax_trainer.compilation import in_background\n"
-        "in_background(lambda: (time.sleep(0.3), print('compiled')))\n"
-        "print('mistake', flush=True)\n"
-        "sys.exit(2)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "mistake\ncompiled\n", "")

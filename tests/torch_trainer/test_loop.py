@@ -27,6 +27,7 @@ class Around:
     stop_requested_in_another_at: int | None = None
     data_ends_before: int | None = None
     save_at: int | None = None
+    traced_at: int | None = None
     events: list[str] = field(default_factory=list)
 
     # The loop's parts, which are all this object.
@@ -64,6 +65,18 @@ class Around:
     def restart_clock(self) -> None:
         pass
 
+    def before_step(self, step: int) -> None:
+        pass
+
+    def after_step(self, step: int) -> bool:
+        return step == self.traced_at
+
+    def before_validation(self, step: int) -> None:
+        pass
+
+    def after_validation(self, step: int) -> None:
+        pass
+
     def save(self, step: int, record: Any) -> None:
         self.events.append(f"save {step}")
 
@@ -84,6 +97,7 @@ class Around:
             validation=me,
             models=ModelsInTraining(me, me),
             log=me,
+            profiler=me,
         )
 
 
@@ -112,6 +126,12 @@ def test_a_step_is_read_before_what_it_left_is_saved() -> None:
     around = Around(last=3, save_at=1)
     around.loop().run(Interruption())
     assert around.events[:4] == ["dispatch 1", "read 1", "log 1", "save 1"]
+
+
+def test_a_step_is_read_before_the_time_that_writing_a_trace_takes_counts_for_the_next() -> None:
+    around = Around(last=3, traced_at=2)
+    around.loop().run(Interruption())
+    assert around.events[1:6] == ["dispatch 2", "read 1", "log 1", "read 2", "log 2"]
 
 
 def test_a_figure_that_is_not_finite_saves_the_step_before_it() -> None:

@@ -5,6 +5,7 @@ Axes: R images asked for, B images at once, H W height and width (pixels or late
 
 import numpy as np
 import torch
+from torch.profiler import record_function
 
 from shared.data.tokenization import Tokenize
 from shared.diffusion.samplers import SamplerPlan, guided, initial_latents, initial_state, sampler_step
@@ -65,10 +66,12 @@ class ImageSampler:
 
     def _encode(self, prompts: list[str]) -> torch.Tensor:
         input_ids_BL = torch.from_numpy(self._tokenize(prompts)).to(self._device).long()
-        return self._models.text_encoder(input_ids_BL).last_hidden_state
+        with record_function("text_encoder"):
+            return self._models.text_encoder(input_ids_BL).last_hidden_state
 
     def _decode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         scaled_BCHW = (latents_BCHW / self._models.vae.config.scaling_factor).to(self._models.dtype)
-        pixels_BCHW = self._models.vae.decode(scaled_BCHW).sample.float()
+        with record_function("vae"):
+            pixels_BCHW = self._models.vae.decode(scaled_BCHW).sample.float()
         images_BCHW = ((pixels_BCHW / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return images_BCHW.permute(0, 2, 3, 1).contiguous()

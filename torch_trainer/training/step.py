@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
+from torch.profiler import record_function
 
 from shared.config import TrainConfig
 from shared.data.batches import Batch
@@ -42,7 +43,8 @@ class Objective:
 
 def to_device(batch: Batch, device: torch.device) -> Tensors:
     """Arrays that begin with [B] as tensors; images and noise as BCHW views of the same memory order."""
-    tensors = {name: _sent(torch.from_numpy(array), device) for name, array in batch.items()}
+    with record_function("host_to_device"):
+        tensors = {name: _sent(torch.from_numpy(array), device) for name, array in batch.items()}
     return {name: tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor for name, tensor in tensors.items()}
 
 
@@ -65,9 +67,11 @@ def normalise_condition(conditioning_pixel_values: torch.Tensor) -> torch.Tensor
 def encode_batch(models: BaseModels, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
     """What the frozen encoders make of a batch: (latents float32 [B,C,H,W], encoder_hidden_states [B,L,D])."""
     pixels_BCHW = models.as_input(normalise_pixels(batch["pixel_values"]))
-    posterior = models.vae.encode(pixels_BCHW).latent_dist
+    with record_function("vae"):
+        posterior = models.vae.encode(pixels_BCHW).latent_dist
     sample_BCHW = posterior.mean.float() + posterior.std.float() * batch["vae_noise"]
-    hidden_states_BLD = models.text_encoder(batch["input_ids"].long()).last_hidden_state
+    with record_function("text_encoder"):
+        hidden_states_BLD = models.text_encoder(batch["input_ids"].long()).last_hidden_state
     return sample_BCHW * models.vae.config.scaling_factor, hidden_states_BLD
 
 
@@ -94,21 +98,23 @@ def predict(
 ) -> torch.Tensor:
     """The UNet's output under the ControlNet's control, float32."""
     sample_BCHW, controlnet_cond_BCHW = models.as_input(sample_BCHW), models.as_input(controlnet_cond_BCHW)
-    down_residuals, mid_residual = models.controlnet(
-        sample_BCHW,
-        timesteps_B,
-        encoder_hidden_states=encoder_hidden_states_BLD,
-        controlnet_cond=controlnet_cond_BCHW,
-        return_dict=False,
-    )
-    (prediction_BCHW,) = models.unet(
-        sample_BCHW,
-        timesteps_B,
-        encoder_hidden_states=encoder_hidden_states_BLD,
-        down_block_additional_residuals=tuple(residual.to(models.dtype) for residual in down_residuals),
-        mid_block_additional_residual=mid_residual.to(models.dtype),
-        return_dict=False,
-    )
+    with record_function("controlnet"):
+        down_residuals, mid_residual = models.controlnet(
+            sample_BCHW,
+            timesteps_B,
+            encoder_hidden_states=encoder_hidden_states_BLD,
+            controlnet_cond=controlnet_cond_BCHW,
+            return_dict=False,
+        )
+    with record_function("unet"):
+        (prediction_BCHW,) = models.unet(
+            sample_BCHW,
+            timesteps_B,
+            encoder_hidden_states=encoder_hidden_states_BLD,
+            down_block_additional_residuals=tuple(residual.to(models.dtype) for residual in down_residuals),
+            mid_block_additional_residual=mid_residual.to(models.dtype),
+            return_dict=False,
+        )
     return prediction_BCHW.float()
 
 
@@ -174,7 +180,8 @@ class TrainStep:
                 # the count of steps stays that of the optimizer's moves.
                 continue
             self._non_finite = self._non_finite.maximum(1 - (loss.isfinite() & grad_norm.isfinite()).float())
-            self._move()
+            with record_function("optimizer"):
+                self._move()
             self._forget_gradients()
             return StepResult(loss, grad_norm, stop_requests)
 
@@ -190,7 +197,8 @@ class TrainStep:
                 accelerator.backward(loss)
             total += loss.detach() / microbatches
         parameters = [param for model in models.trained for param in model.parameters()]
-        grad_norm = _plain(accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm), total.device)
+        with record_function("optimizer"):
+            grad_norm = _plain(accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm), total.device)
         stop_requests = torch.full_like(total, float(stop_requested))
         mean_loss, stop_requests = accelerator.reduce(torch.stack([total, stop_requests]), reduction="mean")
         return mean_loss, grad_norm, stop_requests

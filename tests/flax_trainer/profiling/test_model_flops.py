@@ -1,7 +1,6 @@
 """Counted FLOPs against formulas, against XLA's own count, and against figures of the published models."""
 
 import math
-from concurrent.futures import Future
 from itertools import pairwise
 from typing import Any
 
@@ -24,9 +23,7 @@ from flax_trainer.models import (
 )
 from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.params import split
-from flax_trainer.profiling.device_peaks import peak_tflops
 from flax_trainer.profiling.model_flops import flops_of, model_flops_per_image
-from flax_trainer.profiling.utilisation import Utilisation
 from flax_trainer.random_model import ARCHITECTURES
 from flax_trainer.training.step import Objective
 from shared.diffusion.schedule import NoiseSchedule
@@ -197,40 +194,3 @@ def test_loops_branches_and_recomputation() -> None:
     assert flops(lambda x: jax.lax.cond(x.sum() > 0, twice, lambda x: x @ x, x), square) == 2 * once
     assert flops(jax.jit(jax.checkpoint(twice)), square) == 2 * once
     assert flops(lambda x: (x @ x, jnp.sin(x))[1], square) == 0  # nobody asks for the product
-
-
-# --- what becomes of them --------------------------------------------------------------------------------------------
-
-
-def test_utilisation_is_the_share_of_the_peak() -> None:
-    counted: Future[float] = Future()
-    counted.set_result(2e12)
-    figures = Utilisation(counted, devices=4, peak_tflops=275.0)(images_per_second=110.0)
-    # Each of four devices does 27.5 images a second, 55 TFLOP, a fifth of what it could.
-    assert figures == {"model_tflops_per_second": pytest.approx(55.0), "mfu": pytest.approx(0.2)}
-    assert Utilisation(counted, 4, None)(110.0).keys() == {"model_tflops_per_second"}
-
-
-@pytest.mark.parametrize(
-    ("kind", "dtype", "peak"),
-    [
-        ("TPU v4", "bfloat16", 275),
-        ("TPU v5 lite", "bfloat16", 197),
-        ("TPU v5e", "bfloat16", 197),
-        ("TPU v5", "bfloat16", 459),
-        ("TPU v5p", "bfloat16", 459),
-        ("TPU v6 lite", "bfloat16", 918),
-        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312),
-        ("NVIDIA A100 80GB PCIe", "float16", 312),
-        ("NVIDIA H100 80GB HBM3", "bfloat16", 989),
-        ("NVIDIA H200", "bfloat16", 989),
-        ("NVIDIA L4", "bfloat16", 121),
-        ("NVIDIA L40S", "bfloat16", 362),
-        ("NVIDIA A10G", "bfloat16", None),
-        ("NVIDIA H100 80GB HBM3", "float32", None),
-        ("TPU v4", "float16", None),
-        ("cpu", "bfloat16", None),
-    ],
-)
-def test_peaks_are_known_by_the_names_that_jax_has_for_devices(kind: str, dtype: str, peak: float | None) -> None:
-    assert peak_tflops(kind, dtype) == peak

@@ -1,4 +1,4 @@
-"""Which steps are profiled, and that nothing but them is in the trace."""
+"""Nothing but the steps and validations that are asked for is in a trace."""
 
 import logging
 from dataclasses import replace
@@ -7,39 +7,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from jax.profiler import ProfileData
 
-from flax_trainer.profiling.profiler import Profiler, profiled_steps
+from flax_trainer.profiling.profiler import Profiler
 from shared.config import TrainConfig
+from shared.profiling.profiled_steps import profiled_steps
 
 CONFIG = TrainConfig()
 
 
-@given(st.integers(1, 50), st.integers(0, 1000), st.integers(2, 100))
-def test_the_first_two_steps_are_left_out(count: int, first_step: int, more: int) -> None:
-    steps = profiled_steps(replace(CONFIG, profile_steps=count), first_step, first_step + count + more)
-    assert len(steps) == count
-    assert steps[0] == first_step + 3  # steps count from 1
-    assert steps[-1] <= first_step + count + more
-
-
-@given(st.integers(1, 50), st.integers(1, 51))
-def test_a_run_that_is_too_short_is_refused(count: int, last_step: int) -> None:
-    if last_step < count + 2:
-        with pytest.raises(ValueError, match=rf"needs a run of {count + 2} steps.*this one has {last_step}"):
-            profiled_steps(replace(CONFIG, profile_steps=count), 0, last_step)
-
-
-def test_a_continued_run_finishes_also_where_too_few_steps_are_left(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert len(profiled_steps(replace(CONFIG, profile_steps=5), 97, 100)) == 0
-    assert "3 steps are left" in caplog.text
-
-
 def test_no_flag_no_profile(tmp_path: Path) -> None:
-    assert len(profiled_steps(CONFIG, 0, 1)) == 0
     profiler = Profiler(replace(CONFIG, output_dir=str(tmp_path)), range(0), 5, lambda: "")
     for step in range(1, 6):
         profiler.before_step(step, None)

@@ -12,7 +12,7 @@ class Utilisation:
     take at their peak for what the model needs alone.
 
     Attributes:
-        flops_per_image: see `model_flops_per_image`; may still be being counted.
+        flops_per_image: see `model_flops_per_image` of either backend; may still be being counted.
         devices: of all hosts.
         peak_tflops: of one device, TFLOP/s; None where it is not known.
     """

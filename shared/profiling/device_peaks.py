@@ -2,10 +2,8 @@
 
 import re
 
-import jax
-import jax.numpy as jnp
-
-# TFLOP/s by patterns of `jax.Device.device_kind`; the first that matches the whole of it counts.
+# TFLOP/s by patterns of the names that JAX (`Device.device_kind`) and PyTorch (`torch.cuda.get_device_name`) have for
+# devices, which are the same for GPUs: NVIDIA's own. The first that matches the whole of it counts.
 _TPUS = (
     # Google's TPU documentation, "TPU v2" to "TPU v6e" (cloud.google.com/tpu/docs/v2 …), peak compute per chip, bf16.
     # On v2 and v3 each of a chip's two cores is a device, on later ones the chip.
@@ -29,15 +27,15 @@ _NVIDIA_GPUS = (
 )
 
 
-def peak_tflops(device_kind: str, dtype: jax.typing.DTypeLike) -> float | None:
-    """TFLOP/s of a device at products of this dtype; None where that is not published.
+def peak_tflops(device_kind: str, dtype: str) -> float | None:
+    """TFLOP/s of a device at products of this dtype, as "bfloat16"; None where that is not published.
 
     NVIDIA's GPUs are as fast in float16 as in bfloat16. In float32 the speed depends on how products are put together
     from shorter ones, so there is no peak to compare with.
     """
-    if jnp.dtype(dtype) == jnp.bfloat16:
+    if dtype == "bfloat16":
         peaks: tuple[tuple[str, float], ...] = (*_TPUS, *_NVIDIA_GPUS)
-    elif jnp.dtype(dtype) == jnp.float16:
+    elif dtype == "float16":
         peaks = _NVIDIA_GPUS
     else:
         return None
