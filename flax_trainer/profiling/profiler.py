@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from flax_trainer.profiling.device_time import device_time
 from flax_trainer.profiling.trace_parts import name_parts
 from shared.config import TrainConfig
 from shared.profiling.only_watching import only_watching, say_where
@@ -47,10 +48,9 @@ class Profiler:
         if self._steps and step == self._steps[-1]:
             jax.block_until_ready(running)
             folder = self._stop()
-            if folder is not None and jax.default_backend() == "cpu":
+            if folder is not None:
                 with only_watching("The names of a trace's parts"):
-                    (trace,) = newest(folder).glob("*.xplane.pb")
-                    name_parts(trace, self._step_program())
+                    self._tell_parts(folder)
 
     def before_validation(self, step: int) -> None:
         """The steps are finished by then."""
@@ -72,6 +72,12 @@ class Profiler:
 
     def close(self) -> None:
         self._stop()
+
+    def _tell_parts(self, folder: Path) -> None:
+        (trace,), program = newest(folder).glob("*.xplane.pb"), self._step_program()
+        device_time(trace, program, len(self._steps)).tell(folder)
+        if jax.default_backend() == "cpu":
+            name_parts(trace, program)
 
     def _start(self, folder: Path) -> None:
         # Calls of Python functions would be most of the trace, and slow down what is measured.

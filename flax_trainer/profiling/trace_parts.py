@@ -43,13 +43,23 @@ def part_of(op_name: str) -> str | None:
     return None
 
 
+def op_names(program: str) -> dict[str, str]:
+    """Of a program in XLA's notation, the paths of scopes (see `part_of`) by its operations' names."""
+    return dict(_INSTRUCTION.findall(program))
+
+
+def module_of(program: str) -> str:
+    """What a program in XLA's notation is called in traces."""
+    module = _MODULE.search(program)
+    assert module is not None, program[:200]
+    return module[1]
+
+
 def name_parts(trace: Path, program: str) -> None:
     """Add the plane of the parts to a trace (an `xplane.pb` of a CPU), from the program's text in XLA's notation."""
     serialized = trace.read_bytes()
-    parts = {name: part for name, op_name in _INSTRUCTION.findall(program) if (part := part_of(op_name))}
-    module = _MODULE.search(program)
-    assert module is not None, program[:200]
-    spans = list(_spans(ProfileData.from_serialized_xspace(serialized), module.group(1), parts))
+    parts = {name: part for name, op_name in op_names(program).items() if (part := part_of(op_name))}
+    spans = list(_spans(ProfileData.from_serialized_xspace(serialized), module_of(program), parts))
     # A trace is a list of planes, and lists in protocol buffers are joined by putting one after the other.
     trace.write_bytes(serialized + ProfileData.text_proto_to_serialized_xspace(_plane(spans)))
 

@@ -1,48 +1,31 @@
-"""How long the devices worked in a trace, by part of the model and by kind of work."""
+"""How long the devices worked in a trace of torch.profiler.
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+    python3 -m torch_trainer.profiling.device_time TRACE [--steps 1]
+
+prints it as JSON.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from torch_trainer.profiling.kineto import read_trace
+from shared.profiling.device_time import DeviceTime, Piece
+from torch_trainer.profiling.kineto import Trace, read_trace
 from torch_trainer.profiling.work import work_in
 
-OUTSIDE = "other"
 
-
-@dataclass(frozen=True)
-class DeviceTime:
-    """Seconds per step, most first; either dict adds up to `total`.
-
-    Attributes:
-        by_part: of `shared.profiling.parts.PARTS`, forward and backward ("unet backward") apart, and `OUTSIDE`.
-        by_kind: of `torch_trainer.profiling.kinds.KINDS`.
-        total: what runs at the same time, on several streams or threads, counts for each.
-    """
-
-    by_part: dict[str, float]
-    by_kind: dict[str, float]
-    total: float
-
-
-def device_time(trace: Path | Mapping[str, Any], steps: int = 1) -> DeviceTime:
+def device_time(trace: Trace, steps: int = 1) -> DeviceTime:
     """Of a trace that holds so many whole steps: kernels and copies of accelerators, or without any, CPU operations.
 
-    Args:
-        trace: the file that `torch.profiler.profile.export_chrome_trace` wrote, or its content. The parts are found
-            where the trace was made of `torch_trainer.training.step`.
-        steps: a time is the mean over them.
+    The parts are found where the trace has the ranges of `torch_trainer.training.step`.
     """
-    work = work_in(read_trace(trace))
-    by_part = _sums(((piece.part or OUTSIDE, piece.busy) for piece in work), steps)
-    by_kind = _sums(((piece.kind, piece.busy) for piece in work), steps)
-    return DeviceTime(by_part, by_kind, sum(piece.busy for piece in work) / 1e9 / steps)
+    return DeviceTime.of((Piece(work.part, work.kind, work.busy) for work in work_in(trace)), steps)
 
 
-def _sums(nanoseconds: Iterable[tuple[str, int]], steps: int) -> dict[str, float]:
-    sums: dict[str, int] = defaultdict(int)
-    for name, busy in nanoseconds:
-        sums[name] += busy
-    return {name: busy / 1e9 / steps for name, busy in sorted(sums.items(), key=lambda entry: -entry[1])}
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trace", type=Path)
+    parser.add_argument("--steps", type=int, default=1)
+    arguments = parser.parse_args()
+    print(json.dumps(asdict(device_time(read_trace(arguments.trace), arguments.steps))))

@@ -15,6 +15,8 @@ from torch.profiler import profile, record_function
 
 from shared.config import TrainConfig
 from shared.profiling.only_watching import only_watching, say_where
+from torch_trainer.profiling.device_time import device_time
+from torch_trainer.profiling.kineto import read_trace
 from torch_trainer.profiling.tensorboard_trace import write_for_tensorboard
 
 
@@ -48,7 +50,7 @@ class Profiler:
     def after_step(self, step: int) -> bool:
         """Whether a trace was written, which takes its time. It holds the steps to their ends on the devices."""
         self._step.close()
-        return bool(self._steps) and step == self._steps[-1] and self._stop()
+        return bool(self._steps) and step == self._steps[-1] and self._stop(len(self._steps))
 
     def before_validation(self, step: int) -> None:
         if step == self._validated_step:
@@ -71,7 +73,7 @@ class Profiler:
             profiler.start()
             self._tracing = _Tracing(profiler, self._traces / name)
 
-    def _stop(self) -> bool:
+    def _stop(self, whole_steps: int = 0) -> bool:
         tracing, self._tracing = self._tracing, None
         if tracing is None:
             return False
@@ -82,7 +84,10 @@ class Profiler:
             with tempfile.TemporaryDirectory(dir=tracing.folder) as temporary:
                 exported = Path(temporary) / "trace.json"
                 tracing.profiler.export_chrome_trace(str(exported))
-                write_for_tensorboard(exported, tracing.folder)
+                trace = read_trace(exported)
+            write_for_tensorboard(trace, tracing.folder)
+            if whole_steps:
+                device_time(trace, whole_steps).tell(tracing.folder)
             say_where(tracing.folder, self._traces)
         return True
 

@@ -9,22 +9,22 @@ from typing import TypeVar
 
 from shared.outgoing.atomic_files import write_atomically
 from shared.profiling.parts import PLANE
-from torch_trainer.profiling.kineto import Event, Lane, Trace, read_trace
+from torch_trainer.profiling.kineto import Event, Lane, Trace
 from torch_trainer.profiling.work import spans_of, work_in
 from torch_trainer.profiling.xspace import Line, Plane, Slice, encode
 
 _OnALane = TypeVar("_OnALane")
 
 
-def write_for_tensorboard(exported: Path, folder: Path) -> Path:
-    """Write what `torch.profiler` exported to where TensorBoard looks for profiles under `folder`; returns the file.
+def write_for_tensorboard(trace: Trace, folder: Path) -> Path:
+    """Write a trace to where TensorBoard looks for profiles under `folder`; returns the file.
 
     Raises:
         OSError: it cannot be written.
     """
     moment = time.strftime("%Y_%m_%d_%H_%M_%S")
     file = folder / "plugins" / "profile" / moment / f"{socket.gethostname()}.xplane.pb"
-    content = encode(planes_of(read_trace(exported)))
+    content = encode(planes_of(trace))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda temporary: temporary.write_bytes(content))
     return file

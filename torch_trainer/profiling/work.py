@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from shared.profiling.kinds import Kind, kind_of_kernel
 from shared.profiling.parts import PARTS, backward
-from torch_trainer.profiling.kinds import WHOLE, Kind, kind_of_kernel, kind_of_operation
+from torch_trainer.profiling.kinds import WHOLE, kind_of_operation
 from torch_trainer.profiling.kineto import ANNOTATION, OPERATION, Event, Lane, Trace
 
 

@@ -10,6 +10,7 @@ from xprof.convert import raw_to_tool_data
 
 from shared.profiling.parts import PLANE
 from tests.torch_trainer.profiling.cuda_trace import a_step
+from torch_trainer.profiling.kineto import read_trace
 from torch_trainer.profiling.tensorboard_trace import write_for_tensorboard
 
 
@@ -17,7 +18,7 @@ from torch_trainer.profiling.tensorboard_trace import write_for_tensorboard
 def file(tmp_path: Path) -> Path:
     exported = tmp_path / "trace.json"
     exported.write_text(json.dumps(a_step()))
-    return write_for_tensorboard(exported, tmp_path / "profile_steps")
+    return write_for_tensorboard(read_trace(exported), tmp_path / "profile_steps")
 
 
 def test_a_profile_lies_where_tensorboard_looks(file: Path) -> None:
