@@ -67,6 +67,16 @@ def test_what_a_kernels_name_does_not_say_its_operation_does() -> None:
     assert kind == "convolutions"
 
 
+def test_a_call_on_a_thread_without_operations_is_found_by_its_operation() -> None:
+    step = a_step()
+    for event in step["traceEvents"]:
+        if event.get("cat") == "cuda_driver":
+            event["tid"] = 77
+    assert [piece.part for piece in work_in(read_trace(step))] == [
+        piece.part for piece in work_in(read_trace(a_step()))
+    ]
+
+
 # --- a CPU -----------------------------------------------------------------------------------------------------------
 
 
