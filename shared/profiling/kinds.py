@@ -35,7 +35,7 @@ _KERNELS = patterns(
     (r"multi_tensor|adam|optimizer", "optimizer"),
     (r"nchwTo|nhwcTo|AddPadding|convertTensor", "copies"),
     (r"fprop|dgrad|wgrad|convol|conv\d?d|conv_|cudnn|winograd|im2col|col2im|miopen", "convolutions"),
-    (r"gemm|gemv|cublas|cutlass|nvjet|splitK|matmul|\bmm_|Cijk_", "matrix products"),
+    (r"gemm|gemv|cublas|cutlass|nvjet|splitK|matmul|(^|_)mm(_|$)|Cijk_", "matrix products"),
     (r"copy|memcpy|memset|FillFunctor|transpose|permute", "copies"),
     (r"elementwise|pointwise|vectorized|unrolled|reduce|upsample|index|gather|scatter|distribution", "elementwise"),
 )

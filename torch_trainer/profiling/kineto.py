@@ -66,7 +66,7 @@ def read_trace(source: Path | Mapping[str, Any]) -> Trace:
     names = {
         _lane(event): str(event["args"]["name"])
         for event in events
-        if event.get("name") == "thread_name" and isinstance(event["pid"], int)
+        if event.get("name") == "thread_name" and isinstance(event["pid"], int) and isinstance(event["tid"], int)
     }
     return Trace(_events(on_the_host, begin), _events(on_devices, begin), names)
 

@@ -5,15 +5,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
 
 from shared.outgoing.atomic_files import write_atomically
 from shared.profiling.parts import PLANE
 from torch_trainer.profiling.kineto import Event, Lane, Trace
 from torch_trainer.profiling.work import spans_of, work_in
 from torch_trainer.profiling.xspace import Line, Plane, Slice, encode
-
-_OnALane = TypeVar("_OnALane")
 
 
 def write_for_tensorboard(trace: Trace, folder: Path) -> Path:
@@ -33,23 +30,22 @@ def write_for_tensorboard(trace: Trace, folder: Path) -> Path:
 def planes_of(trace: Trace) -> Iterator[Plane]:
     """The host's threads, the parts of the model in what the devices did, and the streams of every device."""
     yield Plane("/host:CPU", _lines(trace.host, lambda lane: trace.thread_names.get(lane, f"thread {lane.number}")))
-    spans = spans_of(work_in(trace))
-    on_devices = bool(trace.devices)
-    lines = groupby(spans, lambda span: span.lane)
-    yield Plane(
-        PLANE,
-        [
-            Line(
-                row,
-                f"device {lane.of} stream {lane.number}" if on_devices else f"thread {row}",
-                [Slice(span.part, span.start, span.end - span.start) for span in pieces],
-            )
-            for row, (lane, pieces) in enumerate(lines, start=1)
-        ],
-    )
+    yield Plane(PLANE, _parts(trace))
     for device, events in groupby(sorted(trace.devices, key=_device), _device):
         # Beside planes of the name /device:GPU:0, xprof shows no others, and so not the parts.
         yield Plane(f"/device:CUSTOM:GPU {device}", _lines(events, lambda lane: f"stream {lane.number}"))
+
+
+def _parts(trace: Trace) -> list[Line]:
+    of_devices = bool(trace.devices)
+    return [
+        Line(
+            row,
+            f"GPU {lane.of} stream {lane.number}" if of_devices else f"thread {row}",
+            [Slice(span.part, span.start, span.end - span.start) for span in spans],
+        )
+        for row, (lane, spans) in enumerate(groupby(spans_of(work_in(trace)), lambda span: span.lane), start=1)
+    ]
 
 
 def _lines(events: Iterable[Event], name: Callable[[Lane], str]) -> list[Line]:

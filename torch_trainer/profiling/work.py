@@ -83,13 +83,20 @@ class _Host:
         }
 
     def started(self, event: Event) -> Work:
-        """An event of a device, which has the correlation of the call that started it."""
-        index = self._launches.get(event.args.get("correlation"))
-        if index is None:
-            index = self._operations.get(event.args.get("External id"))
+        """An event of a device."""
+        index = self._starting(event)
         part, of_operation = (None, None) if index is None else (self._parts[index], self._kinds[index])
-        kind = kind_of_kernel(event.name) or of_operation or "other"
-        return _work(event, event.duration, part, kind)
+        return _work(event, event.duration, part, _kind(kind_of_kernel(event.name), of_operation))
+
+    def _starting(self, event: Event) -> int | None:
+        """What started it: the call of the same correlation, which lies in the operation, or else the operation itself.
+
+        Of a thread that Kineto knows no operations of, the calls lie in none.
+        """
+        call = self._launches.get(event.args.get("correlation"))
+        if call is not None and self._parents[call] is not None:
+            return call
+        return self._operations.get(event.args.get("External id"), call)
 
     def work(self) -> Iterator[Work]:
         """The operations themselves."""
@@ -108,6 +115,13 @@ class _Host:
             is_operation = event.category == OPERATION
             kinds.append(outer if outer in WHOLE or not is_operation else kind_of_operation(event.name))
         return kinds
+
+
+def _kind(of_kernel: Kind | None, of_operation: Kind | None) -> Kind:
+    """A kernel's name says best what it does; but convolutions and attention, too, are made of matrix products."""
+    if of_kernel is None or (of_kernel == "matrix products" and of_operation in WHOLE):
+        return of_operation or "other"
+    return of_kernel
 
 
 def _work(event: Event, busy: int, part: str | None, kind: Kind) -> Work:

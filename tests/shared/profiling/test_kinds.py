@@ -47,6 +47,7 @@ from shared.profiling.kinds import kind_of_kernel
         ("triton_tem_fused_addmm_7", "matrix products"),
         ("triton_tem_fused_convolution_2", "convolutions"),
         ("triton_per_fused__softmax_5", "attention"),
+        ("triton_mm_persistent", "matrix products"),
         ("void somebody::elses<float>(…)", None),
     ],
 )

@@ -17,6 +17,15 @@ def test_utilisation_is_the_share_of_the_peak() -> None:
     assert Utilisation(counted, 4, None)(110.0).keys() == {"model_tflops_per_second"}
 
 
+def test_a_count_that_fails_is_told_once_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    counted: Future[float] = Future()
+    utilisation = Utilisation(counted, devices=1, peak_tflops=275.0)
+    counted.set_exception(NotImplementedError("no such attention"))
+    assert utilisation(110.0) == utilisation(120.0) == {}
+    (record,) = caplog.records
+    assert "cannot be counted (NotImplementedError: no such attention)" in record.message
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype", "peak"),
     [

@@ -41,9 +41,9 @@ def test_xprof_draws_the_parts_beside_the_streams_and_the_threads(file: Path) ->
     assert set(rows) == {
         *(("/host:CPU", "thread 4242 (python3)"), ("/host:CPU", "thread 4300 (pt_autograd_0)")),
         *(("/device:CUSTOM:GPU 0", "stream 7"), ("/device:CUSTOM:GPU 0", "stream 20")),
-        (PLANE, "device 0 stream 7"),
+        (PLANE, "GPU 0 stream 7"),
     }
-    parts = drawn_in(events, rows[PLANE, "device 0 stream 7"])
+    parts = drawn_in(events, rows[PLANE, "GPU 0 stream 7"])
     assert [(event["name"], event["ts"], event["dur"]) for event in parts] == [
         ("vae", 14, 14),
         ("controlnet", 30, 20),

@@ -58,13 +58,24 @@ def test_kernels_of_a_part_that_follow_each_other_are_one_span() -> None:
     ]
 
 
-def test_what_a_kernels_name_does_not_say_its_operation_does() -> None:
+@pytest.mark.parametrize("name", ["somebody_elses_kernel", "volta_sgemm_64x64_nt"])
+def test_what_a_kernels_name_does_not_say_its_operation_does(name: str) -> None:
     step = a_step()
     for event in step["traceEvents"]:
-        if "kernel_cudnn" in event.get("name", ""):
-            event["name"] = "somebody_elses_kernel"
-    (kind, *_) = (piece.kind for piece in work_in(read_trace(step)) if piece.name == "somebody_elses_kernel")
+        if "xmma_fprop" in event.get("name", ""):
+            event["name"] = name
+    (kind,) = (piece.kind for piece in work_in(read_trace(step)) if piece.name == name)
     assert kind == "convolutions"
+
+
+def test_a_call_on_a_thread_without_operations_is_found_by_its_operation() -> None:
+    step = a_step()
+    for event in step["traceEvents"]:
+        if event.get("cat") == "cuda_driver":
+            event["tid"] = 77
+    assert [piece.part for piece in work_in(read_trace(step))] == [
+        piece.part for piece in work_in(read_trace(a_step()))
+    ]
 
 
 # --- a CPU -----------------------------------------------------------------------------------------------------------
