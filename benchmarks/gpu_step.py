@@ -2,8 +2,8 @@
 
     python3 -m benchmarks.gpu_step --folder FOLDER [--architecture sd15] [--train_batch_sizes 16] [--json FILE]
 
-Makes a Stable Diffusion of random weights and a folder of pictures, and trains on them with every side, each a process
-of its own that begins without anything compiled before:
+Makes a Stable Diffusion of random weights (or takes --model) and a folder of pictures, and trains on them with every
+side, each a process of its own that begins without anything compiled before:
 
 - diffusers: `benchmarks.diffusers_loop`, what diffusers' train_controlnet.py does;
 - torch, torch-xformers, torch-compiled: train_torch.py without flags, and with those that the names say;
@@ -69,7 +69,9 @@ def main() -> int:
     arguments = parse_arguments()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * arguments.minutes
-    make_model(arguments)
+    if arguments.model is None:
+        arguments.model = arguments.folder / "model"
+        make_model(arguments)
     write_image_folder(arguments.folder / "data", arguments.samples, arguments.resolution)
     results: dict[str, dict[str, Figures]] = {}
     print(f"\n{HEADER}", flush=True)
@@ -90,6 +92,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="for the model, the data, and a folder per run")
     parser.add_argument("--architecture", choices=["tiny", "sd15", "sd21"], default="sd15")
+    parser.add_argument("--model", type=Path, help="a base model's folder, in place of one of --architecture")
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--train_batch_sizes", nargs="+", type=int, default=[16])
     parser.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], default="bf16")
@@ -104,10 +107,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_model(arguments: argparse.Namespace) -> None:
     """In a process of its own, so that its memory is free again."""
-    folder = arguments.folder / "model"
-    if (folder / "model_index.json").exists():
+    if (arguments.model / "model_index.json").exists():
         return
-    command = [sys.executable, "-m", "flax_trainer.random_model", arguments.architecture, str(folder)]
+    command = [sys.executable, "-m", "flax_trainer.random_model", arguments.architecture, str(arguments.model)]
     subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
 
 
@@ -120,20 +122,20 @@ def measured(side: str, batch: int, arguments: argparse.Namespace, deadline: flo
     except subprocess.TimeoutExpired:
         return Figures(failed="the time was up")
     except subprocess.CalledProcessError as error:
-        lines = run.with_suffix(".log").read_text(errors="replace").strip().splitlines()
+        lines = _log_of(run).read_text(errors="replace").strip().splitlines()
         return Figures(failed=f"exit code {error.returncode}: {lines[-1] if lines else ''}"[:300])
 
 
 def diffusers_figures(run: Path, batch: int, arguments: argparse.Namespace, seconds: float) -> Figures:
-    trace = run.with_suffix(".trace.json")
-    command = [sys.executable, "-m", "benchmarks.diffusers_loop", "--model", str(arguments.folder / "model")]
+    trace = run.with_name(f"{run.name}.trace.json")
+    command = [sys.executable, "-m", "benchmarks.diffusers_loop", "--model", str(arguments.model)]
     command += ["--data", str(arguments.folder / "data"), *common_flags(batch, arguments)]
     command += ["--workers", str(arguments.workers), "--steps", str(arguments.steps), "--profile", str(trace)]
     output = ran(command, run, seconds)
     told = json.loads(output.splitlines()[-1])
     # In a process that imports torch, for a machine may have JAX alone on its accelerator.
     summary = [sys.executable, "-m", "torch_trainer.profiling.device_time", str(trace), "--steps", str(PROFILED)]
-    device_time = json.loads(subprocess.run(summary, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
+    device_time = json.loads(ran(summary, run, seconds))
     trace.unlink()
     return Figures(
         images_per_second=told["images_per_second"],
@@ -145,7 +147,7 @@ def diffusers_figures(run: Path, batch: int, arguments: argparse.Namespace, seco
 
 def our_figures(side: str, run: Path, batch: int, arguments: argparse.Namespace, seconds: float) -> Figures:
     first = side.removesuffix(AGAIN)
-    flags = ["--pretrained_model_name_or_path", str(arguments.folder / "model")]
+    flags = ["--pretrained_model_name_or_path", str(arguments.model)]
     flags += ["--train_data_dir", str(arguments.folder / "data"), *common_flags(batch, arguments)]
     flags += ["--dataloader_num_workers", str(arguments.workers), "--max_train_steps", str(arguments.steps)]
     flags += ["--logging_steps", str(LOGGED), "--report_to", "none", "--output_dir", str(run)]
@@ -180,18 +182,22 @@ def common_flags(batch: int, arguments: argparse.Namespace) -> list[str]:
 
 def ran(command: list[str], run: Path, seconds: float, environment: dict[str, str] | None = None) -> str:
     """Its output; its messages are in a file beside the run's folder."""
-    with run.with_suffix(".log").open("w") as log:
+    with _log_of(run).open("a") as log:
         done = subprocess.run(
             command,
             check=True,
             cwd=ROOT,
-            env=os.environ | (environment or {}),
+            env={"CUDA_VISIBLE_DEVICES": "0"} | os.environ | (environment or {}),  # a single one, unless told otherwise
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
             timeout=seconds,
         )
     return done.stdout
+
+
+def _log_of(run: Path) -> Path:
+    return run.with_name(f"{run.name}.log")
 
 
 def steady_speed(run: Path) -> float:
