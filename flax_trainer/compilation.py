@@ -1,7 +1,6 @@
 """Compiling the training step: ahead of its first call, at which precision, and where programs are kept."""
 
 import logging
-import os
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import Any
 import jax
 
 from shared.config import TrainConfig
+from shared.run.compiled_programs import OFF, default_folder, usable
 from shared.threads import in_background
 
 logger = logging.getLogger(__name__)
-
-OFF = "none"
-_FOLDER = Path("controlnet-trainer") / "compiled"
 
 
 class CompiledAhead:
@@ -97,31 +94,9 @@ def use_compilation_cache(ccache: str | None) -> None:
 
 
 def _use(folder: Path) -> None:
-    problem = _problem(folder)
-    if problem is not None:
-        logger.warning(
-            "Compiled programs are not kept for the next run: %s cannot be %s. Name another folder with --ccache, or "
-            "do without one by --ccache none.",
-            *(folder, problem),
-        )
-    jax.config.update("jax_compilation_cache_dir", str(folder) if problem is None else None)
-
-
-def default_folder() -> Path:
-    """The project's part of the user's cache folder."""
-    # The specification tells to ignore relative paths.
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".cache") / _FOLDER
+    found = usable(folder)
+    jax.config.update("jax_compilation_cache_dir", None if found is None else str(found))
 
 
 def _named_by_environment() -> str | None:
     return jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made when JAX is imported
-
-
-def _problem(folder: Path) -> str | None:
-    """What prevents keeping files there, in words."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        return f"made ({error.strerror})"
-    return None if os.access(folder, os.W_OK | os.X_OK) else "written to"

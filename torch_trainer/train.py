@@ -43,6 +43,7 @@ from shared.run.setup import (
 from shared.threads import in_background
 from torch_trainer.base_models import BaseModels, load_base_models
 from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints, checkpoint_record_of, result_to_save
+from torch_trainer.compilation import keep_compiled_programs
 from torch_trainer.distributed.accelerator import COMPUTE_DTYPES, make_accelerator, peak_device_memory_gib
 from torch_trainer.distributed.placement import place
 from torch_trainer.distributed.trainable_state import TrainableState
@@ -100,6 +101,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
     if prepared.resume_from is not None:
         check_resumable(prepared.resume_from, checkpoint_record_of(prepared.resume_from), steps.record)
     profiled = profiled_steps(config, steps.first, steps.last)
+    keep_compiled_programs(config)
     models = load_base_models(config, COMPUTE_DTYPES[accelerator.mixed_precision])
     check_resolution(config, models.vae_scale_factor)
     parameters = sum(param.numel() for param in models.controlnet.parameters())  # FSDP divides them

@@ -466,10 +466,9 @@ class TrainConfig:
     )
     ccache: str | None = _performance(
         None,
-        "The folder that keeps JAX's compiled programs for the next run, or none to keep nothing. Without it, "
-        "JAX_COMPILATION_CACHE_DIR names the folder, or, but on CPUs, it is controlnet-trainer/compiled in the user's "
-        "cache folder.",
-        torch=Missing("Leave it out; it is the folder of JAX's compilation cache."),
+        "The folder that keeps compiled programs (of --torch_compile, in PyTorch) for the next run, or none to keep "
+        "nothing. Without it, JAX_COMPILATION_CACHE_DIR or TORCHINDUCTOR_CACHE_DIR names the folder, or, but for JAX "
+        "on CPUs, it is controlnet-trainer/compiled in the user's cache folder.",
     )
 
     profile_steps: int = _profiling(

@@ -7,7 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from flax_trainer.compilation import default_folder, use_compilation_cache
+from flax_trainer.compilation import use_compilation_cache
+from shared.run.compiled_programs import default_folder
 
 
 @pytest.fixture(autouse=True)

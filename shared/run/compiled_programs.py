@@ -1,0 +1,42 @@
+"""Where compiled programs are kept for the next run (`--ccache`)."""
+
+import logging
+import os
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+OFF = "none"
+_FOLDER = Path("controlnet-trainer") / "compiled"
+
+
+def default_folder() -> Path:
+    """The project's part of the user's cache folder (XDG Base Directory Specification)."""
+    # The specification tells to ignore relative paths.
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / _FOLDER
+
+
+def usable(folder: Path) -> Path | None:
+    """The folder, which is made for the user alone: a program runs with the rights of whoever loads it.
+
+    None, after a warning, where it cannot be written to: it saves time, so its lack must not cost a run.
+    """
+    problem = _problem(folder)
+    if problem is None:
+        return folder
+    logger.warning(
+        "Compiled programs are not kept for the next run: %s cannot be %s. Name another folder with --ccache, or do "
+        "without one by --ccache none.",
+        *(folder, problem),
+    )
+    return None
+
+
+def _problem(folder: Path) -> str | None:
+    """What prevents keeping files there, in words."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        return f"made ({error.strerror})"
+    return None if os.access(folder, os.W_OK | os.X_OK) else "written to"
