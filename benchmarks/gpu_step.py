@@ -114,11 +114,16 @@ def make_model(arguments: argparse.Namespace) -> None:
 
 
 def measured(side: str, batch: int, arguments: argparse.Namespace, deadline: float) -> Figures:
-    """The figures of one side; what goes wrong is one of them."""
-    run = arguments.folder / f"{side}-{batch}"
+    """The figures of one side."""
     measure: Callable[..., Figures] = diffusers_figures if side == "diffusers" else partial(our_figures, side)
+    run = arguments.folder / f"{side}-{batch}"
+    return figures_or_reason(measure, run, batch, arguments, max(1.0, deadline - time.monotonic()))
+
+
+def figures_or_reason(measure: Callable[..., Figures], run: Path, *more: Any) -> Figures:
+    """What goes wrong is one of the figures."""
     try:
-        return measure(run, batch, arguments, max(1.0, deadline - time.monotonic()))
+        return measure(run, *more)
     except subprocess.TimeoutExpired:
         return Figures(failed="the time was up")
     except subprocess.CalledProcessError as error:
