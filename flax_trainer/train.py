@@ -41,6 +41,7 @@ from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective, make_evaluation_step
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
+from shared.data.workers import threads_beside_accelerators
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.evaluation.validation import most_images_at_once
 from shared.profiling.device_peaks import peak_tflops
@@ -171,6 +172,7 @@ def _plan_run(prepared: PreparedRun, models: BaseModels) -> _Run:
         num_train_timesteps=models.schedule.num_train_timesteps,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        default_workers=0 if jax.default_backend() == "cpu" else threads_beside_accelerators(),
     )
     held_out = open_held_out_evaluation(prepared, config.train_batch_size * jax.device_count(), latent_shape)
     return _Run(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import time
 from concurrent.futures import Future
 from contextlib import ExitStack, nullcontext
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from shared.checkpoints.policy import check_resumable
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
+from shared.data.workers import threads_beside_accelerators
 from shared.diffusion.samplers import validation_plan
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.evaluation.validation import most_images_at_once
@@ -153,6 +155,7 @@ class _Run:
 
 def _place_run(prepared: PreparedRun, steps: Steps, accelerator: Accelerator, models: BaseModels) -> _Run:
     config, latent_shape = prepared.config, models.latent_shape(prepared.config.resolution)
+    on_cpu = accelerator.device.type == "cpu"
     loader = BatchLoader(
         prepared.source,
         config,
@@ -162,6 +165,7 @@ def _place_run(prepared: PreparedRun, steps: Steps, accelerator: Accelerator, mo
         num_train_timesteps=prepared.schedule.num_train_timesteps,
         process_index=accelerator.process_index,
         process_count=accelerator.num_processes,
+        default_workers=0 if on_cpu else threads_beside_accelerators(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
     )
     shapes = ModelShapes.of(models, loader.blank(), only_mid_control=config.only_mid_control)
     flops_per_image = in_background(model_flops_per_image, shapes)  # it takes seconds

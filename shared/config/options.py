@@ -221,9 +221,10 @@ class TrainConfig:
         must_be=[within(0, 1)],
         must_match=["resume", "compare"],
     )
-    dataloader_num_workers: int = _data(
-        0,
-        "The number of threads that prepare batches; with 0, the training process does it between steps.",
+    dataloader_num_workers: int | None = _data(
+        None,
+        "The number of threads that prepare batches; with 0, the training process does it between steps. Without it, 0 "
+        "on CPUs, which have other work, and beside TPUs and GPUs one less than there are processors, at most 16.",
         must_be=[FROM_ZERO, at_most(1024)],  # more than processors are of no use
     )
 

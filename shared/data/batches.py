@@ -92,6 +92,7 @@ class BatchLoader:
         num_train_timesteps: int,
         process_index: int = 0,
         process_count: int = 1,
+        default_workers: int = 0,
     ) -> None:
         """Starts `dataloader_num_workers` threads; `close` ends them.
 
@@ -105,6 +106,7 @@ class BatchLoader:
             num_train_timesteps: of the noise schedule.
             process_index: which host this is. Host h of P takes rows h·B to (h+1)·B of every microbatch.
             process_count: how many hosts there are.
+            default_workers: threads where the configuration says nothing of `dataloader_num_workers`.
 
         Raises:
             UserError: for an empty source, or devices that the hosts cannot share evenly.
@@ -119,7 +121,8 @@ class BatchLoader:
         self._latent_shape, self._num_train_timesteps = latent_shape, num_train_timesteps
         self._process_index, self._local_rows = process_index, spec.rows // process_count
         self._skipped = SkippedSamples(config.max_skipped_samples)
-        self._workers = Workers(config.dataloader_num_workers) if config.dataloader_num_workers else None
+        workers = default_workers if config.dataloader_num_workers is None else config.dataloader_num_workers
+        self._workers = Workers(workers) if workers else None
 
     @property
     def skipped(self) -> int:

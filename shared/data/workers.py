@@ -4,12 +4,26 @@
 Ctrl-C too. These are daemon threads.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from shared.user_errors import UserError
+
+_MOST = 16  # more than this many decode faster than any one device trains
+
+
+def threads_beside_accelerators(processes_here: int = 1) -> int:
+    """How many threads of each process prepare batches: all the machine's processors have, but one for each process.
+
+    Args:
+        processes_here: that train on this machine.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MOST, processors // processes_here - 1))
+
 
 _Task = tuple[Future[None], Callable[[], None]]
 

@@ -1,0 +1,36 @@
+"""How many threads prepare batches where nobody says so."""
+
+import os
+import threading
+
+import pytest
+
+from shared.config import TrainConfig
+from shared.data.batches import BatchLoader, BatchSpec
+from shared.data.sources import open_sources
+from shared.data.workers import threads_beside_accelerators
+
+
+@pytest.mark.parametrize(
+    ("processors", "processes", "threads"), [(8, 1, 7), (1, 1, 1), (96, 1, 16), (96, 8, 11), (4, 8, 1)]
+)
+def test_processors_are_shared(processors: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(processors)), raising=False)
+    assert threads_beside_accelerators(processes) == threads
+
+
+@pytest.mark.parametrize(("flag", "threads"), [(None, 3), (0, 0), (2, 2)])
+def test_the_flag_wins_over_the_device(flag: int | None, threads: int) -> None:
+    config = TrainConfig(generated_circles=4, resolution=8, dataloader_num_workers=flag)
+    before = threading.active_count()
+    loader = BatchLoader(
+        open_sources(config)[0],
+        config,
+        lambda captions: captions,  # type: ignore[arg-type, return-value]
+        BatchSpec(2),
+        latent_shape=(1, 1, 4),
+        num_train_timesteps=1000,
+        default_workers=3,
+    )
+    assert threading.active_count() - before == threads
+    loader.close()
