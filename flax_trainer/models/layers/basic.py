@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flax_trainer.models.kernels.convolution import convolve, weight_for_blocks
+from flax_trainer.models.kernels.normalisation import group_norm
 from flax_trainer.models.kernels.strips import STRIPS_NDIM, convolve_strips
-from flax_trainer.models.layers.compute import Compute
+from flax_trainer.models.layers.compute import PLAINLY, Compute
 from flax_trainer.models.params import CONV, LINEAR, PLAIN
 
 
@@ -113,14 +114,17 @@ class Embedding(nnx.Module):
 class GroupNorm(nnx.Module):
     """`torch.nn.GroupNorm` over B...C, statistics in float32 whatever the input's dtype."""
 
-    def __init__(self, groups: int, channels: int, *, eps: float):
+    def __init__(self, groups: int, channels: int, *, eps: float, compute: Compute = PLAINLY):
         self.weight = nnx.Param(jnp.ones((channels,)), layout=PLAIN)
         self.bias = nnx.Param(jnp.zeros((channels,)), layout=PLAIN)
         self.groups = groups
         self.eps = eps
+        self.for_gpu = compute.gpu_normalisation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         with jax.named_scope("normalisation"):
+            if self.for_gpu:
+                return group_norm(x, self.weight[...], self.bias[...], self.groups, self.eps)
             batch, channels = x.shape[0], x.shape[-1]
             grouped = x.astype(jnp.float32).reshape(batch, -1, self.groups, channels // self.groups)
             mean = grouped.mean(axis=(1, 3), keepdims=True)
