@@ -1,12 +1,9 @@
 """Normalisation whose sums and gradients have the form that suits a GPU; results differ by rounding alone.
 
-Axes: B batch, P positions, C channels, G groups, D channels of a group, S parts of the positions, R rows: whatever
-comes before C.
+Axes: B batch, P positions, C channels, G groups, D channels of a group; … any number of axes.
 
-A GPU is bound by memory wherever it does not multiply matrices. What JAX derives of a normalisation sums in two or
-three readings, and keeps float32 arrays of x's size from one sum to the next. Here both sums of a pass are one
-operation, what they sum up is computed from x once more where it is needed, and positions are summed in parts.
-Figures: docs/gpu_kernels.md.
+What JAX derives of a normalisation sums in two or three readings, and keeps float32 arrays of x's size from one sum to
+the next. Here x is kept as it is given, and what is computed from it is computed once more where it is needed.
 """
 
 from functools import partial
@@ -14,11 +11,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from flax_trainer.models.kernels.sums import as_positions, sums_along, sums_over_positions
+
 Statistics = tuple[jax.Array, jax.Array]  # mean and reciprocal standard deviation
 Kept = tuple[jax.Array, jax.Array, jax.Array, Statistics]
 Gradients = tuple[jax.Array, jax.Array, jax.Array]  # of x, the weight and the bias
-
-SUMMED_TOGETHER = 256  # positions: with more, there are fewer blocks of threads than a GPU can run
 
 
 @partial(jax.custom_vjp, nondiff_argnames=("groups", "eps"))
@@ -30,8 +27,8 @@ def group_norm(x: jax.Array, weight_C: jax.Array, bias_C: jax.Array, groups: int
 def _group_forward(
     x: jax.Array, weight_C: jax.Array, bias_C: jax.Array, groups: int, eps: float
 ) -> tuple[jax.Array, Kept]:
-    x_BPC = _positions(x).astype(jnp.float32)
-    sums_BC, square_sums_BC = _sums_over_positions(x_BPC, jnp.square(x_BPC))
+    x_BPC = as_positions(x).astype(jnp.float32)
+    sums_BC, square_sums_BC = sums_over_positions(x_BPC, jnp.square(x_BPC))
     mean_B1C = _over_groups(sums_BC, groups) / x_BPC.shape[1]
     if x.dtype == jnp.bfloat16:  # see `layers.basic._variance`
         squares_B1C = _over_groups(square_sums_BC, groups) / x_BPC.shape[1]
@@ -39,14 +36,14 @@ def _group_forward(
     else:
         variance_B1C = _over_groups(jnp.square(x_BPC - mean_B1C).mean(axis=1), groups)
     statistics = mean_B1C, jax.lax.rsqrt(variance_B1C + eps)
-    y_BPC = _affine(_positions(x), weight_C, bias_C, statistics)
+    y_BPC = _affine(as_positions(x), weight_C, bias_C, statistics)
     return y_BPC.reshape(x.shape), (x, weight_C, bias_C, statistics)
 
 
 def _group_backward(groups: int, eps: float, kept: Kept, cotangent: jax.Array) -> Gradients:
     x, weight_C, bias_C, statistics = kept
-    normalised_BPC, cotangent_BPC = _normalised(_positions(x), statistics), _positions(cotangent).astype(jnp.float32)
-    bias_sums_BC, weight_sums_BC = _sums_over_positions(cotangent_BPC, cotangent_BPC * normalised_BPC)
+    normalised_BPC, cotangent_BPC = _normalised(as_positions(x), statistics), as_positions(cotangent).astype(jnp.float32)
+    bias_sums_BC, weight_sums_BC = sums_over_positions(cotangent_BPC, cotangent_BPC * normalised_BPC)
     weight32_C = weight_C.astype(jnp.float32)
     mean_B1C, projection_B1C = (
         _over_groups(sums_BC * weight32_C, groups) / normalised_BPC.shape[1]
@@ -61,6 +58,43 @@ def _group_backward(groups: int, eps: float, kept: Kept, cotangent: jax.Array) -
 
 
 group_norm.defvjp(_group_forward, _group_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnames=("eps",))
+def layer_norm(x: jax.Array, weight_C: jax.Array, bias_C: jax.Array, eps: float) -> jax.Array:
+    """Normalisation along C of B…C, computed in float32 whatever x's dtype, which the result has."""
+    return _layer_forward(x, weight_C, bias_C, eps)[0]
+
+
+def _layer_forward(x: jax.Array, weight_C: jax.Array, bias_C: jax.Array, eps: float) -> tuple[jax.Array, Kept]:
+    x32, channels = x.astype(jnp.float32), x.shape[-1]
+    sums, square_sums = sums_along(x.ndim - 1, x32, jnp.square(x32))
+    mean = sums[..., None] / channels
+    if x.dtype == jnp.bfloat16:  # see `layers.basic._variance`
+        variance = jnp.maximum(square_sums[..., None] / channels - jnp.square(mean), 0)
+    else:
+        variance = jnp.square(x32 - mean).mean(axis=-1, keepdims=True)
+    statistics = mean, jax.lax.rsqrt(variance + eps)
+    return _affine(x, weight_C, bias_C, statistics), (x, weight_C, bias_C, statistics)
+
+
+def _layer_backward(eps: float, kept: Kept, cotangent: jax.Array) -> Gradients:
+    x, weight_C, bias_C, statistics = kept
+    normalised, cotangent32 = _normalised(x, statistics), cotangent.astype(jnp.float32)
+    weighted = cotangent32 * weight_C.astype(jnp.float32)
+    mean, projection = (
+        sums[..., None] / x.shape[-1] for sums in sums_along(x.ndim - 1, weighted, weighted * normalised)
+    )
+    gradient = statistics[1] * (weighted - mean - normalised * projection)
+    bias_sums_BC, weight_sums_BC = sums_over_positions(as_positions(cotangent32), as_positions(cotangent32 * normalised))
+    return (
+        gradient.astype(x.dtype),
+        weight_sums_BC.sum(axis=0).astype(weight_C.dtype),
+        bias_sums_BC.sum(axis=0).astype(bias_C.dtype),
+    )
+
+
+layer_norm.defvjp(_layer_forward, _layer_backward)
 
 
 def _affine(x: jax.Array, weight_C: jax.Array, bias_C: jax.Array, statistics: Statistics) -> jax.Array:
@@ -78,27 +112,3 @@ def _over_groups(values_BC: jax.Array, groups: int) -> jax.Array:
     values_BGD = values_BC.reshape(len(values_BC), groups, -1)
     means_BGD = jnp.broadcast_to(values_BGD.mean(axis=2, keepdims=True), values_BGD.shape)
     return means_BGD.reshape(len(values_BC), 1, -1)
-
-
-def _positions(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], -1, x.shape[-1])
-
-
-def _sums_over_positions(first_BPC: jax.Array, second_BPC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    batch, positions, channels = first_BPC.shape
-    rows = SUMMED_TOGETHER if positions % SUMMED_TOGETHER == 0 else positions
-    first_BSPC, second_BSPC = (x.reshape(batch, positions // rows, rows, channels) for x in (first_BPC, second_BPC))
-    first_BSC, second_BSC = _two_sums(first_BSPC, second_BSPC, axis=2)
-    return first_BSC.sum(axis=1), second_BSC.sum(axis=1)
-
-
-def _two_sums(first: jax.Array, second: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """Along an axis, as one operation: between two, XLA may write to memory what both sum up."""
-    zeros = (jnp.float32(0), jnp.float32(0))
-
-    def add(
-        sums: tuple[jax.Array, jax.Array], terms: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
-        return sums[0] + terms[0], sums[1] + terms[1]
-
-    return jax.lax.reduce((first, second), zeros, add, (axis,))

@@ -23,7 +23,7 @@ class Compute:
             them.
         checkpointing: keep less for the backward pass, which then recomputes one layer after another (see
             `checkpointed`). It has no effect where no gradient passes, as in a frozen UNet down to its mid block.
-        gpu_normalisation: of groups, in the form that suits a GPU (see `kernels/normalisation.py`).
+        gpu_normalisation: in the form that suits a GPU (see `kernels/normalisation.py`).
     """
 
     attention: AttentionKernel = "plain"

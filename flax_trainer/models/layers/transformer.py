@@ -96,11 +96,11 @@ class BasicTransformerBlock(nnx.Module):
 
     def __init__(self, channels: int, spec: TransformerSpec):
         first_context_channels = spec.cross_attention_dim if spec.only_cross_attention else channels
-        self.norm1 = LayerNorm(channels)
+        self.norm1 = LayerNorm(channels, compute=spec.compute)
         self.attn1 = Attention(channels, first_context_channels, spec.heads, spec.compute.attention)
-        self.norm2 = LayerNorm(channels)
+        self.norm2 = LayerNorm(channels, compute=spec.compute)
         self.attn2 = Attention(channels, spec.cross_attention_dim, spec.heads, spec.compute.attention)
-        self.norm3 = LayerNorm(channels)
+        self.norm3 = LayerNorm(channels, compute=spec.compute)
         self.ff = FeedForward(channels)
         self.only_cross_attention = spec.only_cross_attention
 
