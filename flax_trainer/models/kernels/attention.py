@@ -92,16 +92,17 @@ def _attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array
 
 
 def _cudnn_attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array) -> jax.Array:
-    batch, keys = key_BKND.shape[:2]
-    if keys % 2 == 0:
+    if key_BKND.shape[1] % 2 == 0:
         return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="cudnn")
+    return _on_each_device(_with_a_masked_key)(query_BQND, key_BKND, value_BKND)
+
+
+def _with_a_masked_key(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array) -> jax.Array:
+    batch, keys = key_BKND.shape[:2]
     key_BKND, value_BKND = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (key_BKND, value_BKND))
+    lengths_B = jnp.full(batch, keys, jnp.int32)
     return jax.nn.dot_product_attention(
-        query_BQND,
-        key_BKND,
-        value_BKND,
-        key_value_seq_lengths=jnp.full(batch, keys, jnp.int32),
-        implementation="cudnn",
+        query_BQND, key_BKND, value_BKND, key_value_seq_lengths=lengths_B, implementation="cudnn"
     )
 
 

@@ -56,9 +56,13 @@ def convolve(
 
 def has_few_images(x_BHWC: jax.Array) -> bool:
     """Whether the devices get fewer images each than XLA's form wants."""
+    return x_BHWC.shape[0] < ENOUGH_IMAGES * _devices()
+
+
+def _devices() -> int:
+    """Among which XLA divides what is computed. A function that is mapped over devices sees the rows of one."""
     mesh = jax.sharding.get_abstract_mesh()
-    devices = mesh.size if mesh.auto_axes else 1  # a function that is mapped over devices sees the rows of one
-    return x_BHWC.shape[0] < ENOUGH_IMAGES * devices
+    return mesh.size if mesh.auto_axes else 1
 
 
 class _Form(NamedTuple):
@@ -89,9 +93,9 @@ def _needed_by_gradients(x: Any, weight: Any) -> Kept:
 # axes than NHWC and HWIO up to 8 times as slowly, gradients included, and without its optimisations up to 180 times
 # (jax 0.10.2, 3×3 kernels, 16 channels, 64 px). Compilers for GPUs know gradients by their axes.
 #
-# cuDNN leaves a kernel's gradient as OHWI. XLA would put the transposition into the optimizer's update, which then walks
-# through six float32 arrays in an order that is slow, and writes new ones that are copied to the old. So it is done
-# before, in 16 bits. Figures: docs/gpu_kernels.md.
+# cuDNN leaves a kernel's gradient as OHWI. XLA would put the transposition into the optimizer's update, which then goes
+# through seven arrays in an order that is slow, and writes new ones, which are copied to the old. So it is done before,
+# in 16 bits. Figures: docs/gpu_kernels.md.
 
 
 def _padded_alike(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form) -> jax.Array:
@@ -105,9 +109,7 @@ def _padded_alike(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form) -> jax
     left_out = math.ceil((after - before) / form.stride)
     padding = before + left_out * form.stride
     y_BHWO = _off_tpus(x_BHWC, weight_QPCO, form._replace(padding=(padding, padding)))
-    height, width = (
-        (side + before + after - form.weight_shape[0]) // form.stride + 1 for side in form.x_shape[1:3]
-    )
+    height, width = ((side + before + after - form.weight_shape[0]) // form.stride + 1 for side in form.x_shape[1:3])
     return y_BHWO[:, left_out : left_out + height, left_out : left_out + width]
 
 
@@ -149,8 +151,10 @@ def _weight_gradient(cotangent_BHWO: jax.Array, x_BHWC: jax.Array, form: _Form) 
     columns, rows, *channels = form.weight_shape
     weight = jax.ShapeDtypeStruct((rows, columns, *channels), cotangent_BHWO.dtype)
     transposed = jax.linear_transpose(lambda weight: _as_xla_does(x_BHWC, weight, form, "HWIO"), weight)
-    weight_QPCO = with_layout_constraint(transposed(cotangent_BHWO)[0].swapaxes(0, 1), _ROW_MAJOR)
-    return jax.lax.optimization_barrier(weight_QPCO)
+    gradient_QPCO = transposed(cotangent_BHWO)[0].swapaxes(0, 1)
+    if _devices() > 1:  # XLA would gather it whole first (jax 0.10.2)
+        return gradient_QPCO
+    return jax.lax.optimization_barrier(with_layout_constraint(gradient_QPCO, _ROW_MAJOR))
 
 
 def _input_gradient_on_cpus(cotangent_BHWO: jax.Array, weight_QPCO: jax.Array, form: _Form) -> jax.Array:

@@ -28,12 +28,12 @@ def _group_forward(
     x: jax.Array, weight_C: jax.Array, bias_C: jax.Array, groups: int, eps: float
 ) -> tuple[jax.Array, Kept]:
     x_BPC = as_positions(x).astype(jnp.float32)
-    sums_BC, square_sums_BC = sums_over_positions(x_BPC, jnp.square(x_BPC))
-    mean_B1C = _over_groups(sums_BC, groups) / x_BPC.shape[1]
     if x.dtype == jnp.bfloat16:  # see `layers.basic._variance`
-        squares_B1C = _over_groups(square_sums_BC, groups) / x_BPC.shape[1]
+        both = sums_over_positions(x_BPC, jnp.square(x_BPC))
+        mean_B1C, squares_B1C = (_over_groups(sums_BC, groups) / x_BPC.shape[1] for sums_BC in both)
         variance_B1C = jnp.maximum(squares_B1C - jnp.square(mean_B1C), 0)
     else:
+        mean_B1C = _over_groups(x_BPC.mean(axis=1), groups)
         variance_B1C = _over_groups(jnp.square(x_BPC - mean_B1C).mean(axis=1), groups)
     statistics = mean_B1C, jax.lax.rsqrt(variance_B1C + eps)
     y_BPC = _affine(as_positions(x), weight_C, bias_C, statistics)
@@ -42,7 +42,8 @@ def _group_forward(
 
 def _group_backward(groups: int, eps: float, kept: Kept, cotangent: jax.Array) -> Gradients:
     x, weight_C, bias_C, statistics = kept
-    normalised_BPC, cotangent_BPC = _normalised(as_positions(x), statistics), as_positions(cotangent).astype(jnp.float32)
+    normalised_BPC = _normalised(as_positions(x), statistics)
+    cotangent_BPC = as_positions(cotangent).astype(jnp.float32)
     bias_sums_BC, weight_sums_BC = sums_over_positions(cotangent_BPC, cotangent_BPC * normalised_BPC)
     weight32_C = weight_C.astype(jnp.float32)
     mean_B1C, projection_B1C = (
@@ -67,12 +68,12 @@ def layer_norm(x: jax.Array, weight_C: jax.Array, bias_C: jax.Array, eps: float)
 
 
 def _layer_forward(x: jax.Array, weight_C: jax.Array, bias_C: jax.Array, eps: float) -> tuple[jax.Array, Kept]:
-    x32, channels = x.astype(jnp.float32), x.shape[-1]
-    sums, square_sums = sums_along(x.ndim - 1, x32, jnp.square(x32))
-    mean = sums[..., None] / channels
-    if x.dtype == jnp.bfloat16:  # see `layers.basic._variance`
-        variance = jnp.maximum(square_sums[..., None] / channels - jnp.square(mean), 0)
+    x32 = x.astype(jnp.float32)
+    if x.dtype == jnp.bfloat16:
+        mean, squares = (sums[..., None] / x.shape[-1] for sums in sums_along(x.ndim - 1, x32, jnp.square(x32)))
+        variance = jnp.maximum(squares - jnp.square(mean), 0)
     else:
+        mean = x32.mean(axis=-1, keepdims=True)
         variance = jnp.square(x32 - mean).mean(axis=-1, keepdims=True)
     statistics = mean, jax.lax.rsqrt(variance + eps)
     return _affine(x, weight_C, bias_C, statistics), (x, weight_C, bias_C, statistics)
@@ -86,7 +87,8 @@ def _layer_backward(eps: float, kept: Kept, cotangent: jax.Array) -> Gradients:
         sums[..., None] / x.shape[-1] for sums in sums_along(x.ndim - 1, weighted, weighted * normalised)
     )
     gradient = statistics[1] * (weighted - mean - normalised * projection)
-    bias_sums_BC, weight_sums_BC = sums_over_positions(as_positions(cotangent32), as_positions(cotangent32 * normalised))
+    terms_BPC = map(as_positions, (cotangent32, cotangent32 * normalised))
+    bias_sums_BC, weight_sums_BC = sums_over_positions(*terms_BPC)
     return (
         gradient.astype(x.dtype),
         weight_sums_BC.sum(axis=0).astype(weight_C.dtype),

@@ -1,4 +1,4 @@
-"""Sums over the positions of feature maps, in the form that suits a GPU.
+"""Sums over the positions of feature maps, in the form that suits a GPU and does a CPU no harm.
 
 Axes: B batch, P positions, C channels, S parts of the positions; … any number of axes.
 
@@ -28,14 +28,15 @@ def _forward(x: Any, bias: Any) -> tuple[jax.Array, jax.Array | None]:
 def _backward(bias_C: jax.Array | None, cotangent: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     if bias_C is None:
         return cotangent, None
-    in_parts, at_once = (partial(function, dtype=bias_C.dtype) for function in (_in_parts, _at_once))
-    return jax.lax.platform_dependent(cotangent, cuda=in_parts, default=at_once)
+    at_once, in_parts = (partial(function, dtype=bias_C.dtype) for function in (_at_once, _in_parts))
+    return jax.lax.platform_dependent(cotangent, tpu=at_once, default=in_parts)
 
 
 biased.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _at_once(cotangent: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """As JAX derives it: in the cotangent's dtype, in which CPUs add up, too, and lose small terms."""
     return cotangent, jax.lax.reduce_sum(cotangent, range(cotangent.ndim - 1)).astype(dtype)
 
 
