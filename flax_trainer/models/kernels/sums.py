@@ -6,13 +6,15 @@ A GPU is bound by memory wherever it does not multiply matrices. Of sums over al
 blocks of threads where they are few, and they are slow at computing what they sum up. Figures: docs/gpu_kernels.md.
 """
 
+import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-SUMMED_TOGETHER = 256  # positions
+SUMMED_TOGETHER = 256  # positions at least, by one block of threads
+MOST_PARTS = 64  # of an image's positions; each makes a row of sums that is read again
 
 
 @jax.custom_vjp
@@ -54,9 +56,14 @@ def as_positions(x: jax.Array) -> jax.Array:
 def sums_over_positions(*terms_BPC: jax.Array) -> tuple[jax.Array, ...]:
     """[B, C] of each, of float32 arrays of one shape."""
     batch, positions, channels = terms_BPC[0].shape
-    rows = SUMMED_TOGETHER if positions % SUMMED_TOGETHER == 0 else positions
-    terms_BSPC = (terms.reshape(batch, positions // rows, rows, channels) for terms in terms_BPC)
+    terms_BSPC = (terms.reshape(batch, _parts(positions), -1, channels) for terms in terms_BPC)
     return tuple(sums_BSC.sum(axis=1) for sums_BSC in sums_along(2, *terms_BSPC))
+
+
+def _parts(positions: int) -> int:
+    """A power of two that divides them."""
+    most = max(1, min(MOST_PARTS, positions // SUMMED_TOGETHER))
+    return math.gcd(positions, 1 << (most.bit_length() - 1))
 
 
 def sums_along(axis: int, *terms: jax.Array) -> tuple[jax.Array, ...]:

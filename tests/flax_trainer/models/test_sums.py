@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_trainer.models.kernels import sums
 from flax_trainer.models.kernels.sums import SUMMED_TOGETHER, biased
 
 
@@ -14,7 +15,7 @@ def draw(shape: tuple[int, ...], dtype: str) -> tuple[jax.Array, jax.Array]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(3, 5), (2, 7, 5), (2, 16, 2 * SUMMED_TOGETHER // 16, 5)])
+@pytest.mark.parametrize("shape", [(3, 5), (2, 7, 5), (2, 16, SUMMED_TOGETHER, 5)])
 def test_a_biass_gradient_is_the_sum_over_everything_else(shape: tuple[int, ...], dtype: str) -> None:
     """Of 16-bit numbers too, of which a sum of many in 16 bits loses a fifth."""
     x, bias = draw(shape, dtype)
@@ -32,3 +33,10 @@ def test_a_frozen_bias_costs_no_sum() -> None:
     program = jax.make_jaxpr(jax.grad(lambda x: biased(x, bias).sum()))(x)
     assert "platform_index" not in str(program)
     assert "platform_index" in str(jax.make_jaxpr(jax.grad(lambda bias: biased(x, bias).sum()))(bias))
+
+
+@pytest.mark.parametrize(
+    ("positions", "parts"), [(1, 1), (64, 1), (256, 1), (1024, 4), (4096, 16), (72 * 72, 16), (65 * 65, 1), (2**18, 64)]
+)
+def test_parts_divide_the_positions(positions: int, parts: int) -> None:
+    assert sums._parts(positions) == parts
