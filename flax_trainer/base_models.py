@@ -196,6 +196,7 @@ def define_models(
         attention=attention_kernel(config.enable_xformers_memory_efficient_attention, device),
         tpu_convolutions=device.platform == "tpu",
         checkpointing=config.gradient_checkpointing_policy if config.gradient_checkpointing else None,
+        gpu_normalisation=device.platform == "gpu",
     )
     controlnet = FlaxControlNetModel.abstract(
         configs.controlnet, compute=compute, only_mid_control=config.only_mid_control

@@ -148,7 +148,7 @@ def compile_report(
     devices = target.devices()
     engine = engine_on(config, devices)
     models = define_models(config, configs, schedule, devices[0])
-    state, frozen, batch = _shapes(config, models, target, from_cache)
+    state, frozen, batch = step_shapes(config, models, target, from_cache=from_cache)
     step = compile_train_step(config, models, engine)
     arguments = (*engine.shapes(state, frozen, batch), np.float32(0))
     traced = jax.make_jaxpr(step)(*arguments)
@@ -180,8 +180,8 @@ def compile_report(
     )
 
 
-def _shapes(
-    config: TrainConfig, models: BaseModels, target: Target, from_cache: bool
+def step_shapes(
+    config: TrainConfig, models: BaseModels, target: Target, *, from_cache: bool
 ) -> tuple[TrainState, FrozenParams, dict[str, Any]]:
     """A step's arguments before they are placed: the state, the frozen models, a host's batch."""
     configs, dtype = models.configs, COMPUTE_DTYPES[config.mixed_precision or "no"]

@@ -100,7 +100,7 @@ class FlaxUNet2DConditionModel(UNetEncoder):
         super().__init__(config, compute)
         width = config.block_out_channels[0]
         self.up_blocks = nnx.List(_up_blocks(config, compute))
-        self.conv_norm_out = GroupNorm(config.norm_num_groups, width, eps=config.norm_eps)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, width, eps=config.norm_eps, compute=compute)
         self.conv_out = Conv(width, config.out_channels, 3, compute, padding=1)
 
     def __call__(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.kernels.attention import AttentionKernel, dot_product_attention
+from flax_trainer.models.kernels.attention import dot_product_attention
 from flax_trainer.models.kernels.convolution import has_few_images
 from flax_trainer.models.kernels.strips import STRIPS, from_strips, to_strips
 from flax_trainer.models.layers.basic import Conv, GroupNorm, Linear
@@ -87,7 +87,7 @@ class Encoder(nnx.Module):
             for index, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
         self.mid_block = MidBlock2D(widths[-1], groups, compute, add_attention=config.mid_block_add_attention)
-        self.conv_norm_out = GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_norm_out = GroupNorm(groups, widths[-1], eps=NORM_EPS, compute=compute)
         self.conv_out = Conv(widths[-1], 2 * config.latent_channels, 3, compute, padding=1)
 
     def __call__(self, pixels_BHWC: jax.Array) -> jax.Array:
@@ -117,7 +117,7 @@ class Decoder(nnx.Module):
             )
             for index, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
-        self.conv_norm_out = GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_norm_out = GroupNorm(groups, widths[-1], eps=NORM_EPS, compute=compute)
         self.conv_out = Conv(widths[-1], config.out_channels, 3, compute, padding=1)
 
     def __call__(self, latents_BHWC: jax.Array) -> jax.Array:
@@ -164,7 +164,7 @@ class MidBlock2D(nnx.Module):
     """Two residual blocks with an attention between them, at the lowest resolution."""
 
     def __init__(self, channels: int, groups: int, compute: Compute, *, add_attention: bool):
-        self.attentions = nnx.List([SpatialAttention(channels, groups, compute.attention)] if add_attention else [])
+        self.attentions = nnx.List([SpatialAttention(channels, groups, compute)] if add_attention else [])
         self.resnets = _resnets(channels, channels, 2, groups, compute)
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
@@ -178,9 +178,9 @@ class VaeResnetBlock2D(nnx.Module):
     """Pre-activation residual block without a time embedding, of BHWC or the strips BSHWC."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, compute: Compute):
-        self.norm1 = GroupNorm(groups, in_channels, eps=NORM_EPS)
+        self.norm1 = GroupNorm(groups, in_channels, eps=NORM_EPS, compute=compute)
         self.conv1 = Conv(in_channels, out_channels, 3, compute, padding=1)
-        self.norm2 = GroupNorm(groups, out_channels, eps=NORM_EPS)
+        self.norm2 = GroupNorm(groups, out_channels, eps=NORM_EPS, compute=compute)
         self.conv2 = Conv(out_channels, out_channels, 3, compute, padding=1)
         self.conv_shortcut = None if in_channels == out_channels else Conv(in_channels, out_channels, 1, compute)
 
@@ -193,13 +193,13 @@ class VaeResnetBlock2D(nnx.Module):
 class SpatialAttention(nnx.Module):
     """Single-head self-attention over the positions of a feature map, with a residual around it."""
 
-    def __init__(self, channels: int, groups: int, kernel: AttentionKernel):
-        self.group_norm = GroupNorm(groups, channels, eps=NORM_EPS)
+    def __init__(self, channels: int, groups: int, compute: Compute):
+        self.group_norm = GroupNorm(groups, channels, eps=NORM_EPS, compute=compute)
         self.to_q = Linear(channels, channels)
         self.to_k = Linear(channels, channels)
         self.to_v = Linear(channels, channels)
         self.to_out = nnx.List([Linear(channels, channels)])
-        self.kernel = kernel
+        self.kernel = compute.attention
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         batch, _, _, channels = x_BHWC.shape

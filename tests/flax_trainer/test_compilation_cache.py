@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax._src.compiler import get_compile_options
 
 from flax_trainer.compilation import use_compilation_cache
 from shared.run.compiled_programs import default_folder
@@ -89,3 +90,10 @@ def test_a_folder_that_cannot_be_written_to_costs_a_warning_and_no_run(
         use_compilation_cache(str(tmp_path))
     assert folder() is None
     assert "cannot be written to" in caplog.text
+
+
+def test_what_xla_measured_of_kernels_on_a_gpu_is_kept_beside_the_programs(tmp_path: Path) -> None:
+    """JAX sees to it by default: a program that has changed a little is then compiled without measuring anew."""
+    use_compilation_cache(str(tmp_path))
+    options = get_compile_options(num_replicas=1, num_partitions=1)  # whose parts do not keep it alive
+    assert Path(options.executable_build_options.debug_options.xla_gpu_per_fusion_autotune_cache_dir).parent == tmp_path

@@ -34,7 +34,7 @@ WITHOUT_SPLASH = ("TPU v2", "TPU v3")
 
 # cuDNN's, by the least compute capability, the latest first, with the most features of a head that it takes. So JAX
 # 0.10 and 0.11 have it, in jax/_src/cudnn/fused_attention_stablehlo.py; lengths have to be even, and features multiples
-# of 8.
+# of 8. An odd number of keys is made even by one that is masked.
 CUDNN_KERNELS: dict[AttentionKernel, tuple[float, int]] = {"cudnn_sm90": (9.0, 256), "cudnn": (8.0, 128)}
 
 
@@ -84,11 +84,26 @@ def _attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array
         return plain_attention(query_BQND, key_BKND, value_BKND)
     if kernel == "splash" and _fits_splash(query_BQND, key_BKND):
         return _on_each_device(flash_attention_tpu)(query_BQND, key_BKND, value_BKND)
-    if kernel in CUDNN_KERNELS and _fits_cudnn(query_BQND, key_BKND, kernel):
-        return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="cudnn")
+    if kernel in CUDNN_KERNELS and _fits_cudnn(query_BQND, kernel):
+        return _cudnn_attention(query_BQND, key_BKND, value_BKND)
     if key_BKND.shape[1] <= FEW_KEYS:
         return jax.checkpoint(plain_attention)(query_BQND, key_BKND, value_BKND)
     return blockwise_attention(query_BQND, key_BKND, value_BKND)
+
+
+def _cudnn_attention(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array) -> jax.Array:
+    if key_BKND.shape[1] % 2 == 0:
+        return jax.nn.dot_product_attention(query_BQND, key_BKND, value_BKND, implementation="cudnn")
+    return _on_each_device(_with_a_masked_key)(query_BQND, key_BKND, value_BKND)
+
+
+def _with_a_masked_key(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array) -> jax.Array:
+    batch, keys = key_BKND.shape[:2]
+    key_BKND, value_BKND = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (key_BKND, value_BKND))
+    lengths_B = jnp.full(batch, keys, jnp.int32)
+    return jax.nn.dot_product_attention(
+        query_BQND, key_BKND, value_BKND, key_value_seq_lengths=lengths_B, implementation="cudnn"
+    )
 
 
 def plain_attention(
@@ -225,9 +240,8 @@ def _largest_divisor(blocks: Sequence[int], length: int) -> int:
     return next(block for block in blocks if length % block == 0)
 
 
-def _fits_cudnn(query_BQND: jax.Array, key_BKND: jax.Array, kernel: AttentionKernel) -> bool:
+def _fits_cudnn(query_BQND: jax.Array, kernel: AttentionKernel) -> bool:
     features = query_BQND.shape[-1]
     is_half = query_BQND.dtype in (jnp.bfloat16, jnp.float16)
-    lengths_are_even = query_BQND.shape[1] % 2 == key_BKND.shape[1] % 2 == 0
     _, most_features = CUDNN_KERNELS[kernel]
-    return is_half and lengths_are_even and features % 8 == 0 and features <= most_features
+    return is_half and query_BQND.shape[1] % 2 == 0 and features % 8 == 0 and features <= most_features

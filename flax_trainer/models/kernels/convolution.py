@@ -9,6 +9,7 @@ to one another before every convolution. And the gradient of a convolution with 
 that lie between the numbers. Figures: docs/benchmarks.md, "Convolutions on a TPU v4".
 """
 
+import math
 from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -17,11 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
 CONVOLUTION = "convolution"  # the name under which results are given to `checkpoint_name`
 ENOUGH_IMAGES = 8  # per device, for XLA's own form to be the faster one
 KERNEL_SIZE = 3  # of the kernels that convolve blocks
 NEIGHBOURS = 3  # which the ones of that size read: the block before, the block itself and the block after
+
+_ROW_MAJOR = Layout((0, 1, 2, 3))
 
 Kept = tuple[jax.Array | None, jax.Array | None]
 
@@ -42,7 +46,7 @@ def convolve(
     few_images = has_few_images(x_BHWC)
     form = _Form(x_BHWC.shape, weight_QPCO.shape, stride, padding, few_images)
     if not for_tpu:
-        y_BHWO = _off_tpus(x_BHWC, weight_QPCO, form)
+        y_BHWO = _padded_alike(x_BHWC, weight_QPCO, form)
     elif few_images or stride > 1:
         y_BHWO = _by_columns(x_BHWC, weight_QPCO, form)
     else:
@@ -52,9 +56,13 @@ def convolve(
 
 def has_few_images(x_BHWC: jax.Array) -> bool:
     """Whether the devices get fewer images each than XLA's form wants."""
+    return x_BHWC.shape[0] < ENOUGH_IMAGES * _devices()
+
+
+def _devices() -> int:
+    """Among which XLA divides what is computed. A function that is mapped over devices sees the rows of one."""
     mesh = jax.sharding.get_abstract_mesh()
-    devices = mesh.size if mesh.auto_axes else 1  # a function that is mapped over devices sees the rows of one
-    return x_BHWC.shape[0] < ENOUGH_IMAGES * devices
+    return mesh.size if mesh.auto_axes else 1
 
 
 class _Form(NamedTuple):
@@ -84,6 +92,25 @@ def _needed_by_gradients(x: Any, weight: Any) -> Kept:
 # Inside a loop (accumulated slices, the steps of a sampler) XLA's compiler for CPUs computes a convolution of other
 # axes than NHWC and HWIO up to 8 times as slowly, gradients included, and without its optimisations up to 180 times
 # (jax 0.10.2, 3×3 kernels, 16 channels, 64 px). Compilers for GPUs know gradients by their axes.
+#
+# cuDNN leaves a kernel's gradient as OHWI. XLA would put the transposition into the optimizer's update, which then goes
+# through seven arrays in an order that is slow, and writes new ones, which are copied to the old. So it is done before,
+# in 16 bits. Figures: docs/gpu_kernels.md.
+
+
+def _padded_alike(x_BHWC: jax.Array, weight_QPCO: jax.Array, form: _Form) -> jax.Array:
+    """With as much padding before as after, and results at the beginning that are then left out.
+
+    cuDNN knows no other padding: XLA would write a padded copy of the input first.
+    """
+    before, after = form.padding
+    if before >= after:
+        return _off_tpus(x_BHWC, weight_QPCO, form)
+    left_out = math.ceil((after - before) / form.stride)
+    padding = before + left_out * form.stride
+    y_BHWO = _off_tpus(x_BHWC, weight_QPCO, form._replace(padding=(padding, padding)))
+    height, width = ((side + before + after - form.weight_shape[0]) // form.stride + 1 for side in form.x_shape[1:3])
+    return y_BHWO[:, left_out : left_out + height, left_out : left_out + width]
 
 
 @partial(jax.custom_vjp, nondiff_argnames=("form",))
@@ -124,7 +151,10 @@ def _weight_gradient(cotangent_BHWO: jax.Array, x_BHWC: jax.Array, form: _Form) 
     columns, rows, *channels = form.weight_shape
     weight = jax.ShapeDtypeStruct((rows, columns, *channels), cotangent_BHWO.dtype)
     transposed = jax.linear_transpose(lambda weight: _as_xla_does(x_BHWC, weight, form, "HWIO"), weight)
-    return transposed(cotangent_BHWO)[0].swapaxes(0, 1)
+    gradient_QPCO = transposed(cotangent_BHWO)[0].swapaxes(0, 1)
+    if _devices() > 1:  # XLA would gather it whole first (jax 0.10.2)
+        return gradient_QPCO
+    return jax.lax.optimization_barrier(with_layout_constraint(gradient_QPCO, _ROW_MAJOR))
 
 
 def _input_gradient_on_cpus(cotangent_BHWO: jax.Array, weight_QPCO: jax.Array, form: _Form) -> jax.Array:

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flax_trainer.models.kernels.convolution import convolve, weight_for_blocks
+from flax_trainer.models.kernels.normalisation import group_norm, layer_norm
 from flax_trainer.models.kernels.strips import STRIPS_NDIM, convolve_strips
-from flax_trainer.models.layers.compute import Compute
+from flax_trainer.models.kernels.sums import biased
+from flax_trainer.models.layers.compute import PLAINLY, Compute
 from flax_trainer.models.params import CONV, LINEAR, PLAIN
 
 
@@ -46,7 +48,7 @@ class Conv(nnx.Module):
             y = convolve_strips(x, weight_QPCO, self.stride, self.padding)
         else:
             y = convolve(x, weight_QPCO, self.stride, self.padding, for_tpu=self.for_tpu)
-        return y + self.bias[...].astype(x.dtype)
+        return biased(y, self.bias[...])
 
     def on_blocks(self, x_BHWC: jax.Array, block: int) -> jax.Array:
         """The convolution of what lies in blocks of so many pixels; the result lies in blocks smaller by the stride."""
@@ -67,7 +69,7 @@ class PointwiseConv(nnx.Module):
 
     def __call__(self, x_BLI: jax.Array) -> jax.Array:
         weight_IO = self.weight[...].reshape(self.weight.shape[-2:])
-        return x_BLI @ weight_IO.astype(x_BLI.dtype) + self.bias[...].astype(x_BLI.dtype)
+        return biased(x_BLI @ weight_IO.astype(x_BLI.dtype), self.bias[...])
 
 
 class Linear(nnx.Module):
@@ -79,7 +81,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.weight[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else biased(y, self.bias[...])
 
     def halves(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The first and the second half of the features, with a bias, each as a product of its own.
@@ -88,8 +90,8 @@ class Linear(nnx.Module):
         """
         assert self.bias is not None
         weights = jnp.split(self.weight[...].astype(x.dtype), 2, axis=-1)
-        biases = jnp.split(self.bias[...].astype(x.dtype), 2)
-        first, second = (x @ weight + bias for weight, bias in zip(weights, biases, strict=True))
+        biases = jnp.split(self.bias[...], 2)
+        first, second = (biased(x @ weight, bias) for weight, bias in zip(weights, biases, strict=True))
         return first, second
 
     def from_heads(self, x_BLND: jax.Array) -> jax.Array:
@@ -97,7 +99,7 @@ class Linear(nnx.Module):
         assert self.bias is not None
         heads, features = x_BLND.shape[-2:]
         weight_NDO = self.weight[...].astype(x_BLND.dtype).reshape(heads, features, -1)
-        return jnp.einsum("blnd,ndo->blo", x_BLND, weight_NDO) + self.bias[...].astype(x_BLND.dtype)
+        return biased(jnp.einsum("blnd,ndo->blo", x_BLND, weight_NDO), self.bias[...])
 
 
 class Embedding(nnx.Module):
@@ -113,14 +115,17 @@ class Embedding(nnx.Module):
 class GroupNorm(nnx.Module):
     """`torch.nn.GroupNorm` over B...C, statistics in float32 whatever the input's dtype."""
 
-    def __init__(self, groups: int, channels: int, *, eps: float):
+    def __init__(self, groups: int, channels: int, *, eps: float, compute: Compute = PLAINLY):
         self.weight = nnx.Param(jnp.ones((channels,)), layout=PLAIN)
         self.bias = nnx.Param(jnp.zeros((channels,)), layout=PLAIN)
         self.groups = groups
         self.eps = eps
+        self.for_gpu = compute.gpu_normalisation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         with jax.named_scope("normalisation"):
+            if self.for_gpu:
+                return group_norm(x, self.weight[...], self.bias[...], self.groups, self.eps)
             batch, channels = x.shape[0], x.shape[-1]
             grouped = x.astype(jnp.float32).reshape(batch, -1, self.groups, channels // self.groups)
             mean = grouped.mean(axis=(1, 3), keepdims=True)
@@ -133,13 +138,16 @@ class GroupNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """`torch.nn.LayerNorm` over the last axis, statistics in float32 whatever the input's dtype."""
 
-    def __init__(self, features: int, *, eps: float = 1e-5):
+    def __init__(self, features: int, *, eps: float = 1e-5, compute: Compute = PLAINLY):
         self.weight = nnx.Param(jnp.ones((features,)), layout=PLAIN)
         self.bias = nnx.Param(jnp.zeros((features,)), layout=PLAIN)
         self.eps = eps
+        self.for_gpu = compute.gpu_normalisation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         with jax.named_scope("normalisation"):
+            if self.for_gpu:
+                return layer_norm(x, self.weight[...], self.bias[...], self.eps)
             x32 = x.astype(jnp.float32)
             mean = x32.mean(axis=-1, keepdims=True)
             variance = _variance(x32, mean, -1, x.dtype)

@@ -23,11 +23,13 @@ class Compute:
             them.
         checkpointing: keep less for the backward pass, which then recomputes one layer after another (see
             `checkpointed`). It has no effect where no gradient passes, as in a frozen UNet down to its mid block.
+        gpu_normalisation: in the form that suits a GPU (see `kernels/normalisation.py`).
     """
 
     attention: AttentionKernel = "plain"
     tpu_convolutions: bool = False
     checkpointing: CheckpointingPolicy | None = None
+    gpu_normalisation: bool = False
 
 
 PLAINLY = Compute()

@@ -29,10 +29,10 @@ class ResnetBlock2D(nnx.Module):
     """Pre-activation residual block with an additive time embedding (diffusers' `ResnetBlock2D`)."""
 
     def __init__(self, in_channels: int, out_channels: int, spec: ResnetSpec):
-        self.norm1 = GroupNorm(spec.norm_num_groups, in_channels, eps=spec.norm_eps)
+        self.norm1 = GroupNorm(spec.norm_num_groups, in_channels, eps=spec.norm_eps, compute=spec.compute)
         self.conv1 = Conv(in_channels, out_channels, 3, spec.compute, padding=1)
         self.time_emb_proj = Linear(spec.time_embed_dim, out_channels)
-        self.norm2 = GroupNorm(spec.norm_num_groups, out_channels, eps=spec.norm_eps)
+        self.norm2 = GroupNorm(spec.norm_num_groups, out_channels, eps=spec.norm_eps, compute=spec.compute)
         self.conv2 = Conv(out_channels, out_channels, 3, spec.compute, padding=1)
         self.conv_shortcut = None if in_channels == out_channels else Conv(in_channels, out_channels, 1, spec.compute)
         self.output_scale_factor = spec.output_scale_factor

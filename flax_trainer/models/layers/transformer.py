@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from flax_trainer.models.kernels.attention import AttentionKernel, dot_product_attention
+from flax_trainer.models.kernels.attention import CUDNN_KERNELS, AttentionKernel, dot_product_attention
 from flax_trainer.models.layers.basic import GroupNorm, LayerNorm, Linear, PointwiseConv
 from flax_trainer.models.layers.compute import Compute
 
@@ -48,6 +48,8 @@ class Attention(nnx.Module):
         key_BKND = _split_heads(self.to_k(context_BKE), self.heads)
         value_BKND = _split_heads(self.to_v(context_BKE), self.heads)
         y_BQND = dot_product_attention(query_BQND, key_BKND, value_BKND, self.kernel)
+        if self.kernel in CUDNN_KERNELS:  # which leave the heads' features side by side
+            return self.to_out[0](y_BQND.reshape(x_BQC.shape))
         return self.to_out[0].from_heads(y_BQND)
 
 
@@ -94,11 +96,11 @@ class BasicTransformerBlock(nnx.Module):
 
     def __init__(self, channels: int, spec: TransformerSpec):
         first_context_channels = spec.cross_attention_dim if spec.only_cross_attention else channels
-        self.norm1 = LayerNorm(channels)
+        self.norm1 = LayerNorm(channels, compute=spec.compute)
         self.attn1 = Attention(channels, first_context_channels, spec.heads, spec.compute.attention)
-        self.norm2 = LayerNorm(channels)
+        self.norm2 = LayerNorm(channels, compute=spec.compute)
         self.attn2 = Attention(channels, spec.cross_attention_dim, spec.heads, spec.compute.attention)
-        self.norm3 = LayerNorm(channels)
+        self.norm3 = LayerNorm(channels, compute=spec.compute)
         self.ff = FeedForward(channels)
         self.only_cross_attention = spec.only_cross_attention
 
@@ -114,7 +116,7 @@ class Transformer2DModel(nnx.Module):
     """Transformer over the positions of a feature map, with a residual around it."""
 
     def __init__(self, channels: int, spec: TransformerSpec):
-        self.norm = GroupNorm(spec.norm_num_groups, channels, eps=TRANSFORMER_NORM_EPS)
+        self.norm = GroupNorm(spec.norm_num_groups, channels, eps=TRANSFORMER_NORM_EPS, compute=spec.compute)
         self.proj_in = _projection(channels, spec)
         self.transformer_blocks = nnx.List([BasicTransformerBlock(channels, spec) for _ in range(spec.layers)])
         self.proj_out = _projection(channels, spec)

@@ -26,6 +26,7 @@ from flax_trainer.models.kernels.attention import (
     blockwise_attention,
     dot_product_attention,
     flash_attention_tpu,
+    plain_attention,
 )
 from flax_trainer.models.layers import transformer
 from flax_trainer.models.params import split
@@ -310,7 +311,9 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The implementations that JAX is asked for, which are not run."""
     asked_for: list[str] = []
 
-    def record(query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str = "xla") -> jax.Array:
+    def record(
+        query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str = "xla", **_: jax.Array
+    ) -> jax.Array:
         asked_for.append(implementation)
         return query
 
@@ -357,7 +360,8 @@ def test_cudnn_gets_exactly_what_it_takes(
     }
     taken = set()
     for shape in {*shapes, Shape(64, 64, 36), Shape(64, 64, 256)}:
-        query, key = (np.empty((2, length, 4, shape.features), np.float16) for length in (shape.queries, shape.keys))
+        even_keys = shape.keys + shape.keys % 2  # one more is masked
+        query, key = (np.empty((2, length, 4, shape.features), np.float16) for length in (shape.queries, even_keys))
         layout = cudnn.AttentionLayout.BTNH.value
         try:
             cudnn.check_is_flash_attention(query, key, key, layout, 91100, has_bias=True, is_training=True)
@@ -374,3 +378,22 @@ def test_cudnn_gets_exactly_what_it_takes(
         attend(shape, "float32", kernel)
         assert set(fused) == {"xla"}
     assert taken == ({40, 64, 80, 160, 256} if kernel == "cudnn_sm90" else {40, 64, 80})
+
+
+def test_a_key_that_makes_their_number_even_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients, where JAX's own attention stands for cuDNN's, which takes the same arguments."""
+    even = jax.nn.dot_product_attention
+
+    def in_place_of_cudnn(*arrays: jax.Array, implementation: str, **lengths: jax.Array) -> jax.Array:
+        assert implementation == "cudnn"
+        assert arrays[1].shape[1] == TEXT_LENGTH + 1
+        return even(*arrays, implementation="xla", **lengths)
+
+    arrays = [jnp.asarray(array, jnp.bfloat16) for array in inputs(2, 64, TEXT_LENGTH, 2, 40)]
+    expected, expected_gradients = jax.vjp(plain_attention, *arrays)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", in_place_of_cudnn)
+    y, gradients_of = jax.vjp(partial(dot_product_attention, kernel="cudnn"), *arrays)
+    np.testing.assert_array_equal(y, expected)
+    for gradient, reference in zip(gradients_of(y), expected_gradients(y), strict=True):
+        assert gradient.shape == reference.shape
+        np.testing.assert_allclose(np.float32(gradient), np.float32(reference), rtol=1e-2, atol=1e-3)

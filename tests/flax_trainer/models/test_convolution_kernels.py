@@ -1,5 +1,6 @@
 """Convolutions in all their forms against PyTorch's."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -68,6 +69,9 @@ def assert_close(ours: Any, reference: Arrays, tolerance: float = 1e-5) -> None:
 @example(batch=2, height=7, width=8, kernel_size=3, stride=2, padding=(1, 1), for_tpu=False)
 @example(batch=ENOUGH_IMAGES, height=6, width=8, kernel_size=3, stride=2, padding=(1, 1), for_tpu=True)
 @example(batch=1, height=9, width=9, kernel_size=3, stride=2, padding=(0, 1), for_tpu=True)  # the VAE's downsampler
+@example(batch=1, height=8, width=6, kernel_size=3, stride=2, padding=(0, 1), for_tpu=False)
+@example(batch=1, height=7, width=9, kernel_size=3, stride=2, padding=(0, 1), for_tpu=False)
+@example(batch=1, height=7, width=8, kernel_size=3, stride=1, padding=(0, 1), for_tpu=False)
 @example(batch=2, height=1, width=1, kernel_size=3, stride=1, padding=(1, 1), for_tpu=True)
 @settings(max_examples=8, deadline=None)
 def test_every_form_is_the_convolution(
@@ -156,3 +160,13 @@ def test_rows_that_are_divided_over_devices_stay_where_they_are() -> None:
     assert y.sharding.is_equivalent_to(rows, y.ndim)
     assert "all-gather" not in (compiled.as_text() or "")
     assert_close([np.asarray(y)], torch_convolution(x_BHWC, weight_OIHW, 1, (1, 1))[:1])
+
+
+def test_off_tpus_every_padding_is_the_same_on_both_sides() -> None:
+    """cuDNN knows no other."""
+    x_BHWC, weight_QPCO = jnp.zeros((1, 8, 8, 5)), jnp.zeros((3, 3, 5, 7))
+    for stride in (1, 2):
+        program = jax.make_jaxpr(partial(convolve, stride=stride, padding=(0, 1), for_tpu=False))(x_BHWC, weight_QPCO)
+        paddings = re.findall(r"padding=\(\((\d), (\d)\), \((\d), (\d)\)\)", str(program))
+        assert paddings
+        assert all(len(set(padding)) == 1 for padding in paddings)
