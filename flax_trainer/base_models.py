@@ -21,7 +21,8 @@ from flax_trainer.models import (
     UNet2DConditionConfig,
 )
 from flax_trainer.models.controlnet import controlnet_params_from_unet
-from flax_trainer.models.kernels.attention import attention_kernel
+from flax_trainer.models.kernels.attention import AttentionKernel, attention_kernel
+from flax_trainer.models.kernels.attention_trial import kernel_that_runs
 from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.params import HostParams, ModelDef, split
 from shared.config import TrainConfig
@@ -151,7 +152,9 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
     if config.only_mid_control:
         controlnet = _without_down_residuals(config, controlnet)
     configs = ModelConfigs(unet_config, controlnet_config, vae_config, text_config)
-    models = define_models(config, configs, schedule, jax.devices()[0])
+    asked_for = config.enable_xformers_memory_efficient_attention
+    kernel = kernel_that_runs(attention_kernel(asked_for, jax.devices()[0]), asked_for=asked_for is True)
+    models = define_models(config, configs, schedule, jax.devices()[0], kernel)
     decoder = {name: value for name, value in unet.items() if config.sd_unlocked and is_decoder(name)}
     frozen = {name: value.astype(dtype, copy=False) for name, value in unet.items() if name not in decoder}
     return models, InitialParams(controlnet, FrozenParams(frozen, vae, text_encoder), decoder)
@@ -177,9 +180,16 @@ def read_configs(config: TrainConfig) -> ModelConfigs:
 
 
 def define_models(
-    config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, device: jax.Device
+    config: TrainConfig,
+    configs: ModelConfigs,
+    schedule: NoiseSchedule,
+    device: jax.Device,
+    kernel: AttentionKernel | None = None,
 ) -> BaseModels:
     """The models as this run uses them on this kind of device; nothing is read and no array made.
+
+    Args:
+        kernel: of attention; what suits the device and the flags, if not given.
 
     Raises:
         UserError: they do not fit each other.
@@ -193,7 +203,7 @@ def define_models(
         configs.text_encoder_2,
     )
     compute = Compute(
-        attention=attention_kernel(config.enable_xformers_memory_efficient_attention, device),
+        attention=kernel or attention_kernel(config.enable_xformers_memory_efficient_attention, device),
         tpu_convolutions=device.platform == "tpu",
         checkpointing=config.gradient_checkpointing_policy if config.gradient_checkpointing else None,
         gpu_normalisation=device.platform == "gpu",
