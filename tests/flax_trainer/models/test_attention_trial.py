@@ -12,23 +12,26 @@ from flax_trainer.models.kernels.attention_trial import kernel_that_runs
 from shared.user_errors import UserError
 
 
-def computes(monkeypatch: pytest.MonkeyPatch, attention: Any) -> list[int]:
-    """Let `attention` stand for cuDNN's; returns the numbers of keys that it is tried with."""
-    tried = []
+def computes(monkeypatch: pytest.MonkeyPatch, attention: Any) -> list[tuple[int, int]]:
+    """Let `attention` stand for cuDNN's; returns the numbers of keys and of features that it is tried with."""
+    tried: list[tuple[int, int]] = []
 
     def in_its_place(query: Any, key: Any, value: Any, kernel: str) -> Any:
-        assert kernel == "cudnn"
-        tried.append(key.shape[1])
+        tried.append((key.shape[1], key.shape[3]))
         return attention(query, key, value)
 
     monkeypatch.setattr(attention_trial, "dot_product_attention", in_its_place)
     return tried
 
 
-def test_what_runs_is_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("kernel", "largest"), [("cudnn", 80), ("cudnn_sm90", 160)])
+def test_what_runs_is_used(
+    kernel: Any, largest: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     tried = computes(monkeypatch, plain_attention)
-    assert kernel_that_runs("cudnn", asked_for=True) == "cudnn"
-    assert set(tried) == {128, 77}
+    assert kernel_that_runs(kernel, asked_for=True) == kernel
+    assert set(tried) >= {(128, 40), (77, 40), (77, largest)}
+    assert max(features for _, features in tried) == largest
     assert not caplog.messages
 
 
