@@ -14,7 +14,8 @@ import pytest
 
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
 from flax_trainer.training.state import TrainState
-from shared.checkpoints.policy import check_resumable, checkpoint_record, checkpoint_to_resume, checkpoints_in
+from shared.checkpoints.choice import checkpoint_to_resume
+from shared.checkpoints.policy import check_resumable, checkpoint_record, checkpoints_in
 from shared.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[3]

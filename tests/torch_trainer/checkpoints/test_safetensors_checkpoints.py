@@ -15,7 +15,9 @@ from diffusers import ControlNetModel
 from safetensors.torch import load_file
 
 from shared.checkpoints import policy
-from shared.checkpoints.policy import check_resumable, checkpoint_record, checkpoint_to_resume, checkpoints_in
+from shared.checkpoints.choice import checkpoint_to_resume
+from shared.checkpoints.digests import DIGESTS_FILE
+from shared.checkpoints.policy import check_resumable, checkpoint_record, checkpoints_in
 from shared.config import TrainConfig
 from tests.torch_trainer.tiny_training import ROOT, Training, batch_of, training_of
 from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints, checkpoint_record_of, save_model
@@ -211,7 +213,7 @@ def test_a_checkpoint_holds_numbers_and_no_pickles(base_model: Path, tmp_path: P
     training.step(batch_of(2), 1e-3)
     checkpoints_of(training, tmp_path).save(1, RECORD)
     found = [path for path in (tmp_path / "checkpoint-1").rglob("*") if path.is_file()]
-    assert sorted(str(path.relative_to(tmp_path / "checkpoint-1")) for path in found) == FILES
+    assert {path.relative_to(tmp_path / "checkpoint-1").as_posix() for path in found} == {*FILES, DIGESTS_FILE}
     for path in found:
         json.loads(path.read_bytes()) if path.suffix == ".json" else load_file(path)
 
