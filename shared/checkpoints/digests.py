@@ -77,6 +77,8 @@ def examine(checkpoint: Path) -> Verdict:
         return Verdict(True, tuple(_damage(checkpoint, _read_digests(checkpoint))))
     except UserError as error:
         return Verdict(True, (str(error).rstrip(". "),))
+    except OSError as error:  # a disk that fails, or a run that is just deleting it
+        return Verdict(True, (f"{shown(error.filename)} cannot be read ({error.strerror})",))
 
 
 def _read_digests(checkpoint: Path) -> Mapping[str, _Digest]:
