@@ -20,12 +20,13 @@ from shared.user_errors import UserError
 logger = logging.getLogger(__name__)
 
 DIGESTS_FILE = "digests.json"
+# SHA-256, for which processors have instructions: 1.7 GB/s on one core of an EPYC, where BLAKE2b came to 0.9.
 
 _MOST_FILES = 100_000
 _MOST_BYTES = 2**38  # a quarter of a TiB: ten times the state of the largest model
 _SAID_IN_THE_LOG = 10**9  # bytes: half a second, or ten on a slow disk
 _SHOWN = 3
-_BLOCK = MIB
+_BLOCK = 4 * MIB
 
 
 class _Digest(TypedDict):
@@ -134,11 +135,11 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _sha256(path: Path) -> str:
-    """In blocks, between which Ctrl-C is heard and other threads go on."""
-    digest = hashlib.sha256()
+    """In blocks: while one is read or hashed other threads go on, and after it Ctrl-C is heard."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     with open_file(path) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+        while size := os.readv(file.fileno(), [block]):
+            digest.update(block[:size])
     return digest.hexdigest()
 
 
