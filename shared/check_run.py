@@ -80,6 +80,8 @@ def _report(run: Path) -> int:
     print(shown(run))
     found: list[Finding] = []
     for finding in _findings(run):
+        if not os.path.lexists(finding.path):  # a run has deleted it meanwhile
+            continue
         size = f"{_size(finding.path) / 1e6:,.1f} MB"
         columns = (f"{shown(finding.path.name):<24}", f"step {finding.step:<8}", f"{_backend(finding.path):<7}")
         print(" ", *columns, f"{size:>12}", f" {finding.verdict}", flush=True)

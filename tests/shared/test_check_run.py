@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from shared import check_run
 from shared.check_run import main
 from shared.checkpoints.choice import checkpoint_to_resume
 from shared.checkpoints.completing import tidy
-from shared.checkpoints.digests import DIGESTS_FILE, _sha256_of, write_digests
+from shared.checkpoints.digests import DIGESTS_FILE, Verdict, _sha256_of, write_digests
 from shared.run.folder import WEIGHTS_FILE, write_report
 from shared.user_errors import UserError
 
@@ -184,6 +185,22 @@ def test_names_of_others_do_nothing_to_the_terminal(tmp_path: Path, capsys: pyte
     output = capsys.readouterr().out
     assert "\x1b" not in output
     assert len(output.splitlines()) == 5
+
+
+def test_what_a_run_deletes_meanwhile_is_not_damaged(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = check_run.examine
+
+    def slowly(checkpoint: Path) -> Verdict:
+        if checkpoint.name == "checkpoint-2":
+            shutil.rmtree(checkpoint)
+        return really(checkpoint)
+
+    monkeypatch.setattr(check_run, "examine", slowly)
+    exit_code, lines = said(capsys, run)
+    assert exit_code == 0
+    assert "checkpoint-2" not in " ".join(lines)
 
 
 def test_ctrl_c_ends_it_quietly(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
