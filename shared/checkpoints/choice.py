@@ -80,6 +80,8 @@ def _newest_whole(output_dir: Path, existing: list[Path]) -> Path | None:
     for checkpoint in reversed(existing):
         verdict = _examined(checkpoint)
         if not verdict.damage:
+            if damaged:
+                logger.warning("The run goes on from %s instead", shown(checkpoint))
             return checkpoint
         logger.warning("%s is passed over. It is %s", shown(checkpoint), verdict)
         damaged.append(f"{shown(checkpoint.name)} is {verdict}")

@@ -36,9 +36,10 @@ def test_latest_passes_over_what_is_damaged_and_says_so(run: Path, caplog: pytes
     damage(run / "checkpoint-6")
     (run / "checkpoint-4" / "weights").unlink()
     assert checkpoint_to_resume(run, "latest") == run / "checkpoint-2"
-    first, second = (record.getMessage() for record in caplog.records)
+    first, second, taken = (record.getMessage() for record in caplog.records)
     assert first.startswith(f"{run}/checkpoint-6 is passed over. It is damaged: weights is not what was written (")
     assert second == f"{run}/checkpoint-4 is passed over. It is damaged: weights is missing"
+    assert taken == f"The run goes on from {run}/checkpoint-2 instead"
 
 
 @pytest.mark.parametrize("by_path", [True, False])
