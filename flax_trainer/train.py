@@ -28,6 +28,7 @@ from flax_trainer.distributed.processes import (
     barrier,
     broadcast_config,
     check_shared_folder,
+    every_process,
     is_main_process,
     sum_over_processes,
     without_processes,
@@ -39,6 +40,7 @@ from flax_trainer.profiling.model_flops import model_flops_per_image
 from flax_trainer.profiling.profiler import Profiler
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective, make_evaluation_step
+from shared.checkpoints.choice import check_same_choice
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
 from shared.data.workers import threads_beside_accelerators
@@ -94,6 +96,8 @@ def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
     """`ending` closes at the end of the run, when its result is saved."""
     with agree_or_raise():
         prepared = prepare(config, "flax", is_main_process=is_main_process())
+    check_same_choice(every_process(prepared.resumed_step))
+    with agree_or_raise():
         models, initial = load_base_models(config, prepared.schedule)
         run = _plan_run(prepared, models)
         if nothing_left_to_do(prepared, run.steps):

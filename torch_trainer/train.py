@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.utils import logging as diffusers_logging
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils import logging as transformers_logging
 
+from shared.checkpoints.choice import check_same_choice
 from shared.checkpoints.policy import check_resumable
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
@@ -91,12 +92,14 @@ def train(config: TrainConfig) -> int:
         config = _resolved(config, accelerator)
         if accelerator.is_main_process:
             ending.enter_context(held_run_folder(config))
+        accelerator.wait_for_everyone()  # the folder's checkpoints have their names
         return _train(config, accelerator, started, ending)
 
 
 def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending: ExitStack) -> int:
     """`ending` closes at the end of the run, when its result is saved."""
     prepared = prepare(config, "torch", is_main_process=accelerator.is_main_process)
+    check_same_choice(gather_object([prepared.resumed_step]))
     steps = plan_steps(prepared, accelerator.num_processes)
     if nothing_left_to_do(prepared, steps):
         return 0

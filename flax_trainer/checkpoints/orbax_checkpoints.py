@@ -5,7 +5,6 @@ and a JSON record of what it belongs to: the configuration, the data's manifest,
 """
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
-from orbax.checkpoint.path import step as step_lib
 
+from flax_trainer.checkpoints.orbax_places import DashedNames, PathWithDigests
 from flax_trainer.training.loss_scaling import initial_loss_scaler
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.arrays import Layout, check_layouts
+from shared.checkpoints.completing import remove_unfinished
 from shared.checkpoints.orbax_files import open_arrays, read_record
 from shared.checkpoints.policy import (
     CHECKPOINT_PREFIX,
@@ -28,7 +27,6 @@ from shared.checkpoints.policy import (
     check_step,
     checkpoint_step,
     checkpoints_in,
-    is_checkpoint,
     remove,
 )
 from shared.untrusted import shown
@@ -36,32 +34,8 @@ from shared.user_errors import UserError
 
 # Deleting takes time, and half of a checkpoint must not pass for one: it is first moved here.
 _DELETED = "checkpoints.deleted"
-_UNFINISHED = ".orbax-checkpoint-tmp"
+_WRITTEN_BY_ORBAX = ".orbax-checkpoint-tmp"
 _LOSS_SCALER = "loss_scaler"
-
-
-class _DashedNames(step_lib.NameFormat[step_lib.Metadata]):
-    """`checkpoint-N`, the name every diffusers script uses; Orbax's own formats put an underscore there."""
-
-    def build_name(self, step: int) -> str:
-        return f"{CHECKPOINT_PREFIX}{step}"
-
-    def find_all(self, base_path: epath.PathLike) -> Iterator[step_lib.Metadata]:
-        for path in epath.Path(base_path).iterdir():
-            if is_checkpoint(Path(path)) and _is_readable(Path(path)) and step_lib.is_path_finalized(path):
-                yield step_lib.Metadata(step=checkpoint_step(Path(path)), path=path)
-
-    def find_step(self, base_path: epath.PathLike, step: int) -> step_lib.Metadata:
-        path = epath.Path(base_path) / self.build_name(step)
-        if not (path.exists() and step_lib.is_path_finalized(path)):
-            raise UserError(f"there is no complete checkpoint at {path}")
-        return step_lib.Metadata(step=step, path=path)
-
-
-def _is_readable(checkpoint: Path) -> bool:
-    """Orbax opens this file of every checkpoint, and would wait for ever at a pipe."""
-    path = checkpoint / "_CHECKPOINT_METADATA"
-    return not os.path.lexists(path) or (path.is_file() and not path.is_symlink())
 
 
 class Checkpoints:
@@ -77,6 +51,7 @@ class Checkpoints:
         """
         self._directory = directory.absolute()
         self._saved_step: int | None = None
+        self._step_names = DashedNames()
         self._writer = None if read_only else self._make_writer(keep)
 
     def _make_writer(self, keep: int | None) -> ocp.CheckpointManager:
@@ -84,7 +59,10 @@ class Checkpoints:
         for logger in ("absl", "asyncio"):  # Orbax logs there what it then raises, and every write it gave up
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
-            step_name_format=_DashedNames(),
+            step_name_format=self._step_names,
+            temporary_path_class=PathWithDigests,
+            # A checkpoint of the step that is saved would otherwise be deleted first.
+            file_options=ocp.options.FileOptions(skip_sync_file_validations=True),
             max_to_keep=keep,
             todelete_subdir=_DELETED,
             cleanup_tmp_directories=True,
@@ -92,6 +70,8 @@ class Checkpoints:
         )
         handlers = {"state": _state_handler(), "record": ocp.JsonCheckpointHandler()}
         with self._explained_failure_to_write():
+            if jax.process_index() == 0:
+                remove_unfinished(self._directory)
             self._remove_what_is_no_folder()
             self._empty_deleted()
             return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
@@ -101,7 +81,8 @@ class Checkpoints:
 
         numpy arrays, of which all processes have equal ones, are written by the first. Of arrays that are divided
         between devices, every process writes its part; they are copied before this returns, and may then be donated.
-        It replaces a checkpoint of that step, which a run that was resumed from an older one comes across.
+        A checkpoint of that step, which a run that was resumed from an older one comes across, is there until the new
+        one is complete.
 
         Raises:
             UserError: this save cannot begin, or the one before it failed.
@@ -114,9 +95,9 @@ class Checkpoints:
         self.wait()
         with self._explained_failure_to_write():
             if step in self._writer.all_steps():
-                self._writer.delete(step)
-            elif jax.process_index() == 0 and (self._path(step).is_symlink() or not self._path(step).is_dir()):
-                remove(self._path(step))  # what is no checkpoint and has the name of one
+                self._step_names.replaced_step = step
+                self._writer.reload()
+                self._step_names.replaced_step = None
             self._writer.save(step, args=items, force=True)
         self._saved_step = step
 
@@ -173,7 +154,7 @@ class Checkpoints:
     def _remove_what_is_no_folder(self) -> None:
         """Orbax deletes unfinished checkpoints as folders, which a link or a file of such a name is not."""
         if jax.process_index() == 0 and self._directory.is_dir():
-            for path in self._directory.glob(f"{CHECKPOINT_PREFIX}*{_UNFINISHED}*"):
+            for path in self._directory.glob(f"{CHECKPOINT_PREFIX}*{_WRITTEN_BY_ORBAX}*"):
                 if path.is_symlink() or not path.is_dir():
                     path.unlink()
 

@@ -43,6 +43,14 @@ def sum_over_processes(value: int) -> int:
     return int(multihost_utils.process_allgather(np.array(value, np.int32)).sum())
 
 
+def every_process(value: int | None) -> list[int | None]:
+    """What each process calls this with: a step, which none passes the largest int32."""
+    if not jax.distributed.is_initialized():
+        return [value]
+    gathered = multihost_utils.process_allgather(np.array(-1 if value is None else min(value, 2**31 - 1), np.int32))
+    return [None if given < 0 else int(given) for given in gathered]
+
+
 def barrier(name: str) -> None:
     """Go on when all processes have come here."""
     if not jax.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and whether it may: the same rules for both backends."""
+"""The checkpoints of a run's folder, and whether a run may go on from one: the same rules for both backends."""
 
 import json
 import logging
@@ -63,7 +63,27 @@ def is_checkpoint(path: Path) -> bool:
 
 def checkpoints_in(directory: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest first."""
-    return sorted(filter(is_checkpoint, _entries(directory)), key=checkpoint_step)
+    return sorted(filter(is_checkpoint, entries(directory)), key=checkpoint_step)
+
+
+def entries(directory: Path) -> list[Path]:
+    """What is in a folder; nothing where it is not there. Raises UserError where it cannot be read."""
+    try:
+        return list(directory.iterdir()) if directory.is_dir() else []
+    except OSError as error:
+        raise UserError(
+            f"{shown(directory)} cannot be read ({error.strerror}). Choose a folder that you may read."
+        ) from error
+
+
+def check_no_links_out(paths: Iterable[Path]) -> None:
+    """Raises UserError where a link that leads out of its folder has the name of a checkpoint."""
+    for path in paths:
+        if _has_name_and_content(path) and not is_checkpoint(path):
+            raise UserError(
+                f"{shown(path)} is a link that leads out of its folder. To resume from what it leads to, give "
+                "--resume_from_checkpoint the path of that folder itself, or move it here."
+            )
 
 
 def check_step(checkpoint: Path, step: int) -> None:
@@ -73,38 +93,6 @@ def check_step(checkpoint: Path, step: int) -> None:
             f"{shown(checkpoint)} holds the state after step {step}, which its name denies. Give it back the name "
             f"{CHECKPOINT_PREFIX}{step}, or resume from another checkpoint."
         )
-
-
-def checkpoint_to_resume(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
-    """The folder that `--resume_from_checkpoint` means: `latest`, a name in `output_dir`, a path. None: start afresh.
-
-    `latest` in a folder without checkpoints starts afresh, so that one command line can be repeated until it is done.
-
-    Raises:
-        UserError: the named checkpoint does not exist, a fresh run would mix with the checkpoints of another, or the
-            folder cannot be read.
-    """
-    existing = checkpoints_in(output_dir)
-    names = shown(", ".join(path.name for path in existing)) or "none"
-    if resume_from_checkpoint is None:
-        if existing:
-            raise UserError(
-                f"--output_dir {shown(output_dir)} already holds checkpoints of a run ({names}). To continue it, add "
-                "--resume_from_checkpoint latest; to start a new one, choose another --output_dir or delete them."
-            )
-        return None
-    if resume_from_checkpoint == "latest":
-        _check_no_links_out(_entries(output_dir))
-        return existing[-1] if existing else None
-    for path in (output_dir / resume_from_checkpoint, Path(resume_from_checkpoint)):
-        _check_no_links_out([path])
-        if is_checkpoint(path):
-            return path
-    raise UserError(
-        f"--resume_from_checkpoint {shown(resume_from_checkpoint)}: there is no such checkpoint. Expected 'latest', "
-        f"the name of a checkpoint in {shown(output_dir)} (there: {names}), or the path of a {CHECKPOINT_PREFIX}N "
-        "folder."
-    )
 
 
 def checkpoint_record(
@@ -191,24 +179,6 @@ def remove(path: Path) -> None:
 def _has_name_and_content(path: Path) -> bool:
     # Of a Path, the same question raises on names that the system refuses.
     return _NAME.fullmatch(path.name) is not None and os.path.isdir(path)
-
-
-def _entries(directory: Path) -> list[Path]:
-    try:
-        return list(directory.iterdir()) if directory.is_dir() else []
-    except OSError as error:
-        raise UserError(
-            f"{shown(directory)} cannot be read ({error.strerror}). Choose a folder that you may read."
-        ) from error
-
-
-def _check_no_links_out(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if _has_name_and_content(path) and not is_checkpoint(path):
-            raise UserError(
-                f"{shown(path)} is a link that leads out of its folder. To resume from what it leads to, give "
-                "--resume_from_checkpoint the path of that folder itself, or move it here."
-            )
 
 
 def _differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:

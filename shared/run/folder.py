@@ -8,14 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from shared.checkpoints.completing import tidy
 from shared.config import TrainConfig, to_yaml
 from shared.config.public import public_config
+from shared.models.weight_files import DIFFUSERS
 from shared.outgoing.atomic_files import write_text_atomically
 from shared.run.lock import run_lock
 from shared.untrusted import read_json, shown
 from shared.user_errors import UserError
 
 REPORT_FILE = "report.json"
+WEIGHTS_FILE = f"{DIFFUSERS.safetensors}.safetensors"
+"""The trained ControlNet."""
+
 NOT_WRITTEN = "not_written"
 """In the report, the names of the models for which there was no room."""
 
@@ -33,12 +38,20 @@ _PARTS_OF_A_MODEL = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer
 
 @contextmanager
 def held_run_folder(config: TrainConfig) -> Iterator[None]:
-    """Make `--output_dir` and keep other runs out of it.
+    """Make `--output_dir`, keep other runs out of it, and put right what a killed one was just renaming.
 
     Raises:
         UserError: as `make_run_folder`, or another run is in it.
     """
-    with run_lock(make_run_folder(config)):
+    folder = make_run_folder(config)
+    with run_lock(folder):
+        try:
+            tidy(folder)
+        except OSError as error:
+            raise UserError(
+                f"A checkpoint in {shown(folder)} that a killed run was replacing cannot be renamed or deleted "
+                f"({shown(error)}). Do it by hand, or choose another --output_dir."
+            ) from error
         yield
 
 
@@ -78,17 +91,40 @@ def write_config(folder: Path, config: TrainConfig) -> None:
         ) from error
 
 
-def is_finished(folder: Path, last_step: int, resumed_at: int) -> bool:
-    """Whether the folder holds the result of the run that stands at its last step: its report says so.
+def finished_steps(folder: Path) -> int | None:
+    """After how many steps a run has left its result in the folder: its report says so. None where none has.
 
     Raises:
         UserError: there is a report that is none.
     """
     report = folder / REPORT_FILE
-    if resumed_at < last_step or not report.is_file():
-        return False
+    if not report.is_file():
+        return None
     said: dict[str, Any] = read_json(report, fix="Delete it: the run then ends once more and writes another.")
-    return type(said.get("steps")) is int and said["steps"] == last_step and NOT_WRITTEN not in said
+    return said["steps"] if type(said.get("steps")) is int and NOT_WRITTEN not in said else None
+
+
+def is_finished(folder: Path, last_step: int, resumed_at: int) -> bool:
+    """Whether the folder holds the result of the run that stands at its last step.
+
+    Raises:
+        UserError: as `finished_steps`.
+    """
+    return resumed_at >= last_step and finished_steps(folder) == last_step
+
+
+def check_no_result(folder: Path) -> None:
+    """Whether a run that begins anew would overwrite what another has trained.
+
+    Raises:
+        UserError: the folder holds a ControlNet, or the report of a finished run.
+    """
+    found = [name for name in (WEIGHTS_FILE, REPORT_FILE) if os.path.lexists(folder / name)]
+    if WEIGHTS_FILE in found or finished_steps(folder) is not None:
+        raise UserError(
+            f"--output_dir {shown(folder)} already holds a trained ControlNet ({', '.join(found)}), which this run "
+            "would overwrite. Choose another --output_dir, or move or delete those files."
+        )
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:

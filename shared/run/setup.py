@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared.checkpoints.policy import checkpoint_record, checkpoint_step, checkpoint_to_resume, rename_later_checkpoints
+from shared.checkpoints.choice import checkpoint_to_resume
+from shared.checkpoints.policy import checkpoint_record, checkpoint_step, rename_later_checkpoints
 from shared.config import Backend, TrainConfig, notices
 from shared.config.learning_rate import LearningRateSchedule
 from shared.data.batches import BatchSpec
@@ -25,7 +26,7 @@ from shared.models.tokenizer_files import check_tokenizer_fits, read_tokenizer
 from shared.models.trained_parts import sd_unlocked_warning
 from shared.outgoing.messages import OutgoingFormatter, print_uncaught
 from shared.run import hub
-from shared.run.folder import is_finished, make_run_folder
+from shared.run.folder import check_no_result, finished_steps, is_finished, make_run_folder
 from shared.run.log import RunLog, banner
 from shared.run.model_card import data_description
 from shared.tracking import Tracker, check_trackers, open_trackers
@@ -48,6 +49,10 @@ class PreparedRun:
     tokenize: Tokenize
     source: Source
     held_out_source: SubsetSource | None
+
+    @property
+    def resumed_step(self) -> int | None:
+        return None if self.resume_from is None else checkpoint_step(self.resume_from)
 
 
 def set_up_logging(backend_package: str, level: int = logging.INFO) -> None:
@@ -75,6 +80,8 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
         logger.warning(sd_unlocked_warning(config.learning_rate))
     output_dir = make_run_folder(config)
     resume_from = checkpoint_to_resume(output_dir, config.resume_from_checkpoint)
+    if config.resume_from_checkpoint is None:
+        check_no_result(output_dir)
     check_trackers(config)
     check_fidelity(config)
     images = ValidationImages(config) if config.validation_image else None
@@ -147,7 +154,7 @@ def plan_steps(prepared: PreparedRun, devices: int) -> Steps:
     batch = BatchSpec(config.train_batch_size, devices, config.gradient_accumulation_steps)
     epoch_size = prepared.source.manifest["samples"] or config.max_train_samples
     last = total_steps(config.max_train_steps, config.num_train_epochs, epoch_size, batch.global_batch_size)
-    first = 0 if resume_from is None else checkpoint_step(resume_from)
+    first = prepared.resumed_step or 0
     if first > last:
         raise UserError(
             f"{resume_from} is at step {first}, but the run is to end at step {last}. Raise "
@@ -166,13 +173,18 @@ def plan_steps(prepared: PreparedRun, devices: int) -> Steps:
 
 
 def nothing_left_to_do(prepared: PreparedRun, steps: Steps) -> bool:
-    """Whether the run folder holds the finished run already; says so in the log."""
-    finished = is_finished(prepared.output_dir, steps.last, steps.first)
-    if finished:
-        logger.info(
-            "%s holds the finished run of %d steps; there is nothing left to do", prepared.output_dir, steps.last
-        )
-    return finished
+    """Whether the run folder holds the finished run already; says so in the log.
+
+    Raises:
+        UserError: it holds the result of another run, and no checkpoint to go on from.
+    """
+    folder, begins_anew = prepared.output_dir, prepared.resume_from is None
+    if is_finished(folder, steps.last, steps.last if begins_anew else steps.first):
+        logger.info("%s holds the finished run of %d steps; there is nothing left to do", folder, steps.last)
+        return True
+    if begins_anew and finished_steps(folder) is not None:
+        check_no_result(folder)
+    return False
 
 
 def abandon_later_checkpoints(prepared: PreparedRun, steps: Steps) -> None:

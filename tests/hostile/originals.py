@@ -19,6 +19,7 @@ from flax_trainer.models import FlaxControlNetModel
 from flax_trainer.models.params import to_torch_layout
 from flax_trainer.random_model import ARCHITECTURES, write_random_model
 from flax_trainer.training.state import TrainState
+from shared.checkpoints.digests import write_digests
 from shared.checkpoints.portable import AVERAGE_FILE, CONTROLNET_FOLDER, OPTIMIZER_FILE, STATE_FILE
 from shared.config import parse_command_line
 from shared.run.setup import plan_steps, prepare
@@ -61,6 +62,7 @@ def _write_portable(folder: Path, models: BaseModels, state: TrainState, record:
     save_file(moments[0] | moments[1], folder / OPTIMIZER_FILE, metadata={"format": "pt"})
     save_file(in_torch(state.ema), folder / AVERAGE_FILE, metadata={"format": "pt"})
     (folder / STATE_FILE).write_text(json.dumps({"step": STEP, "loss_scaler": None, "record": record}, indent=2) + "\n")
+    write_digests(folder)
 
 
 if __name__ == "__main__":

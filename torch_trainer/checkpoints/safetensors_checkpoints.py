@@ -5,7 +5,6 @@ backend resumes from too; and the Flax backend's own are read here.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,8 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from shared.checkpoints.policy import CHECKPOINT_PREFIX, checkpoints_in, remove
+from shared.checkpoints.completing import UNFINISHED, complete, delete, remove_unfinished
+from shared.checkpoints.policy import CHECKPOINT_PREFIX, checkpoints_in
 from shared.checkpoints.portable import (
     AVERAGE_FILE,
     CONTROLNET_FOLDER,
@@ -42,8 +42,6 @@ from torch_trainer.base_models import load_unet
 from torch_trainer.checkpoints.flax_checkpoint import is_flax_checkpoint, read_flax_checkpoint, read_flax_record
 from torch_trainer.distributed.trainable_state import StateTensors, Tensors, TrainableState
 
-_UNFINISHED = ".unfinished"
-
 
 class Checkpoints:
     """Saves and restores the ControlNet, the optimizer and the loss scaler of one run folder.
@@ -65,8 +63,7 @@ class Checkpoints:
         self._saved_step: int | None = None
         if accelerator.is_main_process:
             with self._explained_failure_to_write():
-                for unfinished in directory.glob(f"{CHECKPOINT_PREFIX}*{_UNFINISHED}"):
-                    remove(unfinished)
+                remove_unfinished(directory)
 
     def save(self, step: int, record: dict[str, Any]) -> None:
         """Write `checkpoint-{step}`, then delete what `keep` leaves no room for.
@@ -79,12 +76,12 @@ class Checkpoints:
         tensors = self._state.tensors()
         if self._accelerator.is_main_process:
             place = self._directory / f"{CHECKPOINT_PREFIX}{step}"
-            unfinished = place.with_name(f"{place.name}{_UNFINISHED}")
+            unfinished = place.with_name(f"{place.name}{UNFINISHED}")
             with self._explained_failure_to_write():
                 self._write(unfinished, tensors, step, record)
-                _put_in_place(unfinished, place)
+                complete(unfinished, place)
                 for old in checkpoints_in(self._directory)[: -self._keep] if self._keep else []:
-                    _delete(old)
+                    delete(old)
         self._saved_step = step
 
     def restore(self, checkpoint: Path) -> None:
@@ -190,21 +187,3 @@ def checkpoint_record_of(checkpoint: Path) -> dict[str, Any]:
 
 def _as_tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _put_in_place(unfinished: Path, place: Path) -> None:
-    """Rename a folder once its files are safely on disk; one of that name, from a course since left, makes way."""
-    for path in unfinished.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    if os.path.lexists(place):
-        _delete(place)
-    unfinished.rename(place)
-
-
-def _delete(checkpoint: Path) -> None:
-    """Its name goes first, so that whatever a killed process leaves of it does not pass for a checkpoint."""
-    deleted = checkpoint.with_name(f"{checkpoint.name}.deleted{_UNFINISHED}")
-    remove(deleted)  # whatever was put there
-    remove(checkpoint.rename(deleted))

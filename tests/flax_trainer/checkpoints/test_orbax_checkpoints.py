@@ -14,7 +14,10 @@ import pytest
 
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
 from flax_trainer.training.state import TrainState
-from shared.checkpoints.policy import check_resumable, checkpoint_record, checkpoint_to_resume, checkpoints_in
+from shared.checkpoints.choice import checkpoint_to_resume
+from shared.checkpoints.completing import tidy
+from shared.checkpoints.digests import Verdict, examine
+from shared.checkpoints.policy import check_resumable, checkpoint_record, checkpoints_in
 from shared.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -280,6 +283,22 @@ def test_damaged_files_are_found_and_the_folder_is_named(tmp_path: Path) -> None
     assert any("/ocdbt.process_0/d/" in damage for damage in refused), "a data file went missing unnoticed"
 
 
+def test_one_flipped_bit_in_any_file_is_found_and_named(tmp_path: Path) -> None:
+    save(tmp_path, 3, 6, rows=100)
+    found = [path for path in (tmp_path / "checkpoint-6").rglob("*") if path.is_file() and path.stat().st_size]
+    assert len(found) > 5
+    for path in found:
+        content = path.read_bytes()
+        flipped = content[len(content) // 2] ^ 1
+        path.write_bytes(content[: len(content) // 2] + bytes([flipped]) + content[len(content) // 2 + 1 :])
+        assert checkpoint_to_resume(tmp_path, "latest") == tmp_path / "checkpoint-3"
+        with pytest.raises(ValueError, match="checkpoint-6 is damaged") as refused:
+            checkpoint_to_resume(tmp_path, "checkpoint-6")
+        assert path.relative_to(tmp_path / "checkpoint-6").as_posix() in str(refused.value)
+        path.write_bytes(content)
+    assert checkpoint_to_resume(tmp_path, "latest") == tmp_path / "checkpoint-6"
+
+
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
 
 # One process imports everything and starts a new run of saves for every kill: a process each would take seconds each.
@@ -326,6 +345,60 @@ def test_kill_9_in_the_middle_of_a_save_leaves_only_complete_checkpoints(tmp_pat
 
     save(tmp_path, 5000, keep=1)
     assert names_in(tmp_path) == ["checkpoint-5000"], "what the kills left behind stays for ever"
+
+
+# A folder of its own for every kill, which is at one rename or deletion later each time.
+KILLED_WHILE_REPLACING = """
+import os, shutil, signal, sys
+from itertools import count
+from pathlib import Path
+from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
+from test_orbax_checkpoints import RECORD, another_of_step_3
+
+for number in count():
+    folder, left = Path(shutil.copytree(sys.argv[1], f"{sys.argv[1]}-{number}")), [number]
+    child = os.fork()
+    if child == 0:
+        for name in ("rename", "replace", "rmdir", "unlink"):
+            def change(*arguments, really=getattr(os, name), **options):
+                left[0] -= 1
+                if left[0] < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return really(*arguments, **options)
+            setattr(os, name, change)
+        checkpoints = Checkpoints(folder, keep=None)
+        checkpoints.save(another_of_step_3(), RECORD)
+        checkpoints.close()
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+"""
+
+
+def another_of_step_3() -> TrainState:
+    return state(9)._replace(step=np.array(3, np.int32))
+
+
+def test_kill_9_while_a_step_is_saved_again_leaves_one_of_that_step(tmp_path: Path) -> None:
+    save(tmp_path / "run", 2, 3)
+    run_script(KILLED_WHILE_REPLACING, tmp_path / "run")
+    runs = sorted(tmp_path.glob("run-*"), key=lambda path: int(path.name.removeprefix("run-")))
+    assert len(runs) > 8, "it was hardly ever killed"
+    assert any(not (run / "checkpoint-3").exists() for run in runs), "it was never killed between the two names"
+    left = []
+    for run in runs:
+        tidy(run)
+        assert checkpoint_to_resume(run, "latest") == run / "checkpoint-3"
+        assert examine(run / "checkpoint-3") == Verdict(True, ())
+        reader = Checkpoints(run, keep=None, read_only=True)
+        restored = reader.restore(3, state(0))
+        reader.close()
+        left.append(restored.params["scale"] == another_of_step_3().params["scale"])
+        assert_same(restored, another_of_step_3() if left[-1] else state(3))
+        save(run, 4)
+        assert names_in(run) == ["checkpoint-2", "checkpoint-3", "checkpoint-4"], "what the kill left stays for ever"
+    assert left == sorted(left)
+    assert set(left) == {False, True}
 
 
 KILLED_WHILE_DELETING = """

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from shared.checkpoints.digests import DIGESTS_FILE, write_digests
 from tests.hostile.case import Case
 from tests.hostile.kinds import originals
 from tests.hostile.mutations.binary import malicious_pickle, mutated_bytes, mutated_safetensors
@@ -32,6 +34,7 @@ _NAMES = (
     "checkpoint-+2",
     "checkpoint-2_0",
 )
+_READ_IN_A_SECOND = 2**30
 _OF_TORCH = ("optimizer.safetensors", "average.safetensors", "controlnet/diffusion_pytorch_model.safetensors")
 
 Recipe = Callable[[Case, Path], tuple[str, Sequence[object]]]
@@ -45,8 +48,26 @@ def hostile_checkpoint(case: Case, rank: int) -> tuple[str, Sequence[str], bool]
     run = case.out / "run"
     copy_tree(originals() / f"{backend}_run", run)
     what, more = recipe(case, run / CHECKPOINT)
+    if recipe is not _honest:
+        what += _with_digests(case, run / CHECKPOINT)
     resume = () if "--resume_from_checkpoint" in more else ("--resume_from_checkpoint", "latest")
     return f"{backend}: {what}", checkpoint_words(originals(), run, *resume, *more), recipe is _honest
+
+
+def _with_digests(case: Case, checkpoint: Path) -> str:
+    """Mostly by somebody who knows of them: what they would find is then for the readers behind them to find."""
+    action, path = case.below(8), checkpoint / DIGESTS_FILE
+    if action == 0 or checkpoint.is_symlink() or path.is_symlink() or not path.is_file():
+        return ""
+    if action < 3 or sum(file.stat().st_size for file in files_in(checkpoint)) > _READ_IN_A_SECOND:
+        path.unlink()
+        return ", without digests"
+    if action == 3 and path.read_bytes()[:1] == b"{":
+        _replace(path, mutated_json(case, path.read_bytes(), ("files", "sha256", "bytes", "../../outside")))
+        return f", {DIGESTS_FILE} mutated"
+    with suppress(OSError, ValueError):  # a pipe, a link that leads out
+        write_digests(checkpoint)
+    return ", with digests of that"
 
 
 def _honest(case: Case, checkpoint: Path) -> tuple[str, Sequence[object]]:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.checkpoints.choice import checkpoint_to_resume
 from shared.checkpoints.policy import (
     check_resumable,
     checkpoint_record,
     checkpoint_step,
-    checkpoint_to_resume,
     checkpoints_in,
     is_checkpoint,
     rename_later_checkpoints,

@@ -123,6 +123,25 @@ def test_a_held_folder_is_made_and_left_as_it_was(tmp_path: Path) -> None:
     assert list((tmp_path / "a" / "run").iterdir()) == []
 
 
+def test_a_held_folder_gives_a_checkpoint_its_name_back(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3.replaced").mkdir()
+    with held_run_folder(TrainConfig(output_dir=str(tmp_path))):
+        assert (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_a_name_that_cannot_be_given_back_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkpoint-3.replaced").mkdir()
+
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "rename", fail)
+    settings = TrainConfig(output_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="Permission denied"), held_run_folder(settings):
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
 def test_a_full_disk_leaves_the_configuration_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_config(tmp_path, TrainConfig(seed=1))
     before = (tmp_path / "config.yaml").read_bytes()

@@ -24,7 +24,7 @@ from shared.checkpoints.policy import last_save_may_fail
 from shared.config import TrainConfig
 from shared.evaluation.validation import ModelsInTraining, Validation, most_images_at_once
 from shared.run import hub, result
-from shared.run.folder import write_report
+from shared.run.folder import WEIGHTS_FILE, write_report
 from shared.run.log import RunLog, StepFigures
 from shared.run.result import BackendFacts, SaveWeights, complete_run
 from shared.run.setup import (
@@ -177,6 +177,44 @@ def test_a_finished_run_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture
         write_report(tmp_path, {"steps": 4})
         assert nothing_left_to_do(prepared, steps)
     assert [record.message for record in caplog.records if "nothing left to do" in record.message]
+
+
+@pytest.mark.parametrize("left", ["both", "the weights", "the report"])
+def test_a_finished_run_without_checkpoints_is_not_overwritten(tmp_path: Path, left: str) -> None:
+    """As where there are checkpoints: the way on is said."""
+    if left != "the report":
+        (tmp_path / WEIGHTS_FILE).write_text("learned")
+    if left != "the weights":
+        write_report(tmp_path, {"steps": 4})
+    with pytest.raises(ValueError, match="already holds a trained ControlNet") as refused:
+        prepared_at(tmp_path)
+    assert "Choose another --output_dir, or move or delete those files" in str(refused.value)
+    assert (WEIGHTS_FILE in str(refused.value)) == (left != "the report")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    prepared_at(tmp_path)
+
+
+def test_a_finished_run_without_checkpoints_is_done_or_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One command with `latest` is repeated until the run is done, and once more; another one is refused."""
+    write_report(tmp_path, {"steps": 4})
+    (tmp_path / WEIGHTS_FILE).write_text("learned")
+    same = prepared_at(tmp_path, resume_from_checkpoint="latest", max_train_steps=4)
+    with caplog.at_level(logging.INFO, PREPARATION_LOG):
+        assert nothing_left_to_do(same, plan_steps(same, 1))
+    assert "there is nothing left to do" in caplog.text
+    another = prepared_at(tmp_path, resume_from_checkpoint="latest", max_train_steps=5)
+    with pytest.raises(ValueError, match="already holds a trained ControlNet"):
+        nothing_left_to_do(another, plan_steps(another, 1))
+
+
+def test_what_a_run_left_that_had_no_room_may_be_written_again(tmp_path: Path) -> None:
+    write_report(tmp_path, {"steps": 4, "not_written": ["the ControlNet"]})
+    for resume in (None, "latest"):
+        prepared = prepared_at(tmp_path, resume_from_checkpoint=resume, max_train_steps=4)
+        assert not nothing_left_to_do(prepared, plan_steps(prepared, 1))
 
 
 def test_going_back_leaves_the_later_course_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,10 @@ from diffusers import ControlNetModel
 from safetensors.torch import load_file
 
 from shared.checkpoints import policy
-from shared.checkpoints.policy import check_resumable, checkpoint_record, checkpoint_to_resume, checkpoints_in
+from shared.checkpoints.choice import checkpoint_to_resume
+from shared.checkpoints.completing import tidy
+from shared.checkpoints.digests import DIGESTS_FILE, Verdict, examine, write_digests
+from shared.checkpoints.policy import check_resumable, checkpoint_record, checkpoints_in
 from shared.config import TrainConfig
 from tests.torch_trainer.tiny_training import ROOT, Training, batch_of, training_of
 from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints, checkpoint_record_of, save_model
@@ -211,7 +214,7 @@ def test_a_checkpoint_holds_numbers_and_no_pickles(base_model: Path, tmp_path: P
     training.step(batch_of(2), 1e-3)
     checkpoints_of(training, tmp_path).save(1, RECORD)
     found = [path for path in (tmp_path / "checkpoint-1").rglob("*") if path.is_file()]
-    assert sorted(str(path.relative_to(tmp_path / "checkpoint-1")) for path in found) == FILES
+    assert {path.relative_to(tmp_path / "checkpoint-1").as_posix() for path in found} == {*FILES, DIGESTS_FILE}
     for path in found:
         json.loads(path.read_bytes()) if path.suffix == ".json" else load_file(path)
 
@@ -364,6 +367,20 @@ def test_damaged_files_are_found_and_named(damaged: Folder, file: str, left: str
     assert damaged.state.loaded is None
 
 
+def test_one_flipped_bit_in_any_file_is_found_and_named(damaged: Folder) -> None:
+    run = damaged.directory
+    for file in (*FILES, DIGESTS_FILE):
+        path = run / "checkpoint-6" / file
+        content = path.read_bytes()
+        flipped = content[len(content) // 2] ^ 1
+        path.write_bytes(content[: len(content) // 2] + bytes([flipped]) + content[len(content) // 2 + 1 :])
+        assert checkpoint_to_resume(run, "latest") == run / "checkpoint-3"
+        with pytest.raises(ValueError, match=rf"checkpoint-6 is damaged: .*{file}"):
+            checkpoint_to_resume(run, "checkpoint-6")
+        path.write_bytes(content)
+    assert checkpoint_to_resume(run, "latest") == run / "checkpoint-6"
+
+
 def test_a_controlnet_that_is_gone_is_named(damaged: Folder) -> None:
     checkpoint = damaged.directory / "checkpoint-6"
     shutil.rmtree(checkpoint / "controlnet")
@@ -444,6 +461,51 @@ def test_kill_9_in_the_middle_of_a_save_leaves_only_complete_checkpoints(tmp_pat
         resumed.assert_whole(int(checkpoint.name.removeprefix("checkpoint-")))
     resumed.save(5000)
     assert names_in(tmp_path) == ["checkpoint-5000"]
+
+
+# A folder of its own for every kill, which is at one rename or deletion later each time.
+KILLED_WHILE_REPLACING = """
+import os, shutil, signal, sys
+from itertools import count
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.torch_trainer.checkpoints.test_safetensors_checkpoints import Folder
+
+for number in count():
+    folder, left = Path(shutil.copytree(sys.argv[1], f"{sys.argv[1]}-{number}")), [number]
+    child = os.fork()
+    if child == 0:
+        for name in ("rename", "replace", "rmdir", "unlink"):
+            def change(*arguments, really=getattr(os, name), **options):
+                left[0] -= 1
+                if left[0] < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return really(*arguments, **options)
+            setattr(os, name, change)
+        Folder(folder).save(3)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+"""
+
+
+def test_kill_9_while_a_step_is_saved_again_leaves_one_of_that_step(tmp_path: Path) -> None:
+    Folder(tmp_path / "run").save(2, 3)
+    (tmp_path / "run" / "checkpoint-3" / "stale").touch()
+    write_digests(tmp_path / "run" / "checkpoint-3")
+    run_script(KILLED_WHILE_REPLACING, tmp_path / "run")
+    runs = list(tmp_path.glob("run-*"))
+    assert len(runs) > 8, "it was hardly ever killed"
+    assert any(not (run / "checkpoint-3").exists() for run in runs), "it was never killed between the two names"
+    for run in runs:
+        tidy(run)
+        assert checkpoint_to_resume(run, "latest") == run / "checkpoint-3"
+        assert examine(run / "checkpoint-3") == Verdict(True, ())
+        resumed = Folder(run)
+        resumed.assert_whole(3)
+        assert names_in(run) == ["checkpoint-2", "checkpoint-3"], "what the kill left stays for ever"
+    assert {(run / "checkpoint-3" / "stale").exists() for run in runs} == {False, True}
 
 
 # --- a full disk -----------------------------------------------------------------------------------------------------
