@@ -52,8 +52,7 @@ VARIANTS: dict[str, Changes] = {
     "only_mid_control": {"only_mid_control": True},
     "sd_unlocked and use_ema": {"sd_unlocked": True, "use_ema": True},
     "all": {"use_ema": True, "sd_unlocked": True, "only_mid_control": True, "gradient_checkpointing": True},
-    "the whole ControlNet, of XL": {"gradient_checkpointing": True},
-    "all, of XL": {"use_ema": True, "sd_unlocked": True, "only_mid_control": True},
+    "sd_unlocked and use_ema, of XL": {"sd_unlocked": True, "use_ema": True},
 }
 Arrays = dict[str, np.ndarray]
 
