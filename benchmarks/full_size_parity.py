@@ -151,7 +151,7 @@ def _batch(config: TrainConfig, latent_shape: tuple[int, int, int]) -> Batch:
     loader = BatchLoader(
         prepared.source,
         config,
-        prepared.tokenize,
+        prepared.prompt_inputs,
         BatchSpec(config.train_batch_size),
         latent_shape,
         prepared.schedule.num_train_timesteps,

@@ -27,7 +27,7 @@ from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.params import HostParams, ModelDef, split
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
-from shared.models.compatibility import check_models_fit, check_trainable
+from shared.models.compatibility import check_models_fit
 from shared.models.source import base_source, controlnet_source, vae_source
 from shared.models.trained_parts import (
     DOWN_RESIDUALS,
@@ -35,6 +35,7 @@ from shared.models.trained_parts import (
     only_mid_control_notice,
     with_unet_prefix,
 )
+from shared.models.xl import is_xl, vae_in_float32
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +69,16 @@ class ModelConfigs(NamedTuple):
             None if text_encoder_2 is None else CLIPTextConfig.from_dict(text_encoder_2),
         )
 
+    def vae_dtype(self, compute_dtype: Any) -> Any:
+        """What the VAE computes in."""
+        return jnp.float32 if vae_in_float32(self.unet, self.vae) else compute_dtype
+
 
 class FrozenParams(NamedTuple):
     """Parameters that are used and not trained, in the compute dtype; numpy until they are placed.
 
-    With `--sd_unlocked`, `unet` lacks the decoder, which is trained.
+    The VAE may be in float32 (`ModelConfigs.vae_dtype`). With `--sd_unlocked`, `unet` lacks the decoder, which is
+    trained.
     """
 
     unet: dict[str, Any]
@@ -108,6 +114,20 @@ class Prompt(NamedTuple):
     encoder_hidden_states_BLD: jax.Array
     added_cond_kwargs: dict[str, jax.Array] | None = None
 
+    def astype(self, dtype: jax.typing.DTypeLike) -> "Prompt":
+        """In a compute dtype, but for the sizes in SDXL's `time_ids`: bfloat16 has no 1001."""
+        added = self.added_cond_kwargs
+        if added is not None:
+            added = added | {"text_embeds": added["text_embeds"].astype(dtype)}
+        return Prompt(self.encoder_hidden_states_BLD.astype(dtype), added)
+
+    def zeroed(self) -> "Prompt":
+        """Zeros in place of all that was made of captions; sizes stay."""
+        added = self.added_cond_kwargs
+        if added is not None:
+            added = added | {"text_embeds": jnp.zeros_like(added["text_embeds"])}
+        return Prompt(jnp.zeros_like(self.encoder_hidden_states_BLD), added)
+
 
 @dataclass(frozen=True)
 class BaseModels:
@@ -137,31 +157,33 @@ class InitialParams(NamedTuple):
 
 
 def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[BaseModels, InitialParams]:
-    """Read the UNet, VAE and text encoder, and the ControlNet, which starts from the UNet's encoder if none is named.
+    """Read the UNet, VAE and text encoders, and the ControlNet, which starts from the UNet's encoder if none is named.
 
     Raises:
         UserError: something is missing, does not fit its configuration or the others, or is not supported.
     """
-    base = str(config.pretrained_model_name_or_path)
-    dtype = COMPUTE_DTYPES[config.mixed_precision or "no"]
-    check_trainable(base, FlaxUNet2DConditionModel.load_config(base_source(config, "unet")))
-    unet_config, unet = load_unet(config)
-    text_config, text_encoder = FlaxCLIPTextModel.load_params(base_source(config, "text_encoder"), dtype=dtype)
-    vae_config, vae = FlaxAutoencoderKL.load_params(vae_source(config), dtype=dtype)
-    controlnet_config, controlnet = _load_controlnet(config, unet_config, unet)
-    if config.only_mid_control:
-        controlnet = _without_down_residuals(config, controlnet)
-    configs = ModelConfigs(unet_config, controlnet_config, vae_config, text_config)
+    configs = read_configs(config)
     asked_for = config.enable_xformers_memory_efficient_attention
     kernel = kernel_that_runs(attention_kernel(asked_for, jax.devices()[0]), asked_for=asked_for is True)
     models = define_models(config, configs, schedule, jax.devices()[0], kernel)
+    dtype = COMPUTE_DTYPES[config.mixed_precision or "no"]
+    _, unet = load_unet(config)
+    _, vae = FlaxAutoencoderKL.load_params(vae_source(config), dtype=configs.vae_dtype(dtype))
+    _, text_encoder = FlaxCLIPTextModel.load_params(base_source(config, "text_encoder"), dtype=dtype)
+    text_encoder_2: HostParams = {}
+    if configs.text_encoder_2 is not None:
+        source = base_source(config, "text_encoder_2")
+        _, text_encoder_2 = FlaxCLIPTextModelWithProjection.load_params(source, dtype=dtype)
+    controlnet = _load_controlnet(config, configs.controlnet, unet)
+    if config.only_mid_control:
+        controlnet = _without_down_residuals(config, controlnet)
     decoder = {name: value for name, value in unet.items() if config.sd_unlocked and is_decoder(name)}
     frozen = {name: value.astype(dtype, copy=False) for name, value in unet.items() if name not in decoder}
-    return models, InitialParams(controlnet, FrozenParams(frozen, vae, text_encoder), decoder)
+    return models, InitialParams(controlnet, FrozenParams(frozen, vae, text_encoder, text_encoder_2), decoder)
 
 
 def read_configs(config: TrainConfig) -> ModelConfigs:
-    """What `load_base_models` would load, without the weights, which need not be there; of SDXL, too.
+    """What `load_base_models` would load, without the weights, which need not be there.
 
     Raises:
         UserError: a configuration is missing or not supported.
@@ -173,9 +195,7 @@ def read_configs(config: TrainConfig) -> ModelConfigs:
         ControlNetConfig.from_unet_config(unet) if controlnet is None else FlaxControlNetModel.load_config(controlnet),
         FlaxAutoencoderKL.load_config(vae_source(config)),
         FlaxCLIPTextModel.load_config(base_source(config, "text_encoder")),
-        None
-        if unet.addition_embed_type is None
-        else FlaxCLIPTextModelWithProjection.load_config(base_source(config, "text_encoder_2")),
+        FlaxCLIPTextModelWithProjection.load_config(base_source(config, "text_encoder_2")) if is_xl(unet) else None,
     )
 
 
@@ -234,16 +254,13 @@ def load_unet(config: TrainConfig) -> tuple[UNet2DConditionConfig, HostParams]:
     return FlaxUNet2DConditionModel.load_params(base_source(config, "unet"))
 
 
-def _load_controlnet(
-    config: TrainConfig, unet_config: UNet2DConditionConfig, unet: HostParams
-) -> tuple[ControlNetConfig, HostParams]:
+def _load_controlnet(config: TrainConfig, controlnet_config: ControlNetConfig, unet: HostParams) -> HostParams:
     source = controlnet_source(config)
     if source is not None:
-        return FlaxControlNetModel.load_params(source)
-    controlnet_config = ControlNetConfig.from_unet_config(unet_config)
+        return FlaxControlNetModel.load_params(source)[1]
     definition, abstract = split(FlaxControlNetModel.abstract(controlnet_config))
     params = controlnet_params_from_unet(unet, abstract, definition.layouts, config.seed)
-    return controlnet_config, {name: np.asarray(value) for name, value in params.items()}
+    return {name: np.asarray(value) for name, value in params.items()}
 
 
 def _without_down_residuals(config: TrainConfig, controlnet: HostParams) -> HostParams:

@@ -64,8 +64,9 @@ def shape_dtype_structs(tree: Any) -> Any:
 def matmul_precision(config: TrainConfig) -> str:
     """What `jax_default_matmul_precision` has to be."""
     if config.mixed_precision == "bf16":
-        # Nothing else is multiplied, and these products are exact in float32. Asked for more, XLA takes the trained
-        # weights before they are rounded to bfloat16, which a TPU then multiplies in three passes.
+        # Little else is multiplied, and these products are exact in float32. Asked for more, XLA takes the trained
+        # weights before they are rounded to bfloat16, which a TPU then multiplies in three passes. (SDXL's VAE, which
+        # is in float32, needs the range of its activations and not their last digits.)
         return "default"
     return "tensorfloat32" if config.allow_tf32 else "highest"
 

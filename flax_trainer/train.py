@@ -170,7 +170,7 @@ def _plan_run(prepared: PreparedRun, models: BaseModels) -> _Run:
     loader = BatchLoader(
         prepared.source,
         config,
-        prepared.tokenize,
+        prepared.prompt_inputs,
         steps.batch,
         latent_shape=latent_shape,
         num_train_timesteps=models.schedule.num_train_timesteps,
@@ -270,7 +270,7 @@ def _sampler(run: _Run) -> ImageSampler | None:
     if most == 0:
         return None
     per_device = min(run.config.train_batch_size, -(-most // jax.device_count()))
-    return ImageSampler(run.engine, run.models, run.prepared.tokenize, run.config, images_per_device=per_device)
+    return ImageSampler(run.engine, run.models, run.prepared.prompt_inputs, run.config, images_per_device=per_device)
 
 
 def _publish(run: _Run, loop: Loop, state: TrainState, started: float) -> None:

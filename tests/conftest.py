@@ -93,3 +93,13 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base-model")
     write_random_model(ARCHITECTURES["tiny"], folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def xl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion XL with random weights."""
+    from flax_trainer.random_model import ARCHITECTURES, write_random_model
+
+    folder = tmp_path_factory.mktemp("xl-model")
+    write_random_model(ARCHITECTURES["tiny_xl"], folder)
+    return folder

@@ -3,17 +3,17 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import transformers
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from shared.config import TrainConfig
-from shared.models.compatibility import check_models_fit, check_trainable
+from shared.models.compatibility import check_models_fit
 from shared.models.configs import (
     Architecture,
     AutoencoderKLConfig,
@@ -28,14 +28,27 @@ from shared.models.initialisation import ModuleKind, initial_values
 from shared.models.source import CONFIG_FILE, ModelSource, base_source, controlnet_source, vae_source
 from shared.models.trained_parts import UNET_FOLDER, is_decoder, only_mid_control_notice
 from shared.models.weight_files import DIFFUSERS, TRANSFORMERS
+from shared.models.xl import is_xl, vae_in_float32
 from shared.untrusted import foreign_library, shown
 
 logger = logging.getLogger(__name__)
 
 
+class Prompt(NamedTuple):
+    """What the text encoders made of captions. `added_cond_kwargs` is SDXL's, tensors of axis B first.
+
+    Axes: B batch, L tokens, D features.
+    """
+
+    encoder_hidden_states_BLD: torch.Tensor
+    added_cond_kwargs: dict[str, torch.Tensor] | None = None
+
+
 @dataclass
 class BaseModels:
     """The models of a run. Parameters that require gradients are trained and in float32, others in the compute dtype.
+
+    The VAE may be in float32 (`shared.models.xl.vae_in_float32`). `text_encoder_2` is SDXL's.
 
     Trained are the ControlNet's and, with `--sd_unlocked`, those of the UNet's decoder. `memory_format` is how feature
     maps lie in memory.
@@ -48,6 +61,7 @@ class BaseModels:
     dtype: torch.dtype
     sd_unlocked: bool
     memory_format: torch.memory_format = torch.contiguous_format
+    text_encoder_2: Any | None = None
 
     @property
     def trained(self) -> list[Any]:
@@ -63,6 +77,10 @@ class BaseModels:
         """In the dtype and the memory order that the models compute in."""
         return maps_BCHW.to(self.dtype, memory_format=self.memory_format)
 
+    def as_vae_input(self, maps_BCHW: torch.Tensor) -> torch.Tensor:
+        """As `as_input`, for the VAE."""
+        return maps_BCHW.to(next(self.vae.parameters()).dtype, memory_format=self.memory_format)
+
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(H, W, C) of the latents of a square image."""
         side = resolution // self.vae_scale_factor
@@ -70,7 +88,7 @@ class BaseModels:
 
 
 def load_base_models(config: TrainConfig, dtype: torch.dtype) -> BaseModels:
-    """Read the UNet, VAE and text encoder, and the ControlNet, which starts from the UNet's encoder if none is named.
+    """Read the UNet, VAE and text encoders, and the ControlNet, which starts from the UNet's encoder if none is named.
 
     Raises:
         UserError: something is missing, does not fit its configuration or the others, or is not supported.
@@ -78,20 +96,24 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype) -> BaseModels:
     base = str(config.pretrained_model_name_or_path)
     unet, unet_config = _load_unet(config)
     text_encoder, text_config = load_model(CLIPTextModel, CLIPTextConfig, base_source(config, "text_encoder"))
+    text_encoder_2, text_config_2 = _load_text_encoder_2(config) if is_xl(unet_config) else (None, None)
     vae, vae_config = load_model(AutoencoderKL, AutoencoderKLConfig, vae_source(config))
     controlnet, controlnet_config = _load_controlnet(config, unet, unet_config)
-    check_models_fit(base, unet_config, text_config, vae_config, controlnet_config)
-    for model in (unet, vae, text_encoder):
+    check_models_fit(base, unet_config, text_config, vae_config, controlnet_config, text_config_2)
+    for model in filter(None, (unet, text_encoder, text_encoder_2)):
         model.requires_grad_(False).eval()
         for name, param in model.named_parameters():
             is_trained = model is unet and config.sd_unlocked and is_decoder(name)
             param.requires_grad_(is_trained)
             param.data = param.data.to(torch.float32 if is_trained else dtype)
+    vae.requires_grad_(False).eval().to(torch.float32 if vae_in_float32(unet_config, vae_config) else dtype)
     if config.only_mid_control:
         if any(param.any() for param in controlnet.controlnet_down_blocks.parameters()):
             logger.info(only_mid_control_notice(str(config.controlnet_model_name_or_path)))
         silence_down_residuals(controlnet)
-    return BaseModels(controlnet.train(), unet, vae, text_encoder, dtype, config.sd_unlocked)
+    return BaseModels(
+        controlnet.train(), unet, vae, text_encoder, dtype, config.sd_unlocked, text_encoder_2=text_encoder_2
+    )
 
 
 def load_unet(config: TrainConfig) -> Any:
@@ -104,9 +126,11 @@ def load_unet(config: TrainConfig) -> Any:
 
 
 def _load_unet(config: TrainConfig) -> tuple[Any, UNet2DConditionConfig]:
-    source = base_source(config, UNET_FOLDER)
-    check_trainable(str(config.pretrained_model_name_or_path), read_config(source.file(), UNet2DConditionConfig))
-    return load_model(UNet2DConditionModel, UNet2DConditionConfig, source)
+    return load_model(UNet2DConditionModel, UNet2DConditionConfig, base_source(config, UNET_FOLDER))
+
+
+def _load_text_encoder_2(config: TrainConfig) -> tuple[Any, CLIPTextConfig]:
+    return load_model(CLIPTextModelWithProjection, CLIPTextConfig, base_source(config, "text_encoder_2"))
 
 
 class _SilentConvolution(torch.nn.Conv2d):
@@ -153,7 +177,7 @@ def load_model(
 
     The libraries' own `from_pretrained` would follow what a `config.json` says to other folders and to the Hub.
     """
-    names = TRANSFORMERS if model_class is CLIPTextModel else DIFFUSERS
+    names = TRANSFORMERS if issubclass(model_class, PreTrainedModel) else DIFFUSERS
     folder = source.folder(names)
     config = read_config(folder / CONFIG_FILE, config_class)
     model = _without_weights(model_class, config, folder)
@@ -178,6 +202,6 @@ def _without_weights(model_class: Any, config: Architecture, folder: Path) -> An
     ):
         return (
             model_class(transformers.CLIPTextConfig(**fields))
-            if model_class is CLIPTextModel
+            if issubclass(model_class, PreTrainedModel)
             else model_class(**fields)
         )

@@ -162,7 +162,7 @@ def _place_run(prepared: PreparedRun, steps: Steps, accelerator: Accelerator, mo
     loader = BatchLoader(
         prepared.source,
         config,
-        prepared.tokenize,
+        prepared.prompt_inputs,
         steps.batch,
         latent_shape=latent_shape,
         num_train_timesteps=prepared.schedule.num_train_timesteps,
@@ -267,7 +267,7 @@ def _sampler(run: _Run) -> ImageSampler:
     return ImageSampler(
         run.models,
         validation_plan(run.prepared.schedule),
-        run.prepared.tokenize,
+        run.prepared.prompt_inputs,
         run.accelerator.device,
         resolution=run.config.resolution,
         seed=run.config.seed,

@@ -35,8 +35,11 @@ from shared.config.options import FLAGS, SECRETS
 from shared.config.public import public_config
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources.circles import CirclesSource
+from shared.data.tokenization import PromptInputs, Tokenize, XLInputs
 from shared.diffusion.schedule import NoiseSchedule
+from shared.models.configs import CLIPTextConfig
 from shared.models.trained_parts import is_decoder, with_unet_prefix
+from shared.models.xl import sizes_of_crop
 from shared.user_errors import UserError
 
 GIB = 2**30
@@ -202,6 +205,10 @@ def step_shapes(
         else split(FlaxCLIPTextModelWithProjection.abstract(configs.text_encoder_2))[1],
     )
     in_dtype = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, dtype), frozen)
+    vae_dtype = configs.vae_dtype(dtype)
+    in_dtype = in_dtype._replace(
+        vae={name: jax.ShapeDtypeStruct(value.shape, vae_dtype) for name, value in frozen.vae.items()}
+    )
     batch = _host_batch(config, models, target)
     if from_cache:
         return state, FrozenParams(in_dtype.unet, {}, {}), _encoded(batch, models, dtype)
@@ -229,19 +236,26 @@ def _host_batch(config: TrainConfig, models: BaseModels, target: Target) -> dict
     loader = BatchLoader(
         CirclesSource(1, config.resolution, config.seed),  # the shapes are those of any data
         config,
-        lambda captions: np.zeros((len(captions), models.configs.text_encoder.max_position_embeddings), np.int32),
+        _prompt_inputs(config, models.configs),
         BatchSpec(config.train_batch_size, target.chips, config.gradient_accumulation_steps),
         latent_shape=models.latent_shape(config.resolution),
         num_train_timesteps=models.schedule.num_train_timesteps,
         process_count=target.hosts,
     )
-    batch, text_encoder_2 = loader.blank(), models.configs.text_encoder_2
-    if text_encoder_2 is not None:  # the loader makes no batches for SDXL yet
-        leading = batch["timesteps"].shape
-        batch["input_ids_2"] = np.zeros((*leading, text_encoder_2.max_position_embeddings), np.int32)
-        batch["time_ids"] = np.zeros((*leading, 6), np.float32)
+    batch = loader.blank()
     # Positions are int64, which devices get as int32.
     return {name: array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False) for name, array in batch.items()}
+
+
+def _prompt_inputs(config: TrainConfig, configs: ModelConfigs) -> PromptInputs:
+    """Of the right shapes."""
+
+    def tokenize_for(text_encoder: CLIPTextConfig) -> Tokenize:
+        return lambda captions: np.zeros((len(captions), text_encoder.max_position_embeddings), np.int32)
+
+    first, second = configs.text_encoder, configs.text_encoder_2
+    xl = None if second is None else XLInputs(tokenize_for(second), sizes_of_crop(config.resolution))
+    return PromptInputs(tokenize_for(first), xl)
 
 
 def _memory(compiled: jax.stages.Compiled, state: TrainState, frozen: FrozenParams) -> Memory:

@@ -14,8 +14,6 @@ _NEEDED = re.compile(r"(?:Used|temporaries) \(?([\d.]+)G\)? (?:of|exceeds availa
 
 def notes(config: TrainConfig, configs: ModelConfigs) -> Iterator[str]:
     """What should be known of the figures, before minutes are spent on them."""
-    if configs.text_encoder_2 is not None:
-        yield "train_flax.py does not train on Stable Diffusion XL yet: this is what its step would take."
     if isinstance(configs.unet.sample_size, int):
         made_for = configs.unet.sample_size * configs.vae.scale_factor
         if config.resolution != made_for:

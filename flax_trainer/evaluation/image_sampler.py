@@ -3,6 +3,7 @@
 Axes: R images asked for, B images at once, H W pixels, C channels, L tokens.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,39 +11,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_trainer.base_models import BaseModels, FrozenParams, Prompt
+from flax_trainer.base_models import BaseModels, FrozenParams
 from flax_trainer.distributed.engine import Engine
 from flax_trainer.evaluation.sampling import decode_latents, sample_latents
 from flax_trainer.models.params import Params
-from flax_trainer.training.step import ComputeParams, GatherParams, normalise_condition
+from flax_trainer.training.step import ComputeParams, GatherParams, encode_captions, normalise_condition
 from shared.config import TrainConfig
-from shared.data.tokenization import Tokenize
+from shared.data.tokenization import PromptInputs
 from shared.diffusion.samplers import SamplerPlan, initial_latents, validation_plan
 
 
 class _Rows(NamedTuple):
     """What the images that are made at once begin with: numpy on the host, jax.Array on the devices."""
 
-    negative_ids_BL: Any
-    prompt_ids_BL: Any
+    negative: dict[str, Any]  # prompt inputs
+    prompt: dict[str, Any]
     condition_BHWC: Any  # uint8
     latents_BHWC: Any
+
+
+@dataclass(frozen=True)
+class _Guidance:
+    """Classifier-free guidance: away from what the encoders make of the empty text, or from zeros."""
+
+    scale: float
+    from_zeros: bool
 
 
 class ImageSampler:
     """Samples with placed parameters, `images_per_device` at a time on every device: one program for all calls."""
 
     def __init__(
-        self, engine: Engine, models: BaseModels, tokenize: Tokenize, config: TrainConfig, *, images_per_device: int
+        self,
+        engine: Engine,
+        models: BaseModels,
+        prompt_inputs: PromptInputs,
+        config: TrainConfig,
+        *,
+        images_per_device: int,
     ):
-        self._tokenize = tokenize
+        self._prompt_inputs = prompt_inputs.of_whole_images(config.resolution)
         self._latent_shape = models.latent_shape(config.resolution)
         self._seed = config.seed
         self._rows = images_per_device * jax.device_count()
+        guidance = _Guidance(config.guidance_scale, from_zeros=prompt_inputs.zeros_for_empty_prompt)
         plan = validation_plan(models.schedule)
-        self._sample = engine.compile_for_rows(
-            partial(_sample, models, plan, config.guidance_scale, engine.gather_params)
-        )
+        self._sample = engine.compile_for_rows(partial(_sample, models, plan, guidance, engine.gather_params))
 
     def __call__(
         self, params: Params, frozen: FrozenParams, prompts: list[str], conditions_RHWC: np.ndarray
@@ -54,14 +68,14 @@ class ImageSampler:
         """
         count = len(prompts)
         rows = [min(row, count - 1) for row in range(-(-count // self._rows) * self._rows)]
-        prompt_ids_RL = self._tokenize(prompts)
-        empty_ids_RL = np.repeat(self._tokenize([""]), self._rows, axis=0)
+        wanted = self._prompt_inputs(prompts)
+        empty = {name: np.repeat(array, self._rows, axis=0) for name, array in self._prompt_inputs([""]).items()}
         images = []
         for start in range(0, len(rows), self._rows):
             chosen = rows[start : start + self._rows]
             batch = _Rows(
-                empty_ids_RL,
-                prompt_ids_RL[chosen],
+                empty,
+                {name: array[chosen] for name, array in wanted.items()},
                 conditions_RHWC[chosen],
                 initial_latents(self._seed, chosen, self._latent_shape),
             )
@@ -72,24 +86,26 @@ class ImageSampler:
 def _sample(
     models: BaseModels,
     plan: SamplerPlan,
-    guidance_scale: float,
+    guidance: _Guidance,
     gather_params: GatherParams,
     trained: Params,
     frozen: FrozenParams,
     rows: _Rows,
 ) -> jax.Array:
     """uint8 images [B,H,W,C]."""
-    encode = models.defs.text_encoder.bind(frozen.text_encoder)
+    negative = encode_captions(models.defs, frozen, rows.negative)
+    if guidance.from_zeros:
+        negative = negative.zeroed()
     dtype = next(iter(frozen.unet.values())).dtype
     latents_BHWC = sample_latents(
         models.defs,
         plan,
         ComputeParams.of(trained, frozen.unet, dtype, gather_params),
-        Prompt(encode(rows.prompt_ids_BL)[0]),
-        Prompt(encode(rows.negative_ids_BL)[0]),
+        encode_captions(models.defs, frozen, rows.prompt),
+        negative,
         normalise_condition(rows.condition_BHWC),
         rows.latents_BHWC,
-        guidance_scale=guidance_scale,
+        guidance_scale=guidance.scale,
     )
     images_BHWC = decode_latents(models.defs, frozen.vae, latents_BHWC, models.configs.vae.scaling_factor)
     return jnp.round(images_BHWC * 255).astype(jnp.uint8)

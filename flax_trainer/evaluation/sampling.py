@@ -32,7 +32,7 @@ def sample_latents(
     guidance_scale: float,
     conditioning_scale: float = 1.0,
 ) -> jax.Array:
-    """ControlNet sampling with classifier-free guidance, as diffusers' StableDiffusionControlNetPipeline does it.
+    """ControlNet sampling with classifier-free guidance, as diffusers' pipelines for Stable Diffusion (XL) do it.
 
     Args:
         models, plan, guidance_scale, conditioning_scale: fixed when compiled.
@@ -56,7 +56,7 @@ def sample_latents(
         prompt = jax.tree.map(lambda *both: jnp.concatenate(both), negative_prompt, prompt)
         controlnet_cond_BHWC = jnp.concatenate([controlnet_cond_BHWC] * 2)
     dtype = next(iter(params.unet.values())).dtype
-    prompt, controlnet_cond_BHWC = jax.tree.map(lambda array: array.astype(dtype), (prompt, controlnet_cond_BHWC))
+    prompt, controlnet_cond_BHWC = prompt.astype(dtype), controlnet_cond_BHWC.astype(dtype)
 
     def step(state: SamplerState, coefficients: StepCoefficients) -> tuple[SamplerState, None]:
         sample_BHWC = (jnp.concatenate([state.sample] * 2) if guidance_scale > 1.0 else state.sample).astype(dtype)

@@ -178,30 +178,34 @@ def encode_batch(
     `prompt_embeds` [B,L,D] for `input_ids`; for those of SDXL, `pooled_prompt_embeds` [B,P] as well, and `time_ids` as
     before. Its run needs no VAE and no text encoder, and `frozen` may lack theirs.
     """
-    dtype = objective.compute_dtype
     if "latent_mean" in batch:
         mean_BHWC, std_BHWC = batch["latent_mean"], batch["latent_std"]
-        hidden_states_BLD, pooled_BP = batch["prompt_embeds"], batch.get("pooled_prompt_embeds")
+        prompt = _prompt(batch["prompt_embeds"], batch.get("pooled_prompt_embeds"), batch)
     else:
         with jax.named_scope("vae"):
-            pixels_BYXC = normalise_pixels(batch["pixel_values"]).astype(dtype)
-            mean_BHWC, std_BHWC = models.vae.bind(frozen.vae).encode(pixels_BYXC)
-        with jax.named_scope("text_encoder"):
-            hidden_states_BLD, pooled_BP = _encode_captions(models, frozen, batch)
+            # Which computes in the dtype of its parameters: float32 for SDXL's own.
+            mean_BHWC, std_BHWC = models.vae.bind(frozen.vae).encode(normalise_pixels(batch["pixel_values"]))
+        prompt = encode_captions(models, frozen, batch)
     sample_BHWC = mean_BHWC.astype(jnp.float32) + std_BHWC.astype(jnp.float32) * batch["vae_noise"]
-    added = None if pooled_BP is None else {"text_embeds": pooled_BP, "time_ids": batch["time_ids"]}
-    return sample_BHWC * objective.scaling_factor, Prompt(hidden_states_BLD.astype(dtype), added)
+    return sample_BHWC * objective.scaling_factor, prompt.astype(objective.compute_dtype)
 
 
-def _encode_captions(models: ModelDefs, frozen: FrozenParams, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-    """(hidden states [B,L,D], for SDXL the pooled vector [B,P])"""
+@jax.named_scope("text_encoder")
+def encode_captions(models: ModelDefs, frozen: FrozenParams, prompt_inputs: Batch) -> Prompt:
+    """What the text encoders make of `shared.data.tokenization.PromptInputs`, in the dtype of their parameters."""
     text_encoder = models.text_encoder.bind(frozen.text_encoder)
     if models.text_encoder_2 is None:
-        return text_encoder(batch["input_ids"])[0], None
+        return _prompt(text_encoder(prompt_inputs["input_ids"])[0], None, prompt_inputs)
     # Podell et al. 2023 (SDXL), section 2.1: both encoders' penultimate states side by side, the second's pooled text.
-    first_BLD, _ = text_encoder(batch["input_ids"], penultimate=True)
-    second_BLD, pooled_BP = models.text_encoder_2.bind(frozen.text_encoder_2)(batch["input_ids_2"], penultimate=True)
-    return jnp.concatenate((first_BLD, second_BLD), axis=-1), pooled_BP
+    first_BLD, _ = text_encoder(prompt_inputs["input_ids"], penultimate=True)
+    text_encoder_2 = models.text_encoder_2.bind(frozen.text_encoder_2)
+    second_BLD, pooled_BP = text_encoder_2(prompt_inputs["input_ids_2"], penultimate=True)
+    return _prompt(jnp.concatenate((first_BLD, second_BLD), axis=-1), pooled_BP, prompt_inputs)
+
+
+def _prompt(hidden_states_BLD: jax.Array, pooled_BP: jax.Array | None, batch: Batch) -> Prompt:
+    added = None if pooled_BP is None else {"text_embeds": pooled_BP, "time_ids": batch["time_ids"]}
+    return Prompt(hidden_states_BLD, added)
 
 
 def per_sample_losses(

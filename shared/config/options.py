@@ -43,7 +43,7 @@ _MOST_STEPS = 2**31 - 1
 # Stable Diffusion's autoencoders halve the side three times; the trainer checks the factor of the one it loads.
 _DIVISIBLE_BY_VAE_FACTOR = Rule(lambda side: side % 8 == 0, "divisible by 8, which the VAE shrinks by")
 
-_XL_ONLY = "Leave it out; it concerns Stable Diffusion XL only."
+_LARGEST_CROP = 2**16  # pixels; no picture that is opened has longer sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,8 @@ class TrainConfig:
     )
     tokenizer_name: str | None = _model(
         None,
-        "The tokenizer, a folder or a Hub repository, where it is not the base model's.",
+        "The tokenizer, a folder or a Hub repository, where it is not the base model's (of Stable Diffusion XL's two, "
+        "the first).",
         names="tokenizer",
         must_match=["resume", "compare"],
     )
@@ -203,17 +204,15 @@ class TrainConfig:
     ] = _data("bilinear", "The filter that resizes the images.", must_match=["resume", "compare"])
     crops_coords_top_left_h: int = _data(
         0,
-        "The top edge of the crop, in pixels, that Stable Diffusion XL is told about.",
-        must_match=["compare"],
-        flax=Missing(_XL_ONLY),
-        torch=Missing(_XL_ONLY),
+        "The top edge of the crop, in pixels, that Stable Diffusion XL is told about; other models know no crops.",
+        must_be=[within(0, _LARGEST_CROP)],
+        must_match=["resume", "compare"],
     )
     crops_coords_top_left_w: int = _data(
         0,
-        "The left edge of the crop, in pixels, that Stable Diffusion XL is told about.",
-        must_match=["compare"],
-        flax=Missing(_XL_ONLY),
-        torch=Missing(_XL_ONLY),
+        "The left edge of the crop, in pixels, that Stable Diffusion XL is told about; other models know no crops.",
+        must_be=[within(0, _LARGEST_CROP)],
+        must_match=["resume", "compare"],
     )
     proportion_empty_prompts: float = _data(
         0.0,

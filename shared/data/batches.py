@@ -19,7 +19,7 @@ from shared.data.candidates import Candidates, ShuffledCandidates, StreamCandida
 from shared.data.preprocessing import preprocess
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources.base import RandomAccessSource, Source
-from shared.data.tokenization import CaptionTokenizer, Tokenize
+from shared.data.tokenization import PromptInputs
 from shared.data.workers import Workers
 from shared.randomness import Purpose, generator
 from shared.user_errors import UserError
@@ -74,6 +74,7 @@ class BatchLoader:
 
     - `pixel_values`, `conditioning_pixel_values` uint8 [A,B,R,R,3], 0 to 255;
     - `input_ids` int32 [A,B,L];
+    - for Stable Diffusion XL, `input_ids_2` int32 [A,B,L] of its second text encoder and `time_ids` float32 [A,B,6];
     - `vae_noise`, `noise` float32 [A,B,H,W,C], standard normal;
     - `timesteps` int32 [A,B], 0 ≤ t < num_train_timesteps;
     - `position` int64 [A,B], counted from 0 over the whole run: step·G + microbatch·G/A + row.
@@ -86,7 +87,7 @@ class BatchLoader:
         self,
         source: Source,
         config: TrainConfig,
-        tokenize: Tokenize,
+        prompt_inputs: PromptInputs,
         spec: BatchSpec,
         latent_shape: tuple[int, int, int],
         num_train_timesteps: int,
@@ -100,7 +101,7 @@ class BatchLoader:
             source: see `open_source`.
             config: read for seed, resolution, image_interpolation_mode, proportion_empty_prompts,
                 max_skipped_samples and dataloader_num_workers.
-            tokenize: captions → int32 [B,L]; called in the thread that asks for batches, never in two at once.
+            prompt_inputs: called in the thread that asks for batches, never in two at once.
             spec: how the global batch is cut up.
             latent_shape: (H, W, C) of one sample's latents.
             num_train_timesteps: of the noise schedule.
@@ -117,7 +118,7 @@ class BatchLoader:
                 "every host must have equally many devices"
             )
         self._candidates = _candidates(source, config)
-        self._config, self._tokenize, self._spec = config, tokenize, spec
+        self._config, self._prompt_inputs, self._spec = config, prompt_inputs, spec
         self._latent_shape, self._num_train_timesteps = latent_shape, num_train_timesteps
         self._process_index, self._local_rows = process_index, spec.rows // process_count
         self._skipped = SkippedSamples(config.max_skipped_samples)
@@ -160,8 +161,7 @@ class BatchLoader:
         """Stop the worker threads, and say how many captions were cut. Batches already handed out stay valid."""
         if self._workers is not None:
             self._workers.close()
-        if isinstance(self._tokenize, CaptionTokenizer):
-            self._tokenize.report()
+        self._prompt_inputs.report()
 
     def _prefetch(self, start_step: int, workers: Workers) -> Iterator[tuple[int, Batch]]:
         ahead: deque[tuple[_UnfinishedBatch, list[Future[None]]]] = deque()
@@ -203,10 +203,7 @@ class BatchLoader:
         arrays["timesteps"][row] = generator(seed, Purpose.TIMESTEP, position).integers(self._num_train_timesteps)
 
     def _finish(self, unfinished: "_UnfinishedBatch") -> Batch:
-        arrays = unfinished.arrays | {
-            "input_ids": self._tokenize(unfinished.captions),
-            "position": unfinished.positions,
-        }
+        arrays = unfinished.arrays | self._prompt_inputs(unfinished.captions) | {"position": unfinished.positions}
         leading = (self._spec.accumulation_steps, self._local_rows)
         return {name: array.reshape(leading + array.shape[1:]) for name, array in arrays.items()}
 
@@ -227,6 +224,10 @@ class BatchLoader:
         )
 
     def _caption(self, sample: RawSample, position: int) -> str:
+        """A dropped one is the empty text, which the encoders (for SDXL both) encode as any other.
+
+        diffusers' `train_controlnet_sdxl.py` does so too, although its pipeline is guided away from zeros.
+        """
         seed = self._config.seed
         if generator(seed, Purpose.CAPTION_DROPOUT, position).random() < self._config.proportion_empty_prompts:
             return ""

@@ -6,6 +6,7 @@ Axes: B captions, L the tokenizer's model_max_length (77 for CLIP).
 import logging
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from transformers import CLIPTokenizer
 
 from shared.data.sample import BadSampleError, check_text
+from shared.models.xl import Sizes, sizes_of_crop
 from shared.untrusted import foreign_library, shown
 from shared.user_errors import UserError
 
@@ -23,6 +25,55 @@ Tokenize = Callable[[Sequence[str]], npt.NDArray[np.int32]]
 _LONGEST_TOKEN = 256  # CLIP's longest has some fifty
 # What is not Unicode's White_Space, which the tokenizer splits at.
 _WORD = re.compile("[^\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]+")
+
+
+@dataclass(frozen=True)
+class XLInputs:
+    """What Stable Diffusion XL is told besides the first text encoder's tokens.
+
+    Attributes:
+        tokenize: captions → int32 [B,L] for the second text encoder.
+        sizes: of every image.
+        zeros_for_empty_prompt: whether sampling without a negative prompt is guided away from zeros, not from what
+            the encoders make of the empty text: `force_zeros_for_empty_prompt` of its `model_index.json`.
+    """
+
+    tokenize: Tokenize
+    sizes: Sizes
+    zeros_for_empty_prompt: bool = True
+
+
+@dataclass(frozen=True)
+class PromptInputs:
+    """captions → what a model is told with them, by the names that batches have for it.
+
+    `input_ids` int32 [B,L]; for Stable Diffusion XL `input_ids_2` int32 [B,L] and `time_ids` float32 [B,6] too.
+    """
+
+    tokenize: Tokenize
+    xl: XLInputs | None = None
+
+    def __call__(self, captions: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        """UserError for what is no text."""
+        arrays: dict[str, npt.NDArray[Any]] = {"input_ids": self.tokenize(captions)}
+        if self.xl is not None:
+            arrays["input_ids_2"] = self.xl.tokenize(captions)
+            arrays["time_ids"] = np.tile(np.array(self.xl.sizes, np.float32), (len(captions), 1))
+        return arrays
+
+    @property
+    def zeros_for_empty_prompt(self) -> bool:
+        """See `XLInputs`."""
+        return self.xl is not None and self.xl.zeros_for_empty_prompt
+
+    def of_whole_images(self, resolution: int) -> "PromptInputs":
+        """For sampling: nothing is cut off at the top and left, as diffusers' pipelines ask for an image."""
+        return self if self.xl is None else replace(self, xl=replace(self.xl, sizes=sizes_of_crop(resolution)))
+
+    def report(self) -> None:
+        """Say in the log how many captions were cut, if any; SDXL's tokenizers cut at the same length."""
+        if isinstance(self.tokenize, CaptionTokenizer):
+            self.tokenize.report()
 
 
 def tokenizer_function(tokenizer: CLIPTokenizer) -> "CaptionTokenizer":

@@ -20,7 +20,7 @@ from shared.data.batches import Batch
 from shared.data.preprocessing import preprocess
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources.base import RandomAccessSource
-from shared.data.tokenization import Tokenize
+from shared.data.tokenization import PromptInputs
 from shared.randomness import Purpose, generator
 from shared.user_errors import UserError
 
@@ -74,7 +74,7 @@ class DenoisingEvaluation:
     def __init__(
         self,
         samples: Sequence[ValidationSample],
-        tokenize: Tokenize,
+        prompt_inputs: PromptInputs,
         seed: int,
         batch_size: int,
         latent_shape: tuple[int, int, int],
@@ -85,7 +85,7 @@ class DenoisingEvaluation:
 
         Args:
             samples: see `read_samples`.
-            tokenize: captions → int32 [B,L].
+            prompt_inputs: as those of training.
             seed: the run's.
             batch_size: B of every batch.
             latent_shape: (H, W, C) of one sample's latents.
@@ -102,7 +102,7 @@ class DenoisingEvaluation:
         if not 1 <= bins <= num_train_timesteps:
             raise UserError(f"{bins} timestep bins were asked for; expected 1 to {num_train_timesteps}, the timesteps.")
         self._samples, self._seed, self._batch_size, self._latent_shape = samples, seed, batch_size, latent_shape
-        self._input_ids = tokenize([sample.caption for sample in samples])
+        self._prompt_inputs = prompt_inputs([sample.caption for sample in samples])
         self._edges = [bin_ * num_train_timesteps // bins for bin_ in range(bins + 1)]
         self._rows = len(samples) * bins
 
@@ -130,7 +130,7 @@ class DenoisingEvaluation:
         return {
             "pixel_values": np.stack([sample.pixels for sample in samples]),
             "conditioning_pixel_values": np.stack([sample.conditioning_pixels for sample in samples]),
-            "input_ids": self._input_ids[[row // bins for row in rows]],
+            **{name: array[[row // bins for row in rows]] for name, array in self._prompt_inputs.items()},
             "vae_noise": np.stack([vae_noise for vae_noise, _, _ in draws]),
             "noise": np.stack([noise for _, noise, _ in draws]),
             "timesteps": np.array([timestep for _, _, timestep in draws], np.int32),

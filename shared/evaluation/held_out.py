@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from shared.config import TrainConfig
 from shared.data.sources.base import SubsetSource
-from shared.data.tokenization import Tokenize, used_text
+from shared.data.tokenization import PromptInputs, used_text
 from shared.evaluation.convergence import convergence_step
 from shared.evaluation.denoising import DenoisingEvaluation, PerSampleLosses, read_samples
 from shared.evaluation.fidelity import open_fidelity
@@ -29,7 +29,7 @@ class HeldOutEvaluation:
         self,
         config: TrainConfig,
         held_out: SubsetSource,
-        tokenize: Tokenize,
+        prompt_inputs: PromptInputs,
         batch_size: int,
         latent_shape: tuple[int, int, int],
         num_train_timesteps: int,
@@ -41,9 +41,11 @@ class HeldOutEvaluation:
         """
         self._samples = read_samples(held_out, config)
         self._denoising = DenoisingEvaluation(
-            self._samples, tokenize, config.seed, batch_size, latent_shape, num_train_timesteps
+            self._samples, prompt_inputs, config.seed, batch_size, latent_shape, num_train_timesteps
         )
-        self._headings = [used_text(tokenize, sample.caption) for sample in self._samples[:_ROWS_ON_SHEET]]
+        self._headings = [
+            used_text(prompt_inputs.tokenize, sample.caption) for sample in self._samples[:_ROWS_ON_SHEET]
+        ]
         self._fidelity = open_fidelity(config, held_out, self._samples)
         self._figures_of_step: dict[int, dict[str, float]] = {}
         self._first_images: npt.NDArray[np.uint8] | None = None

@@ -7,19 +7,6 @@ from shared.models.source import shown_name
 from shared.user_errors import UserError
 
 
-def check_trainable(base: str, unet: Any) -> None:
-    """Refuse a base model, told from its UNet's configuration, that neither backend trains on.
-
-    Raises:
-        UserError: it is a Stable Diffusion XL.
-    """
-    if unet.addition_embed_type is not None:
-        raise UserError(
-            f"--pretrained_model_name_or_path {shown_name(base)} is a Stable Diffusion XL model; training on those is "
-            "not supported yet. Use a Stable Diffusion 1.x or 2.x model."
-        )
-
-
 def check_models_fit(
     base: str, unet: Any, text_encoder: Any, vae: Any, controlnet: Any, text_encoder_2: Any | None = None
 ) -> None:
@@ -29,13 +16,11 @@ def check_models_fit(
         base: what the user calls the base model.
         unet, text_encoder, vae, controlnet: their configurations, with the attributes of diffusers' (for the text
             encoder, transformers') `config.json`.
-        text_encoder_2: that of Stable Diffusion XL, which is refused without it, as by training.
+        text_encoder_2: that of Stable Diffusion XL.
 
     Raises:
         UserError: the first thing that does not fit.
     """
-    if text_encoder_2 is None:
-        check_trainable(base, unet)
     pairs = _text_features(unet, text_encoder, text_encoder_2) | {
         "channels of the UNet (in_channels) and the VAE (latent_channels)": (unet.in_channels, vae.latent_channels),
         "channels of the UNet (in_channels and out_channels)": (unet.in_channels, unet.out_channels),

@@ -232,7 +232,7 @@ def controlnet_source(config: TrainConfig) -> ModelSource | None:
 
 
 def tokenizer_source(config: TrainConfig) -> ModelSource:
-    """A run's tokenizer."""
+    """A run's tokenizer; of SDXL's two the first."""
     if config.tokenizer_name is None:
         return base_source(config, "tokenizer")
     return ModelSource(config.tokenizer_name, cache_dir=config.cache_dir)

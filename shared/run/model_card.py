@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,7 @@ from shared.outgoing.atomic_files import write_text_atomically
 from shared.untrusted import shown
 from shared.untrusted.text import harmless
 
-_TAGS = [
-    "stable-diffusion",
-    "stable-diffusion-diffusers",
+_TAGS = [  # after those of the base model's kind, as diffusers' scripts give them
     "text-to-image",
     "diffusers",
     "controlnet",
@@ -27,11 +26,11 @@ _TAGS = [
 
 _USE = """```python
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel, {pipeline}
 from diffusers.utils import load_image
 
 controlnet = ControlNetModel.from_pretrained({name})
-pipeline = StableDiffusionControlNetPipeline.from_pretrained({base_model}, controlnet=controlnet)
+pipeline = {pipeline}.from_pretrained({base_model}, controlnet=controlnet)
 image = pipeline("your prompt", image=load_image("your_condition.png")).images[0]
 ```"""
 
@@ -40,15 +39,27 @@ folder `{unet_folder}`.
 
 ```python
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+from diffusers import ControlNetModel, {pipeline}, UNet2DConditionModel
 from diffusers.utils import load_image
 
 controlnet = ControlNetModel.from_pretrained({name})
 unet = UNet2DConditionModel.from_pretrained({name}, subfolder="{unet_folder}")
-pipeline = StableDiffusionControlNetPipeline.from_pretrained({base_model}, unet=unet, controlnet=controlnet)
+pipeline = {pipeline}.from_pretrained({base_model}, unet=unet, controlnet=controlnet)
 image = pipeline("your prompt", image=load_image("your_condition.png")).images[0]
 ```"""
 
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a card says because of the kind of its base model."""
+
+    tag: str
+    license: str
+    pipeline: str
+
+
+_SD = _Kind("stable-diffusion", "creativeml-openrail-m", "StableDiffusionControlNetPipeline")
+_XL = _Kind("stable-diffusion-xl", "openrail++", "StableDiffusionXLControlNetPipeline")
 
 _LONGEST = 1000  # characters of a text of others; a text encoder uses some 500
 _MEANT = re.compile(
@@ -70,7 +81,13 @@ def data_description(config: TrainConfig) -> str:
 
 
 def write_model_card(
-    output_dir: Path, config: TrainConfig, *, name: str, facts: dict[str, Any], pictures: list[tuple[Path, str]]
+    output_dir: Path,
+    config: TrainConfig,
+    *,
+    name: str,
+    facts: dict[str, Any],
+    pictures: list[tuple[Path, str]],
+    is_xl: bool = False,
 ) -> Path:
     """Write `output_dir/README.md`.
 
@@ -78,19 +95,20 @@ def write_model_card(
         name: the repository or folder that users will load.
         facts: what was measured (steps, images seen, final loss, hardware, versions), in the order to show.
         pictures: validation pictures inside `output_dir`, each with its prompt.
+        is_xl: whether the base model is a Stable Diffusion XL.
 
     Raises:
         OSError: it cannot be written.
     """
-    public = public_config(config)
+    public, kind = public_config(config), _XL if is_xl else _SD
     base_model = str(public.pretrained_model_name_or_path)
     # The Hub refuses a card whose base model is not one of its repositories.
     is_on_the_hub = _HUB_NAME.fullmatch(base_model) is not None and not os.path.exists(base_model)
     metadata = ModelCardData(
         base_model=base_model if is_on_the_hub else None,
         library_name="diffusers",
-        license="creativeml-openrail-m",
-        tags=_TAGS,
+        license=kind.license,
+        tags=[kind.tag, f"{kind.tag}-diffusers", *_TAGS],
         inference=True,
     )
     sections = [
@@ -100,7 +118,10 @@ def write_model_card(
         "px.",
         "## Use",
         (_USE_WITH_ITS_UNET if config.sd_unlocked else _USE).format(
-            name=_as_python(name), base_model=_as_python(base_model), unet_folder=UNET_FOLDER
+            name=_as_python(name),
+            base_model=_as_python(base_model),
+            unet_folder=UNET_FOLDER,
+            pipeline=kind.pipeline,
         ),
         "## Training",
         "\n".join(f"- {key}: {as_text(value) if isinstance(value, str) else value}" for key, value in facts.items()),

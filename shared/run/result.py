@@ -87,7 +87,14 @@ def complete_run(
     facts_for_card = _card_facts(report)
     result.write(
         "README.md",
-        lambda: write_model_card(output_dir, prepared.config, name=name, facts=facts_for_card, pictures=pictures),
+        lambda: write_model_card(
+            output_dir,
+            prepared.config,
+            name=name,
+            facts=facts_for_card,
+            pictures=pictures,
+            is_xl=prepared.is_xl,
+        ),
     )
     result.check()
     logger.info("The ControlNet is in %s", output_dir)

@@ -14,16 +14,18 @@ from shared.config import Backend, TrainConfig, notices
 from shared.config.learning_rate import LearningRateSchedule
 from shared.data.batches import BatchSpec
 from shared.data.sources import Source, SubsetSource, open_sources
-from shared.data.tokenization import Tokenize, tokenizer_function
+from shared.data.tokenization import PromptInputs, Tokenize, XLInputs, tokenizer_function
 from shared.diffusion.schedule import NoiseSchedule
 from shared.evaluation.fidelity import check_fidelity
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.evaluation.validation import Validation
 from shared.evaluation.validation_images import ValidationImages
+from shared.models.base_model import check_base_model, zeros_for_empty_prompt
 from shared.models.configs import CLIPTextConfig, read_config
-from shared.models.source import base_source, tokenizer_source
+from shared.models.source import ModelSource, base_source, tokenizer_source
 from shared.models.tokenizer_files import check_tokenizer_fits, read_tokenizer
 from shared.models.trained_parts import sd_unlocked_warning
+from shared.models.xl import is_xl, sizes_of_crop
 from shared.outgoing.messages import OutgoingFormatter, print_uncaught
 from shared.run import hub
 from shared.run.folder import check_no_result, finished_steps, is_finished, make_run_folder
@@ -46,13 +48,18 @@ class PreparedRun:
     repository: str | None
     images: ValidationImages | None
     schedule: NoiseSchedule
-    tokenize: Tokenize
+    prompt_inputs: PromptInputs
     source: Source
     held_out_source: SubsetSource | None
 
     @property
     def resumed_step(self) -> int | None:
         return None if self.resume_from is None else checkpoint_step(self.resume_from)
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether the base model is a Stable Diffusion XL."""
+        return self.prompt_inputs.xl is not None
 
 
 def set_up_logging(backend_package: str, level: int = logging.INFO) -> None:
@@ -88,11 +95,22 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
     repository = hub.prepare_repository(config, output_dir) if is_main_process else None
     # The schedule is a small file, so the first to read of a model that may not be there.
     schedule = NoiseSchedule.from_source(base_source(config, "scheduler"))
-    tokenize = _tokenize(config)
+    unet = check_base_model(config, schedule.config)
+    prompt_inputs = PromptInputs(_tokenize(config), _xl_inputs(config) if is_xl(unet) else None)
     if images is not None:
-        images.show_used_text(tokenize)
+        images.show_used_text(prompt_inputs.tokenize)
     source, held_out_source = open_sources(config)
-    return PreparedRun(config, output_dir, resume_from, repository, images, schedule, tokenize, source, held_out_source)
+    return PreparedRun(
+        config=config,
+        output_dir=output_dir,
+        resume_from=resume_from,
+        repository=repository,
+        images=images,
+        schedule=schedule,
+        prompt_inputs=prompt_inputs,
+        source=source,
+        held_out_source=held_out_source,
+    )
 
 
 @dataclass(frozen=True)
@@ -227,7 +245,7 @@ def open_held_out_evaluation(
     return HeldOutEvaluation(
         prepared.config,
         prepared.held_out_source,
-        prepared.tokenize,
+        prepared.prompt_inputs,
         batch_size=batch_size,
         latent_shape=latent_shape,
         num_train_timesteps=prepared.schedule.num_train_timesteps,
@@ -286,8 +304,20 @@ def open_run_tracker(prepared: PreparedRun, first_step: int) -> Tracker:
 
 
 def _tokenize(config: TrainConfig) -> Tokenize:
-    tokenizer = read_tokenizer(tokenizer_source(config))
-    text_encoder = base_source(config, "text_encoder").file()
     name = config.tokenizer_name or str(config.pretrained_model_name_or_path)
-    check_tokenizer_fits(tokenizer, name, read_config(text_encoder, CLIPTextConfig))
+    return _tokenize_for(base_source(config, "text_encoder"), tokenizer_source(config), name)
+
+
+def _xl_inputs(config: TrainConfig) -> XLInputs:
+    tokenizer = base_source(config, "tokenizer_2")
+    return XLInputs(
+        _tokenize_for(base_source(config, "text_encoder_2"), tokenizer, tokenizer.name),
+        sizes_of_crop(config.resolution, config.crops_coords_top_left_h, config.crops_coords_top_left_w),
+        zeros_for_empty_prompt(config),
+    )
+
+
+def _tokenize_for(text_encoder: ModelSource, source: ModelSource, name: str) -> Tokenize:
+    tokenizer = read_tokenizer(source)
+    check_tokenizer_fits(tokenizer, name, read_config(text_encoder.file(), CLIPTextConfig))
     return tokenizer_function(tokenizer)

@@ -20,7 +20,7 @@ _PACKAGES = ("shared", "flax_trainer", "torch_trainer", "tests", "benchmarks")
 _MODULE = re.compile(rf"((?:{'|'.join(_PACKAGES)})(?:\.\w+)+)(?:\(.*\))?")
 _FILE = re.compile(r"[\w.*/-]+(?:\.(?:py|sh|yaml|toml|css|j2)|/)|requirements\w*\.txt|Makefile")
 # Files of others' and of runs.
-_FOREIGN = {"train_controlnet_flax.py", "train_controlnet.py", "config.yaml", "run.yaml"}
+_FOREIGN = {"train_controlnet_flax.py", "train_controlnet.py", "train_controlnet_sdxl.py", "config.yaml", "run.yaml"}
 _FOREIGN_FLAGS = {"--flag", "--no_", "--xla_cpu_enable_concurrency_optimized_scheduler", "--xla_dump_to"}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from flax_trainer.random_model import write_random_model
 from shared.data.sources.circles import draw
-from tests.end_to_end.support.tiny_runs import ONE_RESOLUTION, SIZE
+from tests.end_to_end.support.tiny_runs import ONE_RESOLUTION, ONE_RESOLUTION_XL, SIZE
 
 
 @pytest.fixture(autouse=True)
@@ -33,4 +33,12 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest one that can be trained, in the place of `tiny`."""
     folder = tmp_path_factory.mktemp("base-model")
     write_random_model(ONE_RESOLUTION, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest one of its kind that can be trained, in the place of `tiny_xl`."""
+    folder = tmp_path_factory.mktemp("xl-model")
+    write_random_model(ONE_RESOLUTION_XL, folder)
     return folder

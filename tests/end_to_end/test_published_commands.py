@@ -11,7 +11,14 @@ import yaml
 
 from shared.config import parse_command_line
 from shared.data.sources.circles import draw
-from tests.end_to_end.support.running import launch_torch, main_of_train_torch, metrics, train_flax, train_torch_here
+from tests.end_to_end.support.running import (
+    launch_torch,
+    main_of_train_torch,
+    metrics,
+    train_flax,
+    train_flax_here,
+    train_torch_here,
+)
 from tests.end_to_end.support.tiny_runs import SIZE
 from tests.shared.config.published_commands import FACES, FLAX_COMMANDS, TORCH_COMMANDS
 
@@ -28,6 +35,7 @@ REPLACED = (
     ("wandb", "--report_to=none"),  # needs a login
     ("fp16", "--mixed_precision=bf16"),  # needs a GPU
     ("512", f"--resolution={SIZE}"),
+    ("1024", f"--resolution={SIZE}"),
     ("", f"--max_train_steps={STEPS}"),
 )
 CHANGED_FLAGS = {
@@ -41,19 +49,18 @@ def local(command: list[str]) -> list[str]:
     return kept + [flag for said, flag in REPLACED if any(word.endswith(said) for word in kept)]
 
 
-# train_controlnet_sdxl.py's command waits for Stable Diffusion XL.
-TORCH = {name: command for name, command in TORCH_COMMANDS.items() if name != "SDXL"}
 # The Flax guide's other commands differ in flags that the PyTorch backend tries here and other tests try in Flax.
 FLAX = {name: FLAX_COMMANDS[name] for name in ("fill50k", "streaming")}
 
 
 @pytest.fixture(scope="session")
-def files(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(base_model: Path, xl_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the guides' commands find in their folder or on the Hub, under the same names."""
     folder = tmp_path_factory.mktemp("published")
     for model in ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1-base"):
         (folder / model).parent.mkdir()
         (folder / model).symlink_to(base_model)
+    (folder / "stabilityai" / "stable-diffusion-xl-base-1.0").symlink_to(xl_model)
     write_dataset(folder / "fusing" / "fill50k", ("image", "conditioning_image", "text"))
     write_dataset(folder / FACES, ("image", "spiga_seg", "image_caption"))
     for index in (1, 2):
@@ -115,15 +122,15 @@ def assert_trained_as_told(here: Path, command: list[str], backend: str) -> None
     diffusers.ControlNetModel.from_pretrained(run)
 
 
-@pytest.mark.parametrize("name", [name for name in TORCH if name != "first"])
+@pytest.mark.parametrize("name", [name for name in TORCH_COMMANDS if name != "first"])
 def test_published_pytorch_command_trains(name: str, here: Path) -> None:
-    train_torch_here(local(TORCH[name]))
-    assert_trained_as_told(here, TORCH[name], "torch")
+    train_torch_here(local(TORCH_COMMANDS[name]))
+    assert_trained_as_told(here, TORCH_COMMANDS[name], "torch")
 
 
 def test_published_command_trains_under_accelerate_launch(here: Path) -> None:
-    launch_torch([], local(TORCH["first"]), folder=here)
-    assert_trained_as_told(here, TORCH["first"], "torch")
+    launch_torch([], local(TORCH_COMMANDS["first"]), folder=here)
+    assert_trained_as_told(here, TORCH_COMMANDS["first"], "torch")
 
 
 @pytest.mark.parametrize("name", FLAX_COMMANDS)
@@ -138,12 +145,19 @@ def test_published_flax_command_trains(name: str, here: Path) -> None:
     assert_trained_as_told(here, FLAX[name], "flax")
 
 
+def test_published_pytorch_command_for_xl_trains_in_flax(here: Path) -> None:
+    command = TORCH_COMMANDS["SDXL"]
+    train_flax_here(local(command))
+    assert_trained_as_told(here, command, "flax")
+    assert "StableDiffusionXLControlNetPipeline" in next(here.rglob("README.md")).read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [("12 GB", "pip install xformers"), ("8 GB", "--mixed_precision bf16"), ("many GPUs", "--mixed_precision bf16")],
 )
 def test_what_is_left_out_says_why(name: str, words: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    as_published = [word for word in TORCH[name] if "wandb" not in word]
+    as_published = [word for word in TORCH_COMMANDS[name] if "wandb" not in word]
     assert main_of_train_torch([*as_published, f"--resolution={SIZE}"]) == 2
     message = capfd.readouterr().err
     assert words in message

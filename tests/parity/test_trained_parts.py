@@ -52,13 +52,25 @@ VARIANTS: dict[str, Changes] = {
     "only_mid_control": {"only_mid_control": True},
     "sd_unlocked and use_ema": {"sd_unlocked": True, "use_ema": True},
     "all": {"use_ema": True, "sd_unlocked": True, "only_mid_control": True, "gradient_checkpointing": True},
+    "sd_unlocked and use_ema, of XL": {"sd_unlocked": True, "use_ema": True},
 }
 Arrays = dict[str, np.ndarray]
 
 
+@dataclass(frozen=True)
+class Variant:
+    base_model: Path
+    flags: Changes
+    is_xl: bool
+
+    def batch_of(self, count: int, seed: int) -> Arrays:
+        return batch_of(count, seed, xl=self.is_xl)
+
+
 @pytest.fixture(params=VARIANTS)
-def variant(request: pytest.FixtureRequest) -> Changes:
-    return VARIANTS[request.param]
+def variant(request: pytest.FixtureRequest, base_model: Path, xl_model: Path) -> Variant:
+    is_xl = request.param.endswith("XL")
+    return Variant(xl_model if is_xl else base_model, VARIANTS[request.param], is_xl)
 
 
 @dataclass
@@ -109,16 +121,15 @@ def distance(given: Arrays, expected: Arrays, of: Arrays) -> float:
 # --- both backends ---------------------------------------------------------------------------------------------------
 
 
-def test_both_backends_train_the_same_and_continue_each_other(
-    base_model: Path, tmp_path: Path, variant: Changes
-) -> None:
+def test_both_backends_train_the_same_and_continue_each_other(tmp_path: Path, variant: Variant) -> None:
     """Losses, norms, weights, moments, averages; the figures on held-out samples; checkpoints both ways, exactly."""
-    training = training_of(base_model, **variant)
-    flax = in_flax(training, base_model)
+    training = training_of(variant.base_model, **variant.flags)
+    flax = in_flax(training, variant.base_model)
     start = numpy_of(training.state.params())
     for seed in range(STEPS):
-        loss, norm = training.step(batch_of(2, seed), RATE)
-        flax.state, metrics = flax.step(flax.state, flax.frozen, batch_of(2, seed), np.float32(RATE))
+        batch = variant.batch_of(2, seed)
+        loss, norm = training.step(batch, RATE)
+        flax.state, metrics = flax.step(flax.state, flax.frozen, batch, np.float32(RATE))
         assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-4)
         assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-3)
 
@@ -128,10 +139,10 @@ def test_both_backends_train_the_same_and_continue_each_other(
     for kind, of_flax in (("exp_avg", flax.state.mu), ("exp_avg_sq", flax.state.nu)):
         given = {name: kinds[kind].numpy() for name, kinds in moments.items()}
         assert distance(given, flax.to_torch(of_flax), of=given) < 1e-3
-    assert bool(average) == bool(flax.state.ema) == ("use_ema" in variant)
+    assert bool(average) == bool(flax.state.ema) == ("use_ema" in variant.flags)
     if average:
         assert distance(numpy_of(average), flax.to_torch(flax.state.ema), of=moved) < 1e-2
-    _assert_same_evaluation(training, flax)
+    _assert_same_evaluation(training, flax, slice_of(variant.batch_of(4, 99), 0))
 
     record = record_of(training)
     flax_checkpoints = FlaxCheckpoints(tmp_path / "flax", keep=None)
@@ -154,7 +165,7 @@ def test_both_backends_train_the_same_and_continue_each_other(
     ):
         assert_same(flax.to_torch(arrived), numpy_of(sent))
 
-    resumed = training_of(base_model, **variant)
+    resumed = training_of(variant.base_model, **variant.flags)
     checkpoints_of(resumed, tmp_path / "resumed").restore(tmp_path / "flax" / f"checkpoint-{STEPS}")
     tensors = resumed.state.tensors()
     assert_same(numpy_of(tensors.params), flax.to_torch(flax.state.params))
@@ -162,17 +173,17 @@ def test_both_backends_train_the_same_and_continue_each_other(
     assert_same(
         {name: kinds["exp_avg"].numpy() for name, kinds in tensors.optimizer.items()}, flax.to_torch(flax.state.mu)
     )
-    loss, _ = resumed.step(batch_of(2, STEPS), RATE)
-    flax.state, metrics = flax.step(flax.state, flax.frozen, batch_of(2, STEPS), np.float32(RATE))
+    batch = variant.batch_of(2, STEPS)
+    loss, _ = resumed.step(batch, RATE)
+    flax.state, metrics = flax.step(flax.state, flax.frozen, batch, np.float32(RATE))
     assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-4)
     if average:
         given, expected = numpy_of(resumed.state.tensors().average), flax.to_torch(flax.state.ema)
         assert distance(given, expected, of=moved) < 1e-2
 
 
-def _assert_same_evaluation(training: Training, flax: FlaxTraining) -> None:
+def _assert_same_evaluation(training: Training, flax: FlaxTraining, rows: Arrays) -> None:
     """With the averaged weights, where there are any, and the trained decoder."""
-    rows = slice_of(batch_of(4, seed=99), 0)
     evaluate = jax.jit(make_evaluation_step(flax.models.defs, flax.objective))
     expected = evaluate(flax.state.result, flax.frozen, rows)
     before = numpy_of(training.state.params())
@@ -206,17 +217,17 @@ def assert_same(given: Arrays, expected: Arrays) -> None:
         np.testing.assert_array_equal(given[name], value, err_msg=name)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(base_model: Path, tmp_path: Path, variant: Changes) -> None:
-    whole = training_of(base_model, **variant)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, variant: Variant) -> None:
+    whole = training_of(variant.base_model, **variant.flags)
     for seed in range(4):
-        whole.step(batch_of(2, seed), RATE)
+        whole.step(variant.batch_of(2, seed), RATE)
         if seed == 1:
             checkpoints_of(whole, tmp_path).save(2, record_of(whole))
     expected = whole.state.tensors()
-    resumed = training_of(base_model, **variant)
+    resumed = training_of(variant.base_model, **variant.flags)
     checkpoints_of(resumed, tmp_path / "resumed").restore(tmp_path / "checkpoint-2")
     for seed in (2, 3):
-        resumed.step(batch_of(2, seed), RATE)
+        resumed.step(variant.batch_of(2, seed), RATE)
     given = resumed.state.tensors()
     assert_same(numpy_of(given.params), numpy_of(expected.params))
     assert_same(numpy_of(given.average), numpy_of(expected.average))

@@ -252,7 +252,7 @@ def test_a_whole_pipeline_is_no_vae(base_model: Path) -> None:
     assert "config.json" in message
 
 
-def test_stable_diffusion_xl_is_refused(changeable: Path) -> None:
+def test_stable_diffusion_xl_without_its_second_text_encoder_is_refused(changeable: Path) -> None:
     config = dict(UNet2DConditionModel.load_config(changeable / "unet"))
     config |= {
         "addition_embed_type": "text_time",
@@ -262,7 +262,7 @@ def test_stable_diffusion_xl_is_refused(changeable: Path) -> None:
     shutil.rmtree(changeable / "unet")
     UNet2DConditionModel.from_config(config).save_pretrained(changeable / "unet")
     message = refusal(changeable)
-    assert "Stable Diffusion XL" in message
+    assert "'text_encoder_2'" in message
     assert str(changeable) in message
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from diffusers.training_utils import compute_snr
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
@@ -38,7 +38,7 @@ def schedule_of(base_model: Path, changes: Changes | None = None) -> NoiseSchedu
     return NoiseSchedule.from_config(json.loads(text) | (changes or {}))
 
 
-def batch_of(count: int, seed: int = 0, slices: int = 1) -> Batch:
+def batch_of(count: int, seed: int = 0, slices: int = 1, *, xl: bool = False) -> Batch:
     """A batch of noise, [slices, count / slices, ...]: the same rows whatever the slices."""
     rng = np.random.default_rng(seed)
     arrays = {
@@ -49,6 +49,10 @@ def batch_of(count: int, seed: int = 0, slices: int = 1) -> Batch:
         "noise": rng.standard_normal((count, 8, 8, 4), np.float32),
         "timesteps": rng.integers(0, 1000, count, np.int32),
     }
+    if xl:  # texts that end in different places, images of different sizes
+        arrays["input_ids_2"] = rng.integers(0, 500, (count, 77), np.int32)
+        arrays["input_ids_2"][np.arange(count), rng.integers(5, 77, count)] = 513
+        arrays["time_ids"] = rng.integers(0, 1024, (count, 6)).astype(np.float32)
     return {name: value.reshape(slices, -1, *value.shape[1:]) for name, value in arrays.items()}
 
 
@@ -118,6 +122,9 @@ class DiffusersTraining:
         self.vae = diffusers.AutoencoderKL.from_pretrained(base_model / "vae")
         self.unet = diffusers.UNet2DConditionModel.from_pretrained(base_model / "unet")
         self.text_encoder = CLIPTextModel.from_pretrained(base_model / "text_encoder")
+        self.text_encoder_2 = None
+        if (base_model / "text_encoder_2").exists():
+            self.text_encoder_2 = CLIPTextModelWithProjection.from_pretrained(base_model / "text_encoder_2")
         self.scheduler = diffusers.DDPMScheduler.from_pretrained(base_model / "scheduler", **(scheduler or {}))
         self.controlnet = copy.deepcopy(controlnet)
         self.unet.requires_grad_(False)
@@ -132,15 +139,15 @@ class DiffusersTraining:
             posterior = self.vae.encode(channels_first(slice_["pixel_values"]) / 127.5 - 1).latent_dist
             latents = posterior.mean + posterior.std * channels_first(slice_["vae_noise"])
             latents = latents * self.vae.config.scaling_factor
-            text = self.text_encoder(torch.from_numpy(slice_["input_ids"]).long())[0]
+            text, added = self.encoded_captions(slice_)
         noise, timesteps = channels_first(slice_["noise"]), torch.from_numpy(slice_["timesteps"]).long()
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         residuals = {}
         if controlled:
             condition = channels_first(slice_["conditioning_pixel_values"]) / 255
-            down, mid = self.controlnet(noisy, timesteps, text, condition, return_dict=False)
+            down, mid = self.controlnet(noisy, timesteps, text, condition, added_cond_kwargs=added, return_dict=False)
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-        prediction = self.unet(noisy, timesteps, text, **residuals).sample
+        prediction = self.unet(noisy, timesteps, text, added_cond_kwargs=added, **residuals).sample
         prediction_type = self.scheduler.config.prediction_type
         target = {
             "epsilon": noise,
@@ -154,6 +161,16 @@ class DiffusersTraining:
         weights = torch.stack([snr, snr_gamma * torch.ones_like(snr)], dim=1).min(dim=1)[0]
         weights = weights / {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[prediction_type]
         return (F.mse_loss(prediction, target, reduction="none").mean(dim=(1, 2, 3)) * weights).mean()
+
+    def encoded_captions(self, slice_: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
+        """As the pipelines' `encode_prompt`, and `added_cond_kwargs` as train_controlnet_sdxl.py makes them."""
+        ids = torch.from_numpy(slice_["input_ids"]).long()
+        if self.text_encoder_2 is None:
+            return self.text_encoder(ids)[0], None
+        first = self.text_encoder(ids, output_hidden_states=True)
+        second = self.text_encoder_2(torch.from_numpy(slice_["input_ids_2"]).long(), output_hidden_states=True)
+        text = torch.concat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        return text, {"text_embeds": second[0], "time_ids": torch.from_numpy(slice_["time_ids"])}
 
     def train(self, batches: Iterator[tuple[Batch, float]], config: TrainConfig) -> Iterator[tuple[float, float]]:
         """Yields (loss, gradient norm) of each step on a (batch, learning rate)."""

@@ -39,7 +39,8 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
     """
     kind = accelerator.distributed_type
     is_divided = kind in (DistributedType.DEEPSPEED, DistributedType.FSDP)
-    for model in (models.vae, models.unet, models.text_encoder):
+    text_encoders = [model for model in (models.text_encoder, models.text_encoder_2) if model is not None]
+    for model in (models.vae, models.unet, *text_encoders):
         model.to(accelerator.device)
     if config.torch_compile or _group_norm_keeps_channels_last(accelerator.device):
         models.memory_format = torch.channels_last
@@ -58,7 +59,7 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
             model.enable_gradient_checkpointing()
     choose_attention(config, [models.controlnet, models.unet], accelerator.device)
     if config.torch_compile:
-        for model in (models.controlnet, models.unet, models.vae.encoder, models.text_encoder):
+        for model in (models.controlnet, models.unet, models.vae.encoder, *text_encoders):
             model.compile()
     optimizer = make_optimizer(
         config,

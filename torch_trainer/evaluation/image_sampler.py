@@ -7,20 +7,20 @@ import numpy as np
 import torch
 from torch.profiler import record_function
 
-from shared.data.tokenization import Tokenize
+from shared.data.tokenization import PromptInputs
 from shared.diffusion.samplers import SamplerPlan, guided, initial_latents, initial_state, sampler_step
-from torch_trainer.base_models import BaseModels
-from torch_trainer.training.step import normalise_condition, predict
+from torch_trainer.base_models import BaseModels, Prompt
+from torch_trainer.training.step import encode_captions, normalise_condition, predict
 
 
 class ImageSampler:
-    """ControlNet sampling with classifier-free guidance, as diffusers' StableDiffusionControlNetPipeline does it."""
+    """ControlNet sampling with classifier-free guidance, as diffusers' pipelines for Stable Diffusion (XL) do it."""
 
     def __init__(
         self,
         models: BaseModels,
         plan: SamplerPlan,
-        tokenize: Tokenize,
+        prompt_inputs: PromptInputs,
         device: torch.device,
         *,
         resolution: int,
@@ -28,7 +28,8 @@ class ImageSampler:
         guidance_scale: float,
         images_at_once: int,
     ):
-        self._models, self._plan, self._tokenize, self._device = models, plan, tokenize, device
+        self._models, self._plan, self._device = models, plan, device
+        self._prompt_inputs = prompt_inputs.of_whole_images(resolution)
         self._latent_shape = models.latent_shape(resolution)
         self._seed, self._guidance_scale, self._images_at_once = seed, guidance_scale, images_at_once
 
@@ -46,7 +47,7 @@ class ImageSampler:
 
     def _sample(self, prompts: list[str], conditions_BHWC: np.ndarray, indices: list[int]) -> torch.Tensor:
         models, is_guided = self._models, self._guidance_scale > 1
-        hidden_states_BLD = self._encode(([""] * len(prompts) if is_guided else []) + prompts)
+        prompt = self._encode(prompts, is_guided=is_guided)
         condition_BCHW = normalise_condition(torch.from_numpy(conditions_BHWC).to(self._device).permute(0, 3, 1, 2))
         latents_BHWC = torch.from_numpy(initial_latents(self._seed, indices, self._latent_shape)).to(self._device)
         state = initial_state(latents_BHWC.permute(0, 3, 1, 2))
@@ -55,22 +56,27 @@ class ImageSampler:
             copies = 2 if is_guided else 1
             sample_BCHW = torch.cat([state.sample] * copies)
             timesteps_B = torch.full((len(sample_BCHW),), step.timestep, device=self._device)
-            output_BCHW = predict(
-                models, sample_BCHW, timesteps_B, hidden_states_BLD, torch.cat([condition_BCHW] * copies)
-            )
+            output_BCHW = predict(models, sample_BCHW, timesteps_B, prompt, torch.cat([condition_BCHW] * copies))
             if is_guided:
                 unconditional_BCHW, conditional_BCHW = output_BCHW.chunk(2)
                 output_BCHW = guided(unconditional_BCHW, conditional_BCHW, self._guidance_scale)
             state = sampler_step(self._plan, step, state, output_BCHW)
         return self._decode(state.sample)
 
-    def _encode(self, prompts: list[str]) -> torch.Tensor:
-        input_ids_BL = torch.from_numpy(self._tokenize(prompts)).to(self._device).long()
-        with record_function("text_encoder"):
-            return self._models.text_encoder(input_ids_BL).last_hidden_state
+    def _encode(self, prompts: list[str], *, is_guided: bool) -> Prompt:
+        """With the empty prompts before them that they are guided away from."""
+        empty = [""] * len(prompts) if is_guided else []
+        arrays = self._prompt_inputs(empty + prompts)
+        inputs = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+        prompt = encode_captions(self._models, inputs)
+        if self._prompt_inputs.zeros_for_empty_prompt:
+            assert prompt.added_cond_kwargs is not None
+            for encoded in (prompt.encoder_hidden_states_BLD, prompt.added_cond_kwargs["text_embeds"]):
+                encoded[: len(empty)] = 0
+        return prompt
 
     def _decode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        scaled_BCHW = (latents_BCHW / self._models.vae.config.scaling_factor).to(self._models.dtype)
+        scaled_BCHW = self._models.as_vae_input(latents_BCHW / self._models.vae.config.scaling_factor)
         with record_function("vae"):
             pixels_BCHW = self._models.vae.decode(scaled_BCHW).sample.float()
         images_BCHW = ((pixels_BCHW / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared.data.batches import Batch
-from torch_trainer.base_models import BaseModels, silence_down_residuals
+from torch_trainer.base_models import BaseModels, Prompt, silence_down_residuals
 from torch_trainer.training.step import predict
 
 
@@ -31,10 +31,12 @@ class ModelShapes:
     latent_shape: tuple[int, int, int]  # H, W, C
     condition_shape: tuple[int, int, int]  # H, W, C
     text_shape: tuple[int, int]  # L, D
+    added_shapes: dict[str, tuple[int, ...]]  # SDXL's conditions besides the text
 
     @classmethod
     def of(cls, models: BaseModels, blank: Batch, *, only_mid_control: bool) -> "ModelShapes":
         """Of models that are not yet prepared for training, and of a batch whose arrays begin with [A, B]."""
+        text_encoders = [model.config for model in (models.text_encoder, models.text_encoder_2) if model is not None]
         return cls(
             controlnet=type(models.controlnet),
             controlnet_config=models.controlnet.config,
@@ -44,7 +46,10 @@ class ModelShapes:
             only_mid_control=only_mid_control,
             latent_shape=blank["noise"].shape[2:],
             condition_shape=blank["conditioning_pixel_values"].shape[2:],
-            text_shape=(blank["input_ids"].shape[2], models.text_encoder.config.hidden_size),
+            text_shape=(blank["input_ids"].shape[2], sum(config.hidden_size for config in text_encoders)),
+            added_shapes={}
+            if models.text_encoder_2 is None
+            else {"text_embeds": (text_encoders[1].projection_dim,), "time_ids": blank["time_ids"].shape[2:]},
         )
 
 
@@ -58,10 +63,11 @@ def model_flops_per_image(shapes: ModelShapes) -> float:
         models = _models(shapes)
         (height, width, channels), (length, features) = shapes.latent_shape, shapes.text_shape
         condition_height, condition_width, condition_channels = shapes.condition_shape
+        added = {name: torch.empty(1, *shape) for name, shape in shapes.added_shapes.items()}
         inputs = (
             torch.empty(1, channels, height, width),
             torch.empty(1, dtype=torch.int64),
-            torch.empty(1, length, features),
+            Prompt(torch.empty(1, length, features), added or None),
             torch.empty(1, condition_channels, condition_height, condition_width),
         )
         return flops_of(lambda: predict(models, *inputs).square().mean().backward())

@@ -18,7 +18,7 @@ from shared.config import TrainConfig
 from shared.data.batches import Batch
 from shared.diffusion.loss_weighting import loss_weights
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
-from torch_trainer.base_models import BaseModels
+from torch_trainer.base_models import BaseModels, Prompt
 from torch_trainer.training.weight_average import WeightAverage
 
 Tensors = dict[str, torch.Tensor]
@@ -64,20 +64,35 @@ def normalise_condition(conditioning_pixel_values: torch.Tensor) -> torch.Tensor
 
 
 @torch.no_grad()
-def encode_batch(models: BaseModels, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the frozen encoders make of a batch: (latents float32 [B,C,H,W], encoder_hidden_states [B,L,D])."""
-    pixels_BCHW = models.as_input(normalise_pixels(batch["pixel_values"]))
+def encode_batch(models: BaseModels, batch: Tensors) -> tuple[torch.Tensor, Prompt]:
+    """What the frozen encoders make of a batch: (latents float32 [B,C,H,W], encoded captions).
+
+    A batch for SDXL has captions for both encoders, `input_ids` and `input_ids_2` int32 [B,L], and `time_ids` float32
+    [B,6]: original height and width, top and left edge of the crop, target height and width.
+    """
+    pixels_BCHW = models.as_vae_input(normalise_pixels(batch["pixel_values"]))
     with record_function("vae"):
         posterior = models.vae.encode(pixels_BCHW).latent_dist
     sample_BCHW = posterior.mean.float() + posterior.std.float() * batch["vae_noise"]
+    return sample_BCHW * models.vae.config.scaling_factor, encode_captions(models, batch)
+
+
+@torch.no_grad()
+def encode_captions(models: BaseModels, prompt_inputs: Tensors) -> Prompt:
+    """What the text encoders make of `shared.data.tokenization.PromptInputs`."""
     with record_function("text_encoder"):
-        hidden_states_BLD = models.text_encoder(batch["input_ids"].long()).last_hidden_state
-    return sample_BCHW * models.vae.config.scaling_factor, hidden_states_BLD
+        if models.text_encoder_2 is None:
+            return Prompt(models.text_encoder(prompt_inputs["input_ids"].long()).last_hidden_state)
+        # Podell et al. 2023 (SDXL), section 2.1: both encoders' penultimate states, the second's pooled text.
+        first = models.text_encoder(prompt_inputs["input_ids"].long(), output_hidden_states=True)
+        second = models.text_encoder_2(prompt_inputs["input_ids_2"].long(), output_hidden_states=True)
+    hidden_states_BLD = torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1)
+    return Prompt(hidden_states_BLD, {"text_embeds": second.text_embeds, "time_ids": prompt_inputs["time_ids"]})
 
 
 def per_sample_losses(models: BaseModels, batch: Tensors, objective: Objective) -> torch.Tensor:
     """Mean squared error of the ControlNet-guided prediction, float32 [B], unweighted (Ho et al. 2020, eq. 14)."""
-    latents_BCHW, hidden_states_BLD = encode_batch(models, batch)
+    latents_BCHW, prompt = encode_batch(models, batch)
     timesteps_B = batch["timesteps"].long()
     signal_B111, sigma_B111 = gather(objective.signal, timesteps_B), gather(objective.sigma, timesteps_B)
     noisy_BCHW = add_noise(latents_BCHW, batch["noise"], signal_B111, sigma_B111)
@@ -85,7 +100,7 @@ def per_sample_losses(models: BaseModels, batch: Tensors, objective: Objective) 
         objective.schedule.prediction_type, latents_BCHW, batch["noise"], signal_B111, sigma_B111
     )
     condition_BCHW = normalise_condition(batch["conditioning_pixel_values"])
-    prediction_BCHW = predict(models, noisy_BCHW, timesteps_B, hidden_states_BLD, condition_BCHW)
+    prediction_BCHW = predict(models, noisy_BCHW, timesteps_B, prompt, condition_BCHW)
     return (prediction_BCHW - target_BCHW).square().mean(dim=(1, 2, 3))
 
 
@@ -93,7 +108,7 @@ def predict(
     models: BaseModels,
     sample_BCHW: torch.Tensor,
     timesteps_B: torch.Tensor,
-    encoder_hidden_states_BLD: torch.Tensor,
+    prompt: Prompt,
     controlnet_cond_BCHW: torch.Tensor,
 ) -> torch.Tensor:
     """The UNet's output under the ControlNet's control, float32."""
@@ -102,7 +117,8 @@ def predict(
         down_residuals, mid_residual = models.controlnet(
             sample_BCHW,
             timesteps_B,
-            encoder_hidden_states=encoder_hidden_states_BLD,
+            encoder_hidden_states=prompt.encoder_hidden_states_BLD,
+            added_cond_kwargs=prompt.added_cond_kwargs,
             controlnet_cond=controlnet_cond_BCHW,
             return_dict=False,
         )
@@ -110,7 +126,8 @@ def predict(
         (prediction_BCHW,) = models.unet(
             sample_BCHW,
             timesteps_B,
-            encoder_hidden_states=encoder_hidden_states_BLD,
+            encoder_hidden_states=prompt.encoder_hidden_states_BLD,
+            added_cond_kwargs=prompt.added_cond_kwargs,
             down_block_additional_residuals=tuple(residual.to(models.dtype) for residual in down_residuals),
             mid_block_additional_residual=mid_residual.to(models.dtype),
             return_dict=False,

@@ -37,6 +37,19 @@ ONE_RESOLUTION = dataclasses.replace(
     text_encoder=TINY.text_encoder | {"num_hidden_layers": 1},
 )
 
+TINY_XL = ARCHITECTURES["tiny_xl"]
+ONE_RESOLUTION_XL = dataclasses.replace(
+    TINY_XL,
+    unet=TINY_XL.unet
+    | {
+        "block_out_channels": [32],
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "attention_head_dim": 2,
+        "transformer_layers_per_block": 1,
+    },
+)
+
 
 @dataclass(frozen=True)
 class Backend:

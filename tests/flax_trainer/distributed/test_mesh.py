@@ -28,6 +28,7 @@ from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective, make_train_step
 from shared.checkpoints.policy import checkpoint_record
 from shared.config import TrainConfig
+from shared.data.tokenization import PromptInputs
 from shared.diffusion.samplers import unipc_plan
 from shared.diffusion.schedule import NoiseSchedule
 from tests.flax_trainer.training.stand_in_models import NOTHING_FROZEN, STAND_INS, StandIn, batch_of
@@ -243,7 +244,7 @@ def test_pictures_are_those_of_pmap(base_model: Path, monkeypatch: pytest.Monkey
     drawn = []
     engines: list[Engine] = [PmapEngine(), MeshEngine.over(jax.devices(), 2)]
     for engine in engines:
-        sampler = ImageSampler(engine, models, tokenize, config, images_per_device=1)
+        sampler = ImageSampler(engine, models, PromptInputs(tokenize), config, images_per_device=1)
         params, frozen = engine.place_state(initial.trained), engine.place_frozen(initial.frozen)
         drawn.append(sampler(params, frozen, ["a circle"] * (N + 1), conditions_RHWC))
     assert drawn[0].shape == (N + 1, 64, 64, 3)

@@ -12,28 +12,13 @@ import pytest
 import torch
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from flax_trainer.base_models import (
-    BaseModels,
-    FrozenParams,
-    InitialParams,
-    define_models,
-    load_base_models,
-    read_configs,
-)
+from flax_trainer.base_models import BaseModels, FrozenParams, InitialParams, load_base_models
 from flax_trainer.compilation import matmul_precision
-from flax_trainer.models import (
-    FlaxAutoencoderKL,
-    FlaxCLIPTextModel,
-    FlaxCLIPTextModelWithProjection,
-    FlaxUNet2DConditionModel,
-)
-from flax_trainer.random_model import ARCHITECTURES, write_random_model
 from flax_trainer.training.optimizer import AdamWSettings
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective, TrainStep, encode_batch, make_evaluation_step, make_train_step
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
-from shared.models.source import ModelSource
 from tests.flax_trainer.models.unet_reference import randomise
 from tests.flax_trainer.training.torch_reference import TorchReference
 
@@ -240,26 +225,11 @@ class XL(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("xl")
-    write_random_model(ARCHITECTURES["tiny_xl"], folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def xl(xl_folder: Path) -> XL:
-    schedule = NoiseSchedule.from_pretrained(str(xl_folder))
-    models = define_models(config(xl_folder), read_configs(config(xl_folder)), schedule, jax.devices()[0])
-    parts = {
-        "unet": FlaxUNet2DConditionModel,
-        "vae": FlaxAutoencoderKL,
-        "text_encoder": FlaxCLIPTextModel,
-        "text_encoder_2": FlaxCLIPTextModelWithProjection,
-    }
-    frozen = {part: cls.load_params(ModelSource(xl_folder, part))[1] for part, cls in parts.items()}
-    reference = TorchReference(xl_folder)
+def xl(xl_model: Path) -> XL:
+    models, initial = load(config(xl_model))
+    reference = TorchReference(xl_model)
     randomise(reference.controlnet, seed=1)
-    return XL(models, FrozenParams(**frozen), reference)
+    return XL(models, initial.frozen, reference)
 
 
 def xl_batch_of(count: int) -> dict[str, np.ndarray]:
@@ -270,8 +240,8 @@ def xl_batch_of(count: int) -> dict[str, np.ndarray]:
     return batch | {"time_ids": rng.integers(0, 1024, (count, 6)).astype(np.float32)}
 
 
-def test_xl_captions_are_encoded_as_its_pipeline_does(xl_folder: Path, xl: XL) -> None:
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(xl_folder)
+def test_xl_captions_are_encoded_as_its_pipeline_does(xl_model: Path, xl: XL) -> None:
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(xl_model)
     assert isinstance(pipeline, diffusers.StableDiffusionXLPipeline)
     captions = ["a red circle", "", "a blue circle on a green background", "two"]
     with torch.no_grad():
@@ -307,10 +277,3 @@ def test_xl_loss_and_gradients_are_those_of_diffusers(xl: XL, form: str) -> None
     for name, gradient in reference.controlnet_gradients(models.defs).items():
         assert relative_difference(state.mu[name] / (1 - SETTINGS.beta1), gradient) < 1e-4, name
         assert not np.array_equal(state.params[name], start.params[name]), name
-
-
-def test_xl_is_refused_for_training_before_weights_are_looked_for(xl_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_text((xl_folder / "unet" / "config.json").read_text())
-    with pytest.raises(ValueError, match="is a Stable Diffusion XL model; training on those is not supported yet"):
-        load_base_models(config(tmp_path), NoiseSchedule.from_pretrained(str(xl_folder)))

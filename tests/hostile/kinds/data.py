@@ -20,7 +20,7 @@ from shared.config import TrainConfig
 from shared.config.demo import BASE_MODEL
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources import Source, open_sources
-from shared.data.tokenization import tokenizer_function
+from shared.data.tokenization import PromptInputs, tokenizer_function
 from shared.models.source import ModelSource
 from shared.models.tokenizer_files import read_tokenizer
 from shared.run.setup import set_up_logging
@@ -103,7 +103,7 @@ class _Training:
 
     def _read(self, source: Source) -> None:
         self._manifests.append(json.dumps(source.manifest))
-        loader = BatchLoader(source, self._config, self._tokenize, BatchSpec(_ROWS), (4, 4, 4), 1000)
+        loader = BatchLoader(source, self._config, PromptInputs(self._tokenize), BatchSpec(_ROWS), (4, 4, 4), 1000)
         try:
             for step, batch in loader.iterate():
                 self._batches.append(batch)

@@ -15,6 +15,7 @@ from shared.config import TrainConfig
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources import Source, open_source
 from shared.data.sources.circles import draw
+from shared.data.tokenization import PromptInputs
 
 LATENT_SHAPE = (4, 4, 4)
 
@@ -127,7 +128,7 @@ def loader(
     return BatchLoader(
         source or open_source(training),
         training,
-        tokenize,
+        PromptInputs(tokenize),
         spec or BatchSpec(8),
         LATENT_SHAPE,
         1000,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from shared.data.preprocessing import preprocess
 from shared.data.sample import RawSample
 from shared.data.sources import open_sources
+from shared.data.tokenization import PromptInputs
 from shared.diffusion.samplers import initial_latents
 from shared.evaluation.denoising import DenoisingEvaluation, ValidationSample, read_samples
 from shared.randomness import Purpose, generator
@@ -42,7 +43,7 @@ class MemorySource:
 
 def evaluation(count: int = 5, **changes: Any) -> DenoisingEvaluation:
     arguments = {"seed": 7, "batch_size": 8, "latent_shape": LATENT_SHAPE, "num_train_timesteps": 1000}
-    return DenoisingEvaluation(samples(count), tokenize, **(arguments | changes))
+    return DenoisingEvaluation(samples(count), PromptInputs(tokenize), **(arguments | changes))
 
 
 def rows_of(made: DenoisingEvaluation) -> dict[int, dict[str, np.ndarray]]:

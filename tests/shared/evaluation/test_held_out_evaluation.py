@@ -16,6 +16,7 @@ from shared.data.batches import Batch
 from shared.data.sample import RawSample
 from shared.data.sources import SubsetSource, open_sources
 from shared.data.sources.circles import CirclesSource, draw
+from shared.data.tokenization import PromptInputs
 from shared.evaluation import edges
 from shared.evaluation.denoising import read_samples
 from shared.evaluation.fidelity import check_fidelity, open_fidelity
@@ -36,7 +37,7 @@ LATENTS = (8, 8, 4)
 def evaluation(config: TrainConfig = CONFIG) -> HeldOutEvaluation:
     _, held_out = open_sources(config)
     assert held_out is not None
-    return HeldOutEvaluation(config, held_out, tokenize, 3, LATENTS, 1000)
+    return HeldOutEvaluation(config, held_out, PromptInputs(tokenize), 3, LATENTS, 1000)
 
 
 def tokenize(captions: Sequence[str]) -> np.ndarray:
@@ -135,7 +136,7 @@ def test_a_picture_is_measured_against_its_own_truth_where_samples_cannot_be_rea
     assert held_out is not None
     usable = [index for index in range(5) if index not in places]
     config = dataclasses.replace(CONFIG, max_skipped_samples=2)
-    measured = HeldOutEvaluation(config, with_corrupt(held_out, *places), tokenize, 3, LATENTS, 1000)
+    measured = HeldOutEvaluation(config, with_corrupt(held_out, *places), PromptInputs(tokenize), 3, LATENTS, 1000)
     captions = [draw(int(held_out.indices[index]), CONFIG.resolution, CONFIG.seed).truth.caption for index in usable]
     asked: list[str] = []
 

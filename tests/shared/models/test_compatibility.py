@@ -116,10 +116,3 @@ def test_another_second_text_encoder_does_not_fit(changes: dict[str, int], parts
         check_models_fit(BASE, **xl_configurations(**changes))
     for part in parts:
         assert part in str(refused.value)
-
-
-@pytest.mark.parametrize("kind", ["text_time", "text"])
-def test_stable_diffusion_xl_is_told_apart_before_all_else(kind: str) -> None:
-    message = refusal(unet__addition_embed_type=kind, unet__cross_attention_dim=2048)
-    assert "Stable Diffusion XL" in message
-    assert "--pretrained_model_name_or_path" in message

@@ -41,6 +41,18 @@ def test_the_hub_reads_the_metadata(tmp_path: Path) -> None:
     assert data["library_name"] == "diffusers"
     assert data["license"] == "creativeml-openrail-m"
     assert {"controlnet", "diffusers", "text-to-image"} <= set(data["tags"])
+    assert data["tags"][:2] == ["stable-diffusion", "stable-diffusion-diffusers"]
+
+
+def test_a_controlnet_for_xl_says_so(tmp_path: Path) -> None:
+    """As diffusers' train_controlnet_sdxl.py: the licence of its base model, its tags, its pipeline."""
+    for sd_unlocked in (False, True):
+        written = card(tmp_path, dataclasses.replace(CONFIG, sd_unlocked=sd_unlocked), is_xl=True)
+        data = written.data.to_dict()
+        assert data["license"] == "openrail++"
+        assert data["tags"][:2] == ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"]
+        assert "pipeline = StableDiffusionXLControlNetPipeline.from_pretrained(" in written.text
+        assert "StableDiffusionControlNetPipeline" not in written.text
 
 
 def test_a_base_model_on_this_machine_is_no_base_model_of_the_hub(tmp_path: Path, base_model: Path) -> None:

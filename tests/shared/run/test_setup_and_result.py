@@ -103,6 +103,12 @@ def test_a_checkpoint_is_found_and_others_are_in_the_way(tmp_path: Path) -> None
         prepared_at(tmp_path)
 
 
+def test_crops_are_refused_for_a_base_model_that_is_told_none(tmp_path: Path) -> None:
+    assert not prepared_at(tmp_path).is_xl
+    with pytest.raises(ValueError, match=r"--crops_coords_top_left_h is 3.*only Stable Diffusion XL is"):
+        prepared_at(tmp_path, crops_coords_top_left_h=3)
+
+
 @pytest.mark.parametrize("sd_unlocked", [False, True])
 def test_unlocking_the_decoder_is_warned_of_in_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, sd_unlocked: bool

@@ -13,7 +13,7 @@ from flax_trainer.base_models import load_base_models as load_flax_models
 from flax_trainer.distributed.pmap import PmapEngine
 from flax_trainer.evaluation.image_sampler import ImageSampler as FlaxImageSampler
 from flax_trainer.models.params import from_torch_layout
-from shared.data.tokenization import Tokenize, tokenizer_function
+from shared.data.tokenization import PromptInputs, tokenizer_function
 from shared.diffusion.samplers import initial_latents, validation_plan
 from shared.models.source import ModelSource
 from shared.models.tokenizer_files import read_tokenizer
@@ -38,8 +38,8 @@ def models() -> BaseModels:
 
 
 @pytest.fixture(scope="module")
-def tokenize() -> Tokenize:
-    return tokenizer_function(read_tokenizer(ModelSource(DEMO_MODEL, "tokenizer")))
+def prompt_inputs() -> PromptInputs:
+    return PromptInputs(tokenizer_function(read_tokenizer(ModelSource(DEMO_MODEL, "tokenizer"))))
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def conditions_RHWC() -> np.ndarray:
 
 
 def sampler(
-    models: BaseModels, tokenize: Tokenize, *, guidance_scale: float, images_at_once: int = 3, seed: int = SEED
+    models: BaseModels, prompt_inputs: PromptInputs, *, guidance_scale: float, images_at_once: int = 3, seed: int = SEED
 ) -> ImageSampler:
     return ImageSampler(
         models,
         validation_plan(schedule_of(DEMO_MODEL)),
-        tokenize,
+        prompt_inputs,
         torch.device("cpu"),
         resolution=RESOLUTION,
         seed=seed,
@@ -68,7 +68,7 @@ def sampler(
 @torch.no_grad()
 def draw(
     models: BaseModels,
-    tokenize: Tokenize,
+    prompt_inputs: PromptInputs,
     conditions_RHWC: np.ndarray,
     indices: list[int],
     *,
@@ -76,7 +76,7 @@ def draw(
     **options: int,
 ) -> np.ndarray:
     """The images of PROMPTS at these indices."""
-    sample = sampler(models, tokenize, guidance_scale=guidance_scale, **options)
+    sample = sampler(models, prompt_inputs, guidance_scale=guidance_scale, **options)
     return sample([PROMPTS[index] for index in indices], conditions_RHWC[indices], indices).numpy()
 
 
@@ -92,9 +92,9 @@ def pipeline(models: BaseModels) -> Any:
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_images_are_those_of_diffusers_pipeline(
-    models: BaseModels, tokenize: Tokenize, conditions_RHWC: np.ndarray, pipeline: Any, guidance_scale: float
+    models: BaseModels, prompt_inputs: PromptInputs, conditions_RHWC: np.ndarray, pipeline: Any, guidance_scale: float
 ) -> None:
-    images = draw(models, tokenize, conditions_RHWC, [0, 1, 2], guidance_scale=guidance_scale)
+    images = draw(models, prompt_inputs, conditions_RHWC, [0, 1, 2], guidance_scale=guidance_scale)
     latents_BHWC = initial_latents(SEED, [0, 1, 2], models.latent_shape(RESOLUTION))
     expected = pipeline(
         PROMPTS,
@@ -112,40 +112,46 @@ def test_images_are_those_of_diffusers_pipeline(
     assert np.abs(images - expected * 255).max() < ROUNDING
 
 
-def test_guidance_and_conditions_matter(models: BaseModels, tokenize: Tokenize, conditions_RHWC: np.ndarray) -> None:
+def test_guidance_and_conditions_matter(
+    models: BaseModels, prompt_inputs: PromptInputs, conditions_RHWC: np.ndarray
+) -> None:
     """Without which the comparisons here would prove little."""
-    plain, guided = (draw(models, tokenize, conditions_RHWC, [0], guidance_scale=scale) for scale in (1.0, 3.0))
-    elsewhere = draw(models, tokenize, conditions_RHWC[::-1], [0])
+    plain, guided = (draw(models, prompt_inputs, conditions_RHWC, [0], guidance_scale=scale) for scale in (1.0, 3.0))
+    elsewhere = draw(models, prompt_inputs, conditions_RHWC[::-1], [0])
     assert np.abs(plain.astype(int) - guided).max() > 20
     assert np.abs(elsewhere.astype(int) - guided).max() > 20
 
 
 def test_an_image_depends_on_the_seed_and_its_index_alone(
-    models: BaseModels, tokenize: Tokenize, conditions_RHWC: np.ndarray
+    models: BaseModels, prompt_inputs: PromptInputs, conditions_RHWC: np.ndarray
 ) -> None:
-    together = draw(models, tokenize, conditions_RHWC, [0, 1, 2])
+    together = draw(models, prompt_inputs, conditions_RHWC, [0, 1, 2])
     for at_once in (1, 2):
-        apart = draw(models, tokenize, conditions_RHWC, [0, 1, 2], images_at_once=at_once)
+        apart = draw(models, prompt_inputs, conditions_RHWC, [0, 1, 2], images_at_once=at_once)
         assert np.abs(apart.astype(int) - together).max() < ROUNDING
     torch.manual_seed(99)
-    reordered = draw(models, tokenize, conditions_RHWC, [2, 0])
+    reordered = draw(models, prompt_inputs, conditions_RHWC, [2, 0])
     assert np.abs(reordered.astype(int) - together[[2, 0]]).max() < ROUNDING
-    other_seed = draw(models, tokenize, conditions_RHWC, [0], seed=SEED + 1)
+    other_seed = draw(models, prompt_inputs, conditions_RHWC, [0], seed=SEED + 1)
     assert np.abs(other_seed.astype(int) - together[:1]).max() > 20
 
 
-def test_models_in_training_draw_the_same(models: BaseModels, tokenize: Tokenize, conditions_RHWC: np.ndarray) -> None:
+def test_models_in_training_draw_the_same(
+    models: BaseModels, prompt_inputs: PromptInputs, conditions_RHWC: np.ndarray
+) -> None:
     """Which are channels-last in memory."""
-    expected = draw(models, tokenize, conditions_RHWC, [1])
+    expected = draw(models, prompt_inputs, conditions_RHWC, [1])
     for model in (models.controlnet, models.unet):
         model.to(memory_format=torch.channels_last)
-    given = draw(models, tokenize, conditions_RHWC, [1])
+    given = draw(models, prompt_inputs, conditions_RHWC, [1])
     for model in (models.controlnet, models.unet):
         model.to(memory_format=torch.contiguous_format)
     assert np.abs(given.astype(int) - expected).max() < ROUNDING
 
 
-def test_flax_draws_the_same_picture(models: BaseModels, tokenize: Tokenize, conditions_RHWC: np.ndarray) -> None:
+def test_flax_draws_the_same_picture(
+    models: BaseModels, prompt_inputs: PromptInputs, conditions_RHWC: np.ndarray
+) -> None:
     config = configuration(DEMO_MODEL, seed=SEED, resolution=RESOLUTION, guidance_scale=3.0)
     flax_models, initial = load_flax_models(config, schedule_of(DEMO_MODEL))
     layouts = flax_models.defs.controlnet.layouts
@@ -154,8 +160,8 @@ def test_flax_draws_the_same_picture(models: BaseModels, tokenize: Tokenize, con
         for name, param in models.controlnet.named_parameters()
     }
     engine = PmapEngine()
-    sample = FlaxImageSampler(engine, flax_models, tokenize, config, images_per_device=1)
+    sample = FlaxImageSampler(engine, flax_models, prompt_inputs, config, images_per_device=1)
     with jax.default_matmul_precision("highest"):
         images = sample(engine.place_state(params), engine.place_frozen(initial.frozen), PROMPTS, conditions_RHWC)
-    expected = draw(models, tokenize, conditions_RHWC, [0, 1, 2], guidance_scale=3.0)
+    expected = draw(models, prompt_inputs, conditions_RHWC, [0, 1, 2], guidance_scale=3.0)
     assert np.abs(images.astype(int) - expected).max() < ROUNDING

@@ -32,7 +32,7 @@ def like_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def counts(folder: Path, **flags: Any) -> tuple[float, float]:
     """In PyTorch and in Flax, for the same base model and flags."""
-    config, batch = configuration(folder, **flags), batch_of(6, slices=2)
+    config, batch = configuration(folder, **flags), batch_of(6, slices=2, xl=(folder / "text_encoder_2").exists())
     shapes = ModelShapes.of(load_base_models(config, torch.float32), batch, only_mid_control=config.only_mid_control)
     models, initial = load_flax_models(config, schedule_of(folder))
     objective = Objective.create(config, models)
@@ -53,6 +53,11 @@ def test_both_backends_count_the_same_for_models_like_stable_diffusion_2(like_sd
     assert in_torch == pytest.approx(in_flax, rel=1e-6)
 
 
+def test_both_backends_count_the_same_for_stable_diffusion_xl(xl_model: Path) -> None:
+    in_torch, in_flax = counts(xl_model, sd_unlocked=True)
+    assert in_torch == pytest.approx(in_flax, rel=1e-6)
+
+
 def test_what_is_trained_decides(base_model: Path) -> None:
     plain, unlocked, mid = (
         counts_in_torch(base_model, **flags) for flags in ({}, {"sd_unlocked": True}, {"only_mid_control": True})
@@ -66,7 +71,9 @@ def counts_in_torch(folder: Path, **flags: Any) -> float:
     return model_flops_per_image(ModelShapes.of(models, batch_of(1), only_mid_control=config.only_mid_control))
 
 
-@pytest.mark.parametrize(("name", "resolution", "tera"), [("sd15", 512, 2.265), ("sd21", 768, 6.263)])
+@pytest.mark.parametrize(
+    ("name", "resolution", "tera"), [("sd15", 512, 2.265), ("sd21", 768, 6.263), ("sdxl", 1024, 20.016)]
+)
 def test_published_models_take_what_flax_counts(name: str, resolution: int, tera: float) -> None:
     """`tests/flax_trainer/profiling/test_model_flops.py` derives these figures by hand."""
     config, side = ARCHITECTURES[name].unet, resolution // 8
@@ -83,6 +90,7 @@ def test_published_models_take_what_flax_counts(name: str, resolution: int, tera
         latent_shape=(side, side, 4),
         condition_shape=(resolution, resolution, 3),
         text_shape=(77, config["cross_attention_dim"]),
+        added_shapes={"text_embeds": (1280,), "time_ids": (6,)} if name == "sdxl" else {},
     )
     assert model_flops_per_image(shapes) / 1e12 == pytest.approx(tera, abs=1e-3)
 

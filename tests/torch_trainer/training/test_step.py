@@ -77,6 +77,21 @@ def test_training_follows_diffusers_step_for_step(
         assert relative_difference(params[name], expected.detach()) < 1e-4, name
 
 
+@pytest.mark.parametrize(("scheduler", "snr_gamma"), [(EPSILON, None), (VELOCITY, 5.0)])
+def test_xl_training_follows_diffusers_step_for_step(
+    xl_model: Path, scheduler: Changes, snr_gamma: float | None
+) -> None:
+    training = training_of(xl_model, scheduler=scheduler, snr_gamma=snr_gamma, max_grad_norm=0.02)
+    reference = DiffusersTraining(xl_model, training.controlnet, scheduler)
+    batches = [(batch_of(2, seed, xl=True), rate) for seed, rate in enumerate(LEARNING_RATES)]
+    expected_figures = reference.train(iter(batches), training.config)
+    for (batch, rate), (loss, norm) in zip(batches, expected_figures, strict=True):
+        assert training.step(batch, rate) == pytest.approx((loss, norm), rel=1e-4)
+    params = training.state.params()
+    for name, expected in reference.controlnet.named_parameters():
+        assert relative_difference(params[name], expected.detach()) < 1e-4, name
+
+
 @pytest.mark.parametrize("count", [1, 2, 8])
 @pytest.mark.parametrize("scheduler", [EPSILON, VELOCITY, SAMPLE], ids=lambda changes: changes["prediction_type"])
 def test_min_snr_weighs_every_sample_by_its_own_timestep(base_model: Path, scheduler: Changes, count: int) -> None:

@@ -1,0 +1,114 @@
+"""What kind of base model a run has, and whether it is one to train on, told from its small files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shared.config import TrainConfig
+from shared.models.configs import CLIPTextConfig, ControlNetConfig, UNet2DConditionConfig, read_config
+from shared.models.source import CONFIG_FILE, base_source, controlnet_source, shown_name
+from shared.models.xl import SIZES, is_xl
+from shared.untrusted import MIB, read_json
+from shared.user_errors import UserError
+
+_INDEX = "model_index.json"
+_SECOND = {"text_encoder_2": CONFIG_FILE, "tokenizer_2": "tokenizer_config.json"}
+_INPAINTING_CHANNELS = 9  # latents, a mask, latents of what it leaves
+# Of SDXL-Turbo. Models of v_prediction are sampled with trailing timesteps, too.
+_DISTILLED = {
+    "_class_name": "EulerAncestralDiscreteScheduler",
+    "timestep_spacing": "trailing",
+    "prediction_type": "epsilon",
+}
+_ADVICE = "Use stabilityai/stable-diffusion-xl-base-1.0, or a model that was made from it."
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What is read of a `model_index.json`."""
+
+    force_zeros_for_empty_prompt: bool = True
+
+
+def check_base_model(config: TrainConfig, scheduler: Mapping[str, Any]) -> UNet2DConditionConfig:
+    """The base model's UNet, if a ControlNet can be trained on it; only configurations are read.
+
+    Args:
+        scheduler: the fields of the base model's `scheduler_config.json`.
+
+    Raises:
+        UserError: it is another kind of model, lacks a part, or does not go with a flag.
+    """
+    unet = read_config(base_source(config, "unet").file(), UNet2DConditionConfig)
+    if unet.in_channels == _INPAINTING_CHANNELS and unet.out_channels < _INPAINTING_CHANNELS:
+        raise UserError(
+            f"{_given(config)} is an inpainting model, whose UNet takes a mask and a masked picture too (in_channels "
+            f"is {unet.in_channels}): expected a text-to-image model. Use the base model that it was made from."
+        )
+    if is_xl(unet):
+        _check_xl(config, unet, scheduler)
+    else:
+        _check_no_crops(config)
+    _check_controlnet_is_of_its_kind(config, unet)
+    return unet
+
+
+def zeros_for_empty_prompt(config: TrainConfig) -> bool:
+    """Whether Stable Diffusion XL's pipeline takes zeros where no negative prompt is given: its own default is yes.
+
+    Raises:
+        UserError: `model_index.json` cannot be read.
+    """
+    index = base_source(config, "").optional_file(_INDEX)
+    if index is None:
+        return True
+    return read_json(index, _Index, fix="Download or copy it again.", limit=MIB).force_zeros_for_empty_prompt
+
+
+def _check_xl(config: TrainConfig, unet: UNet2DConditionConfig, scheduler: Mapping[str, Any]) -> None:
+    for folder, file in _SECOND.items():
+        if base_source(config, folder).optional_file(file) is None:
+            raise UserError(
+                f"{_given(config)} is a Stable Diffusion XL model without {folder}/{file}: expected two text encoders "
+                "and two tokenizers. Download or copy the whole model."
+            )
+    text_encoder_2 = read_config(base_source(config, "text_encoder_2").file(), CLIPTextConfig)
+    assert unet.projection_class_embeddings_input_dim is not None
+    assert unet.addition_time_embed_dim is not None
+    numbers = unet.projection_class_embeddings_input_dim - text_encoder_2.projection_dim
+    if numbers == (SIZES - 1) * unet.addition_time_embed_dim:
+        raise UserError(
+            f"{_given(config)} is the refiner of Stable Diffusion XL, which is told a score in place of a size and "
+            f"goes on from what the base model draws: expected the base model. {_ADVICE}"
+        )
+    if all({"prediction_type": "epsilon", **scheduler}.get(name) == value for name, value in _DISTILLED.items()):
+        raise UserError(
+            f"{_given(config)} is a distilled model such as SDXL-Turbo (its scheduler_config.json has timestep_spacing "
+            f"'trailing'), which knows few timesteps: expected one that predicts noise at all of them. {_ADVICE}"
+        )
+
+
+def _check_no_crops(config: TrainConfig) -> None:
+    for name in ("crops_coords_top_left_h", "crops_coords_top_left_w"):
+        if getattr(config, name):
+            raise UserError(
+                f"--{name} is {getattr(config, name)}, but {shown_name(str(config.pretrained_model_name_or_path))} is "
+                "not told of crops; only Stable Diffusion XL is. Leave it out."
+            )
+
+
+def _check_controlnet_is_of_its_kind(config: TrainConfig, unet: UNet2DConditionConfig) -> None:
+    source = controlnet_source(config)
+    if source is None:
+        return
+    controlnet = read_config(source.file(), ControlNetConfig)
+    if is_xl(controlnet) != is_xl(unet):
+        of, wanted = ("Stable Diffusion XL", "another base model")[:: 1 if is_xl(controlnet) else -1]
+        raise UserError(
+            f"--controlnet_model_name_or_path {source.name} is a ControlNet for {of}: expected one for {wanted}, as "
+            f"{shown_name(str(config.pretrained_model_name_or_path))} is. Give such a one, or leave it out."
+        )
+
+
+def _given(config: TrainConfig) -> str:
+    return f"--pretrained_model_name_or_path {shown_name(str(config.pretrained_model_name_or_path))}"

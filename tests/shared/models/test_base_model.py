@@ -1,0 +1,115 @@
+"""A base model that no ControlNet can be trained on is refused for what its small files say of it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flax_trainer.random_model import ARCHITECTURES
+from shared.config import TrainConfig
+from shared.models.base_model import check_base_model, zeros_for_empty_prompt
+from shared.models.configs import ControlNetConfig, UNet2DConditionConfig
+from shared.models.xl import is_xl, vae_in_float32
+from shared.user_errors import UserError
+
+Folder = Callable[..., Path]
+XL = ARCHITECTURES["tiny_xl"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """Writes the small files of an architecture, but for those left out, with changes to its UNet."""
+
+    def write(name: str = "tiny_xl", *without: str, **unet: Any) -> Path:
+        parts = ARCHITECTURES[name]
+        files: dict[str, Any] = {"unet/config.json": parts.unet | unet}
+        if parts.text_encoder_2 is not None:
+            files["text_encoder_2/config.json"] = parts.text_encoder_2
+            files["tokenizer_2/tokenizer_config.json"] = {}
+        for path, content in files.items():
+            if not path.startswith(without or "-"):
+                (tmp_path / path).parent.mkdir(exist_ok=True)
+                (tmp_path / path).write_text(json.dumps(content))
+        return tmp_path
+
+    return write
+
+
+def refusal(model: Path, scheduler: dict[str, Any] | None = None, **flags: Any) -> str:
+    with pytest.raises(UserError) as refused:
+        check_base_model(TrainConfig(pretrained_model_name_or_path=str(model), **flags), scheduler or {})
+    message = str(refused.value)
+    assert "\n" not in message
+    assert str(model) in message
+    return message
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_xl"])
+def test_base_models_are_taken(folder: Folder, name: str) -> None:
+    config = TrainConfig(pretrained_model_name_or_path=str(folder(name)))
+    assert is_xl(check_base_model(config, ARCHITECTURES[name].scheduler)) == (name == "tiny_xl")
+
+
+@pytest.mark.parametrize(("part", "file"), [("text_encoder_2", "config.json"), ("tokenizer_2", "tokenizer_config")])
+def test_xl_needs_both_of_its_text_encoders_and_tokenizers(folder: Folder, part: str, file: str) -> None:
+    message = refusal(folder("tiny_xl", part))
+    assert f"without {part}/{file}" in message
+    assert "whole model" in message
+
+
+def test_the_refiner_is_no_base_model(folder: Folder) -> None:
+    message = refusal(folder(projection_class_embeddings_input_dim=48 + 5 * 8))
+    assert "refiner" in message
+    assert "stabilityai/stable-diffusion-xl-base-1.0" in message
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_xl"])
+def test_an_inpainting_model_is_told_so(folder: Folder, name: str) -> None:
+    assert "inpainting" in refusal(folder(name, in_channels=9))
+
+
+def test_a_distilled_xl_is_refused(folder: Folder) -> None:
+    scheduler = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
+    assert "SDXL-Turbo" in refusal(folder(), scheduler)
+    config = TrainConfig(pretrained_model_name_or_path=str(folder()))
+    check_base_model(config, scheduler | {"prediction_type": "v_prediction"})
+    check_base_model(config, scheduler | {"timestep_spacing": "leading"})
+
+
+def test_only_xl_is_told_of_crops(folder: Folder) -> None:
+    assert "--crops_coords_top_left_w is 7" in refusal(folder("tiny"), crops_coords_top_left_w=7)
+    check_base_model(TrainConfig(pretrained_model_name_or_path=str(folder()), crops_coords_top_left_w=7), {})
+
+
+@pytest.mark.parametrize(("base", "start"), [("tiny_xl", "tiny"), ("tiny", "tiny_xl")])
+def test_a_controlnet_of_the_other_kind_is_no_start(folder: Folder, tmp_path: Path, base: str, start: str) -> None:
+    controlnet = ControlNetConfig.from_unet_config(UNet2DConditionConfig.from_dict(ARCHITECTURES[start].unet))
+    (tmp_path / "controlnet").mkdir()
+    (tmp_path / "controlnet" / "config.json").write_text(json.dumps(controlnet.to_dict()))
+    message = refusal(folder(base), controlnet_model_name_or_path=str(tmp_path / "controlnet"))
+    wanted, of = ("Stable Diffusion XL", "another base model")[:: 1 if base == "tiny_xl" else -1]
+    assert f"is a ControlNet for {of}: expected one for {wanted}" in message
+
+
+@pytest.mark.parametrize(
+    ("index", "zeros"), [(None, True), ({}, True), ({"force_zeros_for_empty_prompt": False}, False)]
+)
+def test_the_pipelines_index_says_what_stands_for_no_prompt(
+    tmp_path: Path, index: dict[str, Any] | None, zeros: bool
+) -> None:
+    if index is not None:
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"} | index))
+    assert zeros_for_empty_prompt(TrainConfig(pretrained_model_name_or_path=str(tmp_path))) is zeros
+
+
+@pytest.mark.parametrize(
+    ("name", "force_upcast", "expected"),
+    [("sdxl", True, True), ("sdxl", False, False), ("sdxl", None, False), ("sd15", True, False)],
+)
+def test_only_xls_own_vae_stays_in_float32(name: str, force_upcast: bool | None, expected: bool) -> None:
+    """Other models' files say nothing of it, and then the field is true."""
+    unet = UNet2DConditionConfig.from_dict(ARCHITECTURES[name].unet)
+    vae = type("Vae", (), {"force_upcast": force_upcast})
+    assert vae_in_float32(unet, vae) is expected
