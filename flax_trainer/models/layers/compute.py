@@ -21,6 +21,8 @@ class Compute:
         attention: see `dot_product_attention`.
         tpu_convolutions: in the forms that suit a TPU (see `kernels/convolution.py`); other devices are slower with
             them.
+        fused_feed_forward: narrow transformers' feed-forward networks as a kernel for TPUs (see
+            `kernels/feed_forward.py`), in bfloat16.
         checkpointing: keep less for the backward pass, which then recomputes one layer after another (see
             `checkpointed`). It has no effect where no gradient passes, as in a frozen UNet down to its mid block.
     """
@@ -28,6 +30,7 @@ class Compute:
     attention: AttentionKernel = "plain"
     tpu_convolutions: bool = False
     checkpointing: CheckpointingPolicy | None = None
+    fused_feed_forward: bool = False
 
 
 PLAINLY = Compute()
