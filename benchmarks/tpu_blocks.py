@@ -78,7 +78,7 @@ def measure(block: str, images: int, channels: int, attention: Any, convolutions
     inputs = ({name: array(*w.shape, dtype=jnp.float32) for name, w in split(plain)[1].items()}, x, context, y)
     flops = flops_of(jax.make_jaxpr(compiled_part(plain, block))(*inputs).jaxpr)  # without filled-up zeros
 
-    model = make(block, channels, Compute(attention, tpu_convolutions=convolutions == "tpu"))
+    model = make(block, channels, Compute(attention, convolutions == "tpu", fused_feed_forward=convolutions == "tpu"))
     function = compiled_part(model, block)
     compiled = jax.jit(function).lower(*inputs).compile()
     kernels = kernel_flops(jax.make_jaxpr(function)(*inputs).jaxpr, TARGET.chip.multiplier)

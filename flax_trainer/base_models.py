@@ -21,7 +21,7 @@ from flax_trainer.models import (
     UNet2DConditionConfig,
 )
 from flax_trainer.models.controlnet import controlnet_params_from_unet
-from flax_trainer.models.kernels.attention import AttentionKernel, attention_kernel
+from flax_trainer.models.kernels.attention import WITHOUT_SPLASH, AttentionKernel, attention_kernel
 from flax_trainer.models.kernels.attention_trial import kernel_that_runs
 from flax_trainer.models.layers.compute import Compute
 from flax_trainer.models.params import HostParams, ModelDef, split
@@ -225,6 +225,7 @@ def define_models(
     compute = Compute(
         attention=kernel or attention_kernel(config.enable_xformers_memory_efficient_attention, device),
         tpu_convolutions=device.platform == "tpu",
+        fused_feed_forward=device.platform == "tpu" and device.device_kind not in WITHOUT_SPLASH,
         checkpointing=config.gradient_checkpointing_policy if config.gradient_checkpointing else None,
         gpu_normalisation=device.platform == "gpu",
     )

@@ -157,7 +157,8 @@ class _Counter:
             # The one kernel that XLA writes by itself, for plain attention.
             query, key, value = shapes
             return attention_flops(query, key, value, self._target.chip.multiplier)
-        return self._kernels[kernel_key(instruction.op_name.split("/")[-2], shapes)]  # …/NAME/pallas_call
+        name = instruction.op_name.split("/")[-2].split("(")[-1].rstrip(")")  # …/jvp(NAME)/pallas_call
+        return self._kernels[kernel_key(name, shapes)]
 
     def _bytes(self, computation: str, instruction: Instruction) -> int:
         operands = self._program.operands(computation, instruction)
@@ -170,6 +171,8 @@ class _Counter:
         if not (instruction.cycles or is_kernel):
             return None
         scopes = instruction.op_name.split("/")
+        if is_kernel and any("feed_forward" in scope for scope in scopes):
+            return "matrix products"
         if any("attention" in scope for scope in scopes) or is_kernel:
             return "attention"
         if opcode in COPIES:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
+from flax_trainer.models.kernels.flash_attention import fits_flash_attention, flash_attention
+
 AttentionKernel = Literal["plain", "blockwise", "splash", "cudnn", "cudnn_sm90"]
 Gradients = tuple[jax.Array, jax.Array, jax.Array]  # of the query, the key and the value
 
@@ -70,8 +72,8 @@ def dot_product_attention(
         query_BQND, key_BKND, value_BKND: three arrays of one floating dtype.
         kernel: how it is computed; results differ by rounding alone. "plain" keeps all scores for the backward pass.
             "blockwise" holds a block of them at a time, on any device; where keys are few, all until they are used.
-            "splash" (TPU) and "cudnn" and "cudnn_sm90" (NVIDIA) are fused kernels where lengths, dtype and head size
-            allow them, and blockwise attention elsewhere.
+            "splash" (TPU, by that kernel or our own) and "cudnn" and "cudnn_sm90" (NVIDIA) are fused kernels where
+            lengths, dtype and head size allow them, and blockwise attention elsewhere.
     Returns:
         [B, Q, N, D] in that dtype.
     """
@@ -150,24 +152,28 @@ def blockwise_attention(
 def flash_attention_tpu(
     query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, interpret: bool = False
 ) -> jax.Array:
-    """FlashAttention (Dao et al. 2022) as JAX's Pallas kernel for TPUs, splash attention, computes it without a mask.
+    """FlashAttention (Dao et al. 2022) as a Pallas kernel for TPUs.
+
+    It is the one of `flash_attention.py` where a head's keys and values fit a core's own memory, and else JAX's, splash
+    attention, without a mask.
 
     Products of bfloat16 numbers are exact and summed in float32; products of float32 numbers are float32's, whatever
     `jax_default_matmul_precision` says: the kernel's compiler has no other precisions.
 
     Args:
-        query_BQND, key_BKND, value_BKND: three bfloat16 or float32 arrays, whose lengths are multiples of 128.
+        query_BQND, key_BKND, value_BKND: three bfloat16 or float32 arrays, whose lengths are multiples of 128 or those
+            that `fits_flash_attention` allows.
         interpret: run the kernel's operations one by one, on any device: for tests.
     """
     with _splash_precision(query_BQND.dtype):
-        return _splash(query_BQND, key_BKND, value_BKND, interpret)
+        return _attend(query_BQND, key_BKND, value_BKND, interpret)
 
 
 def _flash_forward(
     query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, interpret: bool
 ) -> tuple[jax.Array, Callable[[jax.Array], Gradients]]:
     with _splash_precision(query_BQND.dtype):
-        return jax.vjp(partial(_splash, interpret=interpret), query_BQND, key_BKND, value_BKND)
+        return jax.vjp(partial(_attend, interpret=interpret), query_BQND, key_BKND, value_BKND)
 
 
 def _flash_backward(
@@ -179,6 +185,15 @@ def _flash_backward(
 
 
 flash_attention_tpu.defvjp(_flash_forward, _flash_backward)
+
+
+def _attend(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, interpret: bool) -> jax.Array:
+    queries, (_, keys, _, features) = query_BQND.shape[1], key_BKND.shape
+    if not fits_flash_attention(queries, keys, features, key_BKND.dtype):
+        return _splash(query_BQND, key_BKND, value_BKND, interpret)
+    # XLA gives the products before and after it this order of axes: nothing is moved.
+    positions_last = (x.transpose(0, 2, 3, 1) for x in (query_BQND, key_BKND, value_BKND))
+    return flash_attention(*positions_last, interpret).transpose(0, 3, 1, 2)
 
 
 def _splash(query_BQND: jax.Array, key_BKND: jax.Array, value_BKND: jax.Array, interpret: bool) -> jax.Array:
@@ -232,8 +247,10 @@ def _splash_precision(dtype: jnp.dtype) -> AbstractContextManager[Any]:
 def _fits_splash(query_BQND: jax.Array, key_BKND: jax.Array) -> bool:
     if query_BQND.dtype == jnp.float16:  # which the kernel's compiler cannot load
         return False
-    lengths = (query_BQND.shape[1], key_BKND.shape[1])
-    return all(length >= SPLASH_MIN_LENGTH and length % SPLASH_LANES == 0 for length in lengths)
+    queries, (_, keys, _, features) = query_BQND.shape[1], key_BKND.shape
+    if fits_flash_attention(queries, keys, features, key_BKND.dtype):
+        return True
+    return all(length >= SPLASH_MIN_LENGTH and length % SPLASH_LANES == 0 for length in (queries, keys))
 
 
 def _largest_divisor(blocks: Sequence[int], length: int) -> int:

@@ -21,6 +21,8 @@ class Compute:
         attention: see `dot_product_attention`.
         tpu_convolutions: in the forms that suit a TPU (see `kernels/convolution.py`); other devices are slower with
             them.
+        fused_feed_forward: narrow transformers' feed-forward networks as a kernel for TPUs (see
+            `kernels/feed_forward.py`), in bfloat16.
         checkpointing: keep less for the backward pass, which then recomputes one layer after another (see
             `checkpointed`). It has no effect where no gradient passes, as in a frozen UNet down to its mid block.
         gpu_normalisation: in the form that suits a GPU (see `kernels/normalisation.py`).
@@ -30,6 +32,7 @@ class Compute:
     tpu_convolutions: bool = False
     checkpointing: CheckpointingPolicy | None = None
     gpu_normalisation: bool = False
+    fused_feed_forward: bool = False
 
 
 PLAINLY = Compute()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flax_trainer.models.kernels.attention import CUDNN_KERNELS, AttentionKernel, dot_product_attention
+from flax_trainer.models.kernels.feed_forward import FeedForwardParams, feed_forward_tpu, fits_feed_forward
 from flax_trainer.models.layers.basic import GroupNorm, LayerNorm, Linear, PointwiseConv
 from flax_trainer.models.layers.compute import Compute
 
@@ -90,6 +91,14 @@ class FeedForward(nnx.Module):
             x_BLC = layer(x_BLC)
         return x_BLC
 
+    @property
+    def linears(self) -> tuple[Linear, Linear]:
+        """Before and after the gated unit."""
+        geglu, _, out = self.net
+        assert isinstance(geglu, GEGLU)
+        assert isinstance(out, Linear)
+        return geglu.proj, out
+
 
 class BasicTransformerBlock(nnx.Module):
     """Self-attention (or a first cross-attention), cross-attention to the text, feed-forward; each after a norm."""
@@ -103,13 +112,23 @@ class BasicTransformerBlock(nnx.Module):
         self.norm3 = LayerNorm(channels, compute=spec.compute)
         self.ff = FeedForward(channels)
         self.only_cross_attention = spec.only_cross_attention
+        self.fused_feed_forward = spec.compute.fused_feed_forward
 
     def __call__(self, x_BLC: jax.Array, encoder_hidden_states_BKE: jax.Array) -> jax.Array:
         normalised_BLC = self.norm1(x_BLC)
         first_context = encoder_hidden_states_BKE if self.only_cross_attention else normalised_BLC
         x_BLC = x_BLC + self.attn1(normalised_BLC, first_context)
         x_BLC = x_BLC + self.attn2(self.norm2(x_BLC), encoder_hidden_states_BKE)
+        if self.fused_feed_forward and fits_feed_forward(x_BLC):
+            return feed_forward_tpu(x_BLC, self._feed_forward_params(x_BLC.dtype), self.norm3.eps)
         return x_BLC + self.ff(self.norm3(x_BLC))
+
+    def _feed_forward_params(self, dtype: jnp.dtype) -> FeedForwardParams:
+        proj, out = self.ff.linears
+        assert proj.bias is not None
+        assert out.bias is not None
+        params = (self.norm3.weight, self.norm3.bias, proj.weight, proj.bias, out.weight, out.bias)
+        return FeedForwardParams(*(param[...].astype(dtype) for param in params))
 
 
 class Transformer2DModel(nnx.Module):

@@ -201,6 +201,14 @@ def test_flash_attention_for_tpus_is_attention(batch: int, length: int, heads: i
     assert_agree(flax_attention(interpreted_flash_attention, arrays), torch_attention(arrays), 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys", "features"), [(256, TEXT_LENGTH, 40), (64, 64, 160), (512, 1024, 80), (1024, 128, 64)]
+)
+def test_flash_attention_for_tpus_is_attention_to_other_positions(queries: int, keys: int, features: int) -> None:
+    arrays = inputs(2, queries, keys, 2, features)
+    assert_agree(flax_attention(interpreted_flash_attention, arrays), torch_attention(arrays), 1e-5)
+
+
 def test_flash_attention_for_tpus_keeps_bfloat16() -> None:
     arrays = inputs(1, 256, 128, 2, 40)
     ours = flax_attention(interpreted_flash_attention, arrays, "bfloat16")
@@ -264,12 +272,15 @@ def test_this_machine_computes_attention_plainly_or_in_blocks() -> None:
         (4096, 4096, True),
         (9216, 9216, True),  # 768 px
         (1024, 1024, True),
-        (4096, 77, False),  # text
-        (256, 256, False),
+        (4096, 77, True),  # text
+        (256, 256, True),
+        (64, 64, True),
+        (1024, 324, False),
+        (324, 77, False),
         (5184, 5184, False),  # 576 px: not a multiple of 128
     ],
 )
-def test_tpus_run_the_fused_kernel_on_long_self_attention_alone(queries: int, keys: int, is_fused: bool) -> None:
+def test_tpus_run_the_fused_kernels_where_they_have_blocks(queries: int, keys: int, is_fused: bool) -> None:
     program = gradients_program(
         partial(dot_product_attention, kernel="splash"), (1, queries, 2, 40), "bfloat16", keys=keys
     )

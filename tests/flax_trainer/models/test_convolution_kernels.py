@@ -91,6 +91,16 @@ def test_columns_are_added_up_in_float32() -> None:
     assert convolve(x_BHWC, weight_QPCO, 1, (1, 1), for_tpu=True)[0, 0, 1, 0] == 258
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_blocks_hold_the_pixels_as_they_are(block: int, dtype: str) -> None:
+    (x_BHWC,) = draw((2, 8, 12, 3))
+    x_BHWC = np.asarray(jnp.asarray(x_BHWC, dtype))
+    x_BHKWKC = x_BHWC.reshape(2, 8 // block, block, 12 // block, block, 3)
+    expected = x_BHKWKC.swapaxes(2, 3).reshape(2, 8 // block, 12 // block, -1)
+    np.testing.assert_array_equal(to_blocks(jnp.asarray(x_BHWC), block), expected)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_blocks_convolved_are_the_pixels_convolved(stride: int) -> None:
     block = 4
