@@ -3,7 +3,8 @@
 The compiler estimates cycles for every fusion and copy of a program's text; a sum over the text is not yet the
 program's: a loop's body stands there once, of a conditional all branches, and Pallas kernels and messages between chips
 have no estimate. Here loops count as often as they run, the most expensive branch counts, a kernel takes as long as its
-products (sides filled up to the multipliers') or its memory traffic, and a message as long as its bytes on the links.
+products (sides filled up to the multipliers') or its memory traffic, and a message as long as its bytes on the links;
+one that is sent while the program goes on delays it by what is left of it when its result is waited for.
 The few fusions of which the compiler says that it knows no estimate count as their memory traffic.
 """
 
@@ -42,6 +43,7 @@ class Costs:
     by_kind: Mapping[str, float]
     cycles: float
     collective_cycles: float
+    waiting_cycles: float  # of the messages', what nothing else goes on beside
     bytes_not_counted: float
     unknown_loops: int
 
@@ -52,13 +54,15 @@ def costs_of(program: Program, kernels: Mapping[KernelKey, float], target: Targe
     `cycles` leaves out the messages between chips.
     """
     counter = _Counter(program, kernels, target)
-    costs = counter.run(program.entry, 1)
+    in_order = {name: counter.run_instruction(name) for name in program.computations[program.entry]}
+    costs = [cost for costs in in_order.values() for cost in costs]
     collectives = math.fsum(cost.cycles for cost in costs if cost.kind == "collectives")
     return Costs(
         _shares(costs, "part"),
         _shares(costs, "kind"),
         math.fsum(cost.cycles for cost in costs) - collectives,
         collectives,
+        _waiting(program, in_order),
         math.fsum(cost.bytes_not_counted for cost in costs),
         counter.unknown_loops,
     )
@@ -73,6 +77,26 @@ def _shares(costs: list[Cost], attribute: str) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda share: -share[1]))
 
 
+def _waiting(program: Program, in_order: Mapping[str, list[Cost]]) -> float:
+    """Cycles in which the entry does nothing but wait for messages, of which the links carry one after the other."""
+    now = waited = links_free = 0.0
+    sent: dict[str, float] = {}  # when the message will have arrived
+    for name, costs in in_order.items():
+        instruction = program.computations[program.entry][name]
+        message = math.fsum(cost.cycles for cost in costs if cost.kind == "collectives")
+        work = math.fsum(cost.cycles for cost in costs) - message
+        awaited = [sent[operand] for operand in instruction.operands if operand in sent]
+        if message:
+            links_free = max(links_free, now) + message
+            sent[name] = links_free
+            if not instruction.opcode.endswith("-start"):
+                awaited.append(links_free)
+        arrived = max([now, *awaited])
+        waited += arrived - now
+        now = arrived + work
+    return waited
+
+
 class _Counter:
     def __init__(self, program: Program, kernels: Mapping[KernelKey, float], target: Target):
         self._program, self._kernels, self._target = program, kernels, target
@@ -85,6 +109,11 @@ class _Counter:
             for instruction in self._program.computations[computation].values()
             for cost in self._costs(computation, instruction, times)
         ]
+
+    def run_instruction(self, name: str) -> list[Cost]:
+        """What one of the entry's instructions costs."""
+        entry = self._program.entry
+        return list(self._costs(entry, self._program.computations[entry][name], 1))
 
     def _costs(self, computation: str, instruction: Instruction, times: int) -> Iterator[Cost]:
         called = instruction.called

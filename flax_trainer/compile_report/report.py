@@ -85,7 +85,7 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        return (self.costs.cycles + self.costs.collective_cycles) / (self.target.chip.clock_ghz * 1e9)
+        return (self.costs.cycles + self.costs.waiting_cycles) / (self.target.chip.clock_ghz * 1e9)
 
     @property
     def images_per_second(self) -> float:
@@ -107,6 +107,7 @@ class Report:
             "images_per_chip": self.images_per_chip,
             "estimated_cycles": costs.cycles,
             "collective_cycles": costs.collective_cycles,
+            "waiting_cycles": costs.waiting_cycles,
             "cycles_by_part": costs.by_part,
             "cycles_by_kind": costs.by_kind,
             "loops_of_unknown_length": costs.unknown_loops,

@@ -23,7 +23,7 @@ def notes(config: TrainConfig, configs: ModelConfigs) -> Iterator[str]:
 def report_text(report: Report) -> str:
     """Several lines, each figure with its unit."""
     memory, costs, chip = report.memory, report.costs, report.target.chip
-    cycles = costs.cycles + costs.collective_cycles
+    cycles, hidden = costs.cycles + costs.waiting_cycles, costs.collective_cycles - costs.waiting_cycles
     lines = [
         f"{report.target.name}: {report.target.chips} chips, {report.images_per_chip} images per chip and step, "
         f"{report.global_batch_size} in all (compiler estimate)",
@@ -35,6 +35,7 @@ def report_text(report: Report) -> str:
         f"  frozen models  {memory.frozen / GIB:8.2f} GiB",
         f"  temporary      {memory.temporary / GIB:8.2f} GiB   activations, gradients",
         f"Step             {report.seconds * 1e3:8.1f} ms    {cycles / 1e6:.1f} M cycles at {chip.clock_ghz:g} GHz",
+        f"Messages         {costs.collective_cycles / 1e6:8.1f} M cycles, {hidden / 1e6:.1f} of them beside other work",
         f"Speed            {report.images_per_second:8.1f} images/s on all chips",
         f"Model FLOPs      {report.model_flops_per_image * report.images_per_chip / 1e12:8.2f} T per chip and step, "
         f"MFU {report.mfu:.1%} of {chip.peak_tflops:g} bfloat16 TFLOP/s",

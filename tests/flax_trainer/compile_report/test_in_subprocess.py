@@ -23,7 +23,7 @@ TARGET = parse_target("v4-8")
 
 
 def estimates(config: TrainConfig, _: ModelConfigs, __: NoiseSchedule, target: Target, *, from_cache: bool) -> Report:
-    memory, costs = Memory(1, 2, 3, 4, 5, 6), Costs({"unet": 1.0}, {"copies": 1.0}, 1e8, 0, 0, 0)
+    memory, costs = Memory(1, 2, 3, 4, 5, 6), Costs({"unet": 1.0}, {"copies": 1.0}, 1e8, 0, 0, 0, 0)
     return Report(target, config, from_cache, 2, 8, memory, costs, 1e12, 1e9, 1e12, os.getpid())
 
 
