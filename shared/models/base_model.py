@@ -14,7 +14,6 @@ from shared.user_errors import UserError
 _INDEX = "model_index.json"
 _SECOND = {"text_encoder_2": CONFIG_FILE, "tokenizer_2": "tokenizer_config.json"}
 _INPAINTING_CHANNELS = 9  # latents, a mask, latents of what it leaves
-# Of SDXL-Turbo. Models of v_prediction are sampled with trailing timesteps, too.
 _DISTILLED = {
     "_class_name": "EulerAncestralDiscreteScheduler",
     "timestep_spacing": "trailing",
@@ -81,11 +80,16 @@ def _check_xl(config: TrainConfig, unet: UNet2DConditionConfig, scheduler: Mappi
             f"{_given(config)} is the refiner of Stable Diffusion XL, which is told a score in place of a size and "
             f"goes on from what the base model draws: expected the base model. {_ADVICE}"
         )
-    if all({"prediction_type": "epsilon", **scheduler}.get(name) == value for name, value in _DISTILLED.items()):
+    if _is_distilled(scheduler):
         raise UserError(
             f"{_given(config)} is a distilled model such as SDXL-Turbo (its scheduler_config.json has timestep_spacing "
             f"'trailing'), which knows few timesteps: expected one that predicts noise at all of them. {_ADVICE}"
         )
+
+
+def _is_distilled(scheduler: Mapping[str, Any]) -> bool:
+    """As SDXL-Turbo. Models of v_prediction are sampled with trailing timesteps, too."""
+    return _DISTILLED.items() <= ({"prediction_type": "epsilon"} | dict(scheduler)).items()
 
 
 def _check_no_crops(config: TrainConfig) -> None:
@@ -103,11 +107,15 @@ def _check_controlnet_is_of_its_kind(config: TrainConfig, unet: UNet2DConditionC
         return
     controlnet = read_config(source.file(), ControlNetConfig)
     if is_xl(controlnet) != is_xl(unet):
-        of, wanted = ("Stable Diffusion XL", "another base model")[:: 1 if is_xl(controlnet) else -1]
         raise UserError(
-            f"--controlnet_model_name_or_path {source.name} is a ControlNet for {of}: expected one for {wanted}, as "
-            f"{shown_name(str(config.pretrained_model_name_or_path))} is. Give such a one, or leave it out."
+            f"--controlnet_model_name_or_path {source.name} is a ControlNet for {_kind(controlnet)}: expected one for "
+            f"{_kind(unet)}, as {shown_name(str(config.pretrained_model_name_or_path))} is. Give such a one, or leave "
+            "it out."
         )
+
+
+def _kind(model: UNet2DConditionConfig | ControlNetConfig) -> str:
+    return "Stable Diffusion XL" if is_xl(model) else "Stable Diffusion 1.x or 2.x"
 
 
 def _given(config: TrainConfig) -> str:

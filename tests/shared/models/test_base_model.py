@@ -89,8 +89,8 @@ def test_a_controlnet_of_the_other_kind_is_no_start(folder: Folder, tmp_path: Pa
     (tmp_path / "controlnet").mkdir()
     (tmp_path / "controlnet" / "config.json").write_text(json.dumps(controlnet.to_dict()))
     message = refusal(folder(base), controlnet_model_name_or_path=str(tmp_path / "controlnet"))
-    wanted, of = ("Stable Diffusion XL", "another base model")[:: 1 if base == "tiny_xl" else -1]
-    assert f"is a ControlNet for {of}: expected one for {wanted}" in message
+    kinds = {"tiny_xl": "Stable Diffusion XL", "tiny": "Stable Diffusion 1.x or 2.x"}
+    assert f"is a ControlNet for {kinds[start]}: expected one for {kinds[base]}" in message
 
 
 @pytest.mark.parametrize(
