@@ -76,7 +76,7 @@ def _newest_whole(output_dir: Path, existing: list[Path]) -> Path | None:
     if not existing:
         logger.info("%s holds no checkpoint to resume from yet: the run starts afresh", shown(output_dir))
         return None
-    damaged = []
+    damaged: list[str] = []
     for checkpoint in reversed(existing):
         verdict = _examined(checkpoint)
         if not verdict.damage:
