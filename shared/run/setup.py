@@ -22,7 +22,7 @@ from shared.evaluation.validation import Validation
 from shared.evaluation.validation_images import ValidationImages
 from shared.models.base_model import check_base_model, zeros_for_empty_prompt
 from shared.models.configs import CLIPTextConfig, read_config
-from shared.models.source import ModelSource, base_source, tokenizer_source
+from shared.models.source import ModelSource, base_source, shown_name, tokenizer_source
 from shared.models.tokenizer_files import check_tokenizer_fits, read_tokenizer
 from shared.models.trained_parts import sd_unlocked_warning
 from shared.models.xl import is_xl, sizes_of_crop
@@ -96,7 +96,7 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
     # The schedule is a small file, so the first to read of a model that may not be there.
     schedule = NoiseSchedule.from_source(base_source(config, "scheduler"))
     unet = check_base_model(config, schedule.config)
-    prompt_inputs = PromptInputs(_tokenize(config), _xl_inputs(config) if is_xl(unet) else None)
+    prompt_inputs = _prompt_inputs(config, is_xl=is_xl(unet))
     if images is not None:
         images.show_used_text(prompt_inputs.tokenize)
     source, held_out_source = open_sources(config)
@@ -303,18 +303,22 @@ def open_run_tracker(prepared: PreparedRun, first_step: int) -> Tracker:
     return tracker
 
 
-def _tokenize(config: TrainConfig) -> Tokenize:
+def _prompt_inputs(config: TrainConfig, *, is_xl: bool) -> PromptInputs:
     name = config.tokenizer_name or str(config.pretrained_model_name_or_path)
-    return _tokenize_for(base_source(config, "text_encoder"), tokenizer_source(config), name)
-
-
-def _xl_inputs(config: TrainConfig) -> XLInputs:
-    tokenizer = base_source(config, "tokenizer_2")
-    return XLInputs(
-        _tokenize_for(base_source(config, "text_encoder_2"), tokenizer, tokenizer.name),
-        sizes_of_crop(config.resolution, config.crops_coords_top_left_h, config.crops_coords_top_left_w),
-        zeros_for_empty_prompt(config),
-    )
+    tokenize = _tokenize_for(base_source(config, "text_encoder"), tokenizer_source(config), name)
+    if not is_xl:
+        return PromptInputs(tokenize)
+    second = base_source(config, "tokenizer_2")
+    tokenize_2 = _tokenize_for(base_source(config, "text_encoder_2"), second, second.name)
+    lengths = [tokens([""]).shape[1] for tokens in (tokenize, tokenize_2)]
+    if len(set(lengths)) > 1:
+        raise UserError(
+            f"The tokenizers of {shown_name(name)} and {second.name} have model_max_length {lengths[0]} and "
+            f"{lengths[1]}: expected the same, for Stable Diffusion XL reads both texts side by side. Correct their "
+            "tokenizer_config.json."
+        )
+    sizes = sizes_of_crop(config.resolution, config.crops_coords_top_left_h, config.crops_coords_top_left_w)
+    return PromptInputs(tokenize, XLInputs(tokenize_2, sizes, zeros_for_empty_prompt(config)))
 
 
 def _tokenize_for(text_encoder: ModelSource, source: ModelSource, name: str) -> Tokenize:

@@ -109,6 +109,19 @@ def test_crops_are_refused_for_a_base_model_that_is_told_none(tmp_path: Path) ->
         prepared_at(tmp_path, crops_coords_top_left_h=3)
 
 
+def test_xls_tokenizers_are_of_one_length(tmp_path: Path, xl_model: Path) -> None:
+    """What the text encoders make of their tokens is laid side by side."""
+    flags = {"pretrained_model_name_or_path": str(xl_model), "crops_coords_top_left_h": 3}
+    prepared = prepared_at(tmp_path / "run", **flags)
+    assert prepared.is_xl
+    np.testing.assert_array_equal(prepared.prompt_inputs([""])["time_ids"], [[64, 64, 3, 0, 64, 64]])
+    changed = shutil.copytree(xl_model, tmp_path / "model")
+    settings = changed / "tokenizer_2" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 60}))
+    with pytest.raises(ValueError, match=r"model_max_length 77 and 60: expected the same.*tokenizer_config.json"):
+        prepared_at(tmp_path / "run", pretrained_model_name_or_path=str(changed))
+
+
 @pytest.mark.parametrize("sd_unlocked", [False, True])
 def test_unlocking_the_decoder_is_warned_of_in_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, sd_unlocked: bool
