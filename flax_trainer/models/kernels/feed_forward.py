@@ -281,4 +281,6 @@ def _lane_sums(x_CP: jax.Array) -> jax.Array:
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    # Exact, whatever `jax_default_matmul_precision` says: the compiler of kernels refuses more of bfloat16 numbers.
+    exactly = jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(a, b, (((1,), (0,)), ((), ())), exactly, preferred_element_type=jnp.float32)
