@@ -15,9 +15,11 @@ from shared.run.compiled_programs import default_folder
 @pytest.fixture(autouse=True)
 def _own_cache() -> Iterator[None]:
     """The session's folder is that of tests/conftest.py, as if JAX_COMPILATION_CACHE_DIR had named it."""
-    before = jax.config.jax_compilation_cache_dir
+    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_enable_compilation_cache")}
+    jax.config.update("jax_enable_compilation_cache", True)  # a report that was made in this process leaves it off
     yield
-    jax.config.update("jax_compilation_cache_dir", before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def folder() -> str | None:
