@@ -8,7 +8,9 @@ import pytest
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources import open_sources
+from shared.data.tokenization import PromptInputs
 from shared.data.workers import threads_beside_accelerators
+from tests.shared.data.pictures import tokenize
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ def test_the_flag_wins_over_the_device(flag: int | None, threads: int) -> None:
     loader = BatchLoader(
         open_sources(config)[0],
         config,
-        lambda captions: captions,  # type: ignore[arg-type, return-value]
+        PromptInputs(tokenize),
         BatchSpec(2),
         latent_shape=(1, 1, 4),
         num_train_timesteps=1000,
