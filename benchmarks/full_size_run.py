@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
     arguments = parser.parse_args()
 
-    model, run = arguments.folder / "sd15", arguments.folder / "run"
+    model, run = arguments.folder / "sd15", arguments.folder / f"run-{time.time_ns()}"
     if not model.exists():
         write_random_model(ARCHITECTURES["sd15"], model)
     started = time.perf_counter()

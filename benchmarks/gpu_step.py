@@ -68,6 +68,8 @@ class Figures:
 def main() -> int:
     arguments = parse_arguments()
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    arguments.runs = arguments.folder / time.strftime("%Y%m%d_%H%M%S")  # nothing of an earlier time is found there
+    arguments.runs.mkdir()
     deadline = time.monotonic() + 60 * arguments.minutes
     if arguments.model is None:
         arguments.model = arguments.folder / "model"
@@ -90,7 +92,7 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="for the model, the data, and a folder per run")
+    parser.add_argument("--folder", type=Path, required=True, help="for the model, the data, and a folder each time")
     parser.add_argument("--architecture", choices=["tiny", "sd15", "sd21"], default="sd15")
     parser.add_argument("--model", type=Path, help="a base model's folder, in place of one of --architecture")
     parser.add_argument("--resolution", type=int, default=512)
@@ -116,7 +118,7 @@ def make_model(arguments: argparse.Namespace) -> None:
 def measured(side: str, batch: int, arguments: argparse.Namespace, deadline: float) -> Figures:
     """The figures of one side."""
     measure: Callable[..., Figures] = diffusers_figures if side == "diffusers" else partial(our_figures, side)
-    run = arguments.folder / f"{side}-{batch}"
+    run = arguments.runs / f"{side}-{batch}"
     return figures_or_reason(measure, run, batch, arguments, max(1.0, deadline - time.monotonic()))
 
 
@@ -160,7 +162,7 @@ def our_figures(side: str, run: Path, batch: int, arguments: argparse.Namespace,
         flags += ["--profile_steps", str(PROFILED)]
     script = "train_flax.py" if first == "flax" else "train_torch.py"
     # A folder for each first start: with nothing in it, it is the first.
-    compiled = arguments.folder / f"compiled-{first}-{batch}"
+    compiled = arguments.runs / f"compiled-{first}-{batch}"
     environment = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "TORCHINDUCTOR_CACHE_DIR": str(compiled)}
     ran([sys.executable, script, *flags, *_TORCH_FLAGS.get(first, [])], run, seconds, environment)
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
@@ -269,7 +271,7 @@ def print_device_time(results: dict[str, dict[str, Figures]]) -> None:
 def facts(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the figures belong to."""
     named = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-    reports = sorted(arguments.folder.glob("*/report.json"))
+    reports = sorted(arguments.runs.glob("*/report.json"))
     report = json.loads(reports[0].read_text(encoding="utf-8")) if reports else {}
     return {
         "arguments": named,

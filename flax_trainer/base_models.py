@@ -163,10 +163,9 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
         UserError: something is missing, does not fit its configuration or the others, or is not supported.
     """
     configs = read_configs(config)
-    asked_for = config.enable_xformers_memory_efficient_attention
-    kernel = kernel_that_runs(attention_kernel(asked_for, jax.devices()[0]), asked_for=asked_for is True)
+    dtype, asked_for = COMPUTE_DTYPES[config.mixed_precision or "no"], config.enable_xformers_memory_efficient_attention
+    kernel = kernel_that_runs(attention_kernel(asked_for, jax.devices()[0]), dtype, asked_for=asked_for is True)
     models = define_models(config, configs, schedule, jax.devices()[0], kernel)
-    dtype = COMPUTE_DTYPES[config.mixed_precision or "no"]
     _, unet = load_unet(config)
     _, vae = FlaxAutoencoderKL.load_params(vae_source(config), dtype=configs.vae_dtype(dtype))
     _, text_encoder = FlaxCLIPTextModel.load_params(base_source(config, "text_encoder"), dtype=dtype)

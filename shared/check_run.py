@@ -11,10 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from shared.checkpoints.completing import UNFINISHED, replaced_in
+from shared.checkpoints.completing import UNFINISHED, WRITTEN_BY_ORBAX, replaced_in
 from shared.checkpoints.digests import examine
 from shared.checkpoints.orbax_files import is_orbax_checkpoint
 from shared.checkpoints.policy import (
+    ABANDONED,
     CHECKPOINT_PREFIX,
     check_no_links_out,
     checkpoint_step,
@@ -30,9 +31,6 @@ from shared.untrusted import shown
 from shared.user_errors import UserError
 
 INTERRUPTED = 130
-
-_WRITTEN_BY_ORBAX = ".orbax-checkpoint-tmp"
-_ABANDONED = ".abandoned"
 
 
 class Finding(NamedTuple):
@@ -105,9 +103,9 @@ def _findings(run: Path) -> Iterator[Finding]:
             yield _examined(replaced, place.name)
     for path in sorted(entries(run)):
         if path.name.startswith(CHECKPOINT_PREFIX):
-            if path.name.endswith(UNFINISHED) or _WRITTEN_BY_ORBAX in path.name:
+            if path.name.endswith(UNFINISHED) or WRITTEN_BY_ORBAX in path.name:
                 yield Finding(path, _step_of(path), "incomplete: a run is writing or deleting it, or was killed then")
-            elif path.name.endswith(_ABANDONED):
+            elif path.name.endswith(ABANDONED):
                 yield Finding(path, _step_of(path), "set aside by a run that went back to an earlier step")
 
 

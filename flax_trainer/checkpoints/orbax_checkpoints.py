@@ -19,7 +19,7 @@ from flax_trainer.checkpoints.orbax_places import DashedNames, PathWithDigests
 from flax_trainer.training.loss_scaling import initial_loss_scaler
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.arrays import Layout, check_layouts
-from shared.checkpoints.completing import remove_unfinished
+from shared.checkpoints.completing import WRITTEN_BY_ORBAX, remove_unfinished
 from shared.checkpoints.orbax_files import open_arrays, read_record
 from shared.checkpoints.policy import (
     CHECKPOINT_PREFIX,
@@ -34,7 +34,6 @@ from shared.user_errors import UserError
 
 # Deleting takes time, and half of a checkpoint must not pass for one: it is first moved here.
 _DELETED = "checkpoints.deleted"
-_WRITTEN_BY_ORBAX = ".orbax-checkpoint-tmp"
 _LOSS_SCALER = "loss_scaler"
 
 
@@ -154,7 +153,7 @@ class Checkpoints:
     def _remove_what_is_no_folder(self) -> None:
         """Orbax deletes unfinished checkpoints as folders, which a link or a file of such a name is not."""
         if jax.process_index() == 0 and self._directory.is_dir():
-            for path in self._directory.glob(f"{CHECKPOINT_PREFIX}*{_WRITTEN_BY_ORBAX}*"):
+            for path in self._directory.glob(f"{CHECKPOINT_PREFIX}*{WRITTEN_BY_ORBAX}*"):
                 if path.is_symlink() or not path.is_dir():
                     path.unlink()
 

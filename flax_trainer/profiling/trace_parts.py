@@ -14,6 +14,7 @@ from typing import Any
 from jax.profiler import ProfileData
 
 from shared.profiling.parts import PARTS, PLANE, backward
+from shared.profiling.xspace import Line, Plane, Slice, encode
 
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*\bop_name="([^"]*)"', re.MULTILINE)
 _SCOPE = re.compile(rf"^((?:\w+\()*)({'|'.join(PARTS)})\)*$")
@@ -61,7 +62,7 @@ def name_parts(trace: Path, program: str) -> None:
     parts = {name: part for name, op_name in op_names(program).items() if (part := part_of(op_name))}
     spans = list(_spans(ProfileData.from_serialized_xspace(serialized), module_of(program), parts))
     # A trace is a list of planes, and lists in protocol buffers are joined by putting one after the other.
-    trace.write_bytes(serialized + ProfileData.text_proto_to_serialized_xspace(_plane(spans)))
+    trace.write_bytes(serialized + encode([_plane(spans)]))
 
 
 def _spans(profile: ProfileData, module: str, parts: Mapping[str, str]) -> Iterator[Span]:
@@ -85,20 +86,17 @@ def _spans(profile: ProfileData, module: str, parts: Mapping[str, str]) -> Itera
                 yield span
 
 
-def _plane(spans: list[Span]) -> str:
-    """An XSpace with one plane, in protocol buffers' text format (tsl/profiler/protobuf/xplane.proto)."""
-    names = {part: number for number, part in enumerate(sorted({span.part for span in spans}), start=1)}
-    threads = {thread: number for number, thread in enumerate(sorted({span.thread for span in spans}), start=1)}
-    lines = []
-    for thread, number in threads.items():
-        events = [
-            f"events {{ metadata_id: {names[span.part]} offset_ps: {span.start * 1000} "
-            f"duration_ps: {(span.end - span.start) * 1000} }}"
-            for span in spans
-            if span.thread == thread
-        ]
-        lines.append(f'lines {{ id: {number} name: "thread {number}" {" ".join(events)} }}')
-    metadata = [
-        f'event_metadata {{ key: {number} value {{ id: {number} name: "{part}" }} }}' for part, number in names.items()
-    ]
-    return f'planes {{ name: "{PLANE}" {" ".join(lines)} {" ".join(metadata)} }}'
+def _plane(spans: list[Span]) -> Plane:
+    """A row for each thread, by the order of their names."""
+    threads = sorted({span.thread for span in spans})
+    return Plane(
+        PLANE,
+        [
+            Line(
+                number,
+                f"thread {number}",
+                [Slice(span.part, span.start, span.end - span.start) for span in spans if span.thread == thread],
+            )
+            for number, thread in enumerate(threads, start=1)
+        ],
+    )

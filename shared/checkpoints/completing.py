@@ -3,6 +3,7 @@
 checkpoint-N.unfinished          being written, or left by a run that was killed meanwhile
 checkpoint-N.replaced            the one that another of the same step is taking the place of
 checkpoint-N.deleted.unfinished  being deleted
+checkpoint-N….orbax-checkpoint-tmp…  being written by Orbax, before it is one of the others
 """
 
 import logging
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"
 REPLACED = ".replaced"
+WRITTEN_BY_ORBAX = ".orbax-checkpoint-tmp"
 _REPLACED_NAME = re.compile(rf"({CHECKPOINT_PREFIX}(?:0|[1-9][0-9]{{0,17}})){re.escape(REPLACED)}")
 
 

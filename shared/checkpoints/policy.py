@@ -21,6 +21,7 @@ from shared.user_errors import UserError
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_PREFIX = "checkpoint-"
+ABANDONED = ".abandoned"  # what stands behind the name of a checkpoint of a course that was left
 RESUME_FROM_ANOTHER = "Resume from another checkpoint."
 
 # Eighteen digits are more steps than there are nanoseconds in thirty years.
@@ -152,7 +153,7 @@ def rename_later_checkpoints(output_dir: Path, step: int) -> list[Path]:
     later = [path for path in checkpoints_in(output_dir) if checkpoint_step(path) > step]
     renamed = []
     for path in later:
-        target = path.with_name(f"{path.name}.abandoned")
+        target = path.with_name(path.name + ABANDONED)
         try:
             remove(target)
             renamed.append(path.rename(target))

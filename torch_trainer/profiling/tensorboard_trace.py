@@ -8,9 +8,9 @@ from pathlib import Path
 
 from shared.outgoing.atomic_files import write_atomically
 from shared.profiling.parts import PLANE
+from shared.profiling.xspace import Line, Plane, Slice, encode
 from torch_trainer.profiling.kineto import Event, Lane, Trace
 from torch_trainer.profiling.work import spans_of, work_in
-from torch_trainer.profiling.xspace import Line, Plane, Slice, encode
 
 
 def write_for_tensorboard(trace: Trace, folder: Path) -> Path:

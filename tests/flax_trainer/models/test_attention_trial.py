@@ -29,7 +29,7 @@ def test_what_runs_is_used(
     kernel: Any, largest: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tried = computes(monkeypatch, plain_attention)
-    assert kernel_that_runs(kernel, asked_for=True) == kernel
+    assert kernel_that_runs(kernel, jnp.bfloat16, asked_for=True) == kernel
     assert set(tried) >= {(128, 40), (77, 40), (77, largest)}
     assert max(features for _, features in tried) == largest
     assert not caplog.messages
@@ -53,18 +53,22 @@ def test_what_does_not_is_replaced_or_refused(
 ) -> None:
     computes(monkeypatch, attention)
     with caplog.at_level(logging.WARNING):
-        assert kernel_that_runs("cudnn", asked_for=False) == "blockwise"
+        assert kernel_that_runs("cudnn", jnp.bfloat16, asked_for=False) == "blockwise"
     assert reason in caplog.text
     assert "long stack" not in caplog.text
     with pytest.raises(UserError, match="--enable_xformers_memory_efficient_attention") as refused:
-        kernel_that_runs("cudnn", asked_for=True)
+        kernel_that_runs("cudnn", jnp.bfloat16, asked_for=True)
     assert reason in str(refused.value)
 
 
 def test_cudnn_itself_does_not_run_on_this_machine() -> None:
-    assert kernel_that_runs("cudnn", asked_for=False) == "blockwise"
+    assert kernel_that_runs("cudnn", jnp.bfloat16, asked_for=False) == "blockwise"
 
 
 @pytest.mark.parametrize("kernel", ["plain", "blockwise", "splash"])
 def test_others_are_taken_as_they_are(kernel: Any) -> None:
-    assert kernel_that_runs(kernel, asked_for=True) == kernel
+    assert kernel_that_runs(kernel, jnp.bfloat16, asked_for=True) == kernel
+
+
+def test_in_float32_there_is_nothing_to_try() -> None:
+    assert kernel_that_runs("cudnn", jnp.float32, asked_for=True) == "cudnn"

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.profiler import ProfileData
 
-from torch_trainer.profiling.xspace import Line, Plane, Slice, encode
+from shared.profiling.xspace import Line, Plane, Slice, encode
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SLICES = st.builds(Slice, NAMES, st.integers(0, 10**12), st.integers(0, 10**12))
