@@ -366,7 +366,7 @@ class TrainConfig:
         must_be=[at_least(1)],
     )
     resume_from_checkpoint: str | None = _checkpoints(
-        None, "Continue from this checkpoint: its path, or latest for the newest one in --output_dir."
+        None, "Continue from this checkpoint: its path, or latest for the newest whole one in --output_dir."
     )
 
     report_to: Literal["tensorboard", "wandb", "none"] = _logging("tensorboard", "Where figures and images are sent.")
@@ -422,7 +422,8 @@ class TrainConfig:
     )
     torch_compile: bool = _performance(
         False,
-        "Compile the UNet and the ControlNet with torch.compile: minutes at the start, faster steps after.",
+        "Compile the UNet, the ControlNet, the VAE's encoder and the text encoders with torch.compile: minutes at the "
+        "first start (see --ccache), faster steps after.",
         flax=Equivalent("JAX compiles every step as a whole anyway"),
     )
     parallelism: Literal["pmap", "mesh"] = _performance(
