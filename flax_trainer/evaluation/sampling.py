@@ -75,7 +75,7 @@ def sample_latents(
             output_BHWC = guided(unconditional_BHWC, conditional_BHWC, guidance_scale)
         return sampler_step(plan, coefficients, state, output_BHWC), None
 
-    start = initial_state(latents_BHWC.astype(jnp.float32))
+    start = initial_state(plan, latents_BHWC.astype(jnp.float32))
     final, _ = jax.lax.scan(step, start, jax.tree.map(jnp.asarray, plan.coefficients))
     return final.sample
 

@@ -50,7 +50,7 @@ class ImageSampler:
         prompt = self._encode(prompts, is_guided=is_guided)
         condition_BCHW = normalise_condition(torch.from_numpy(conditions_BHWC).to(self._device).permute(0, 3, 1, 2))
         latents_BHWC = torch.from_numpy(initial_latents(self._seed, indices, self._latent_shape)).to(self._device)
-        state = initial_state(latents_BHWC.permute(0, 3, 1, 2))
+        state = initial_state(self._plan, latents_BHWC.permute(0, 3, 1, 2))
         for step in self._plan.steps():
             # Unconditional first: one forward pass serves both.
             copies = 2 if is_guided else 1
