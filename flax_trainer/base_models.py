@@ -137,10 +137,10 @@ class BaseModels:
     configs: ModelConfigs
     schedule: NoiseSchedule
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(H, W, C) of the latents of a square image."""
-        side = resolution // self.configs.vae.scale_factor
-        return side, side, self.configs.vae.latent_channels
+    def latent_shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
+        """(H, W, C) of the latents of an image, of a square one without `width`."""
+        factor = self.configs.vae.scale_factor
+        return height // factor, (width or height) // factor, self.configs.vae.latent_channels
 
 
 class InitialParams(NamedTuple):

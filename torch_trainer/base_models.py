@@ -43,6 +43,13 @@ class Prompt(NamedTuple):
     encoder_hidden_states_BLD: torch.Tensor
     added_cond_kwargs: dict[str, torch.Tensor] | None = None
 
+    def rows(self, chosen: slice) -> "Prompt":
+        """Of some of the captions."""
+        added = self.added_cond_kwargs
+        if added is not None:
+            added = {name: tensor[chosen] for name, tensor in added.items()}
+        return Prompt(self.encoder_hidden_states_BLD[chosen], added)
+
 
 @dataclass
 class BaseModels:
@@ -81,10 +88,10 @@ class BaseModels:
         """As `as_input`, for the VAE."""
         return maps_BCHW.to(next(self.vae.parameters()).dtype, memory_format=self.memory_format)
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(H, W, C) of the latents of a square image."""
-        side = resolution // self.vae_scale_factor
-        return side, side, self.vae.config.latent_channels
+    def latent_shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
+        """(H, W, C) of the latents of an image, of a square one without `width`."""
+        factor = self.vae_scale_factor
+        return height // factor, (width or height) // factor, self.vae.config.latent_channels
 
 
 def load_base_models(config: TrainConfig, dtype: torch.dtype) -> BaseModels:

@@ -21,7 +21,7 @@ from shared.checkpoints.policy import check_resumable
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
 from shared.data.workers import threads_beside_accelerators
-from shared.diffusion.samplers import validation_plan
+from shared.diffusion.drawing import Drawing
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.evaluation.validation import most_images_at_once
 from shared.profiling.device_peaks import peak_tflops
@@ -266,12 +266,9 @@ def _sampler(run: _Run) -> ImageSampler:
     most_images = most_images_at_once(run.prepared.images, run.held_out)
     return ImageSampler(
         run.models,
-        validation_plan(run.prepared.schedule),
+        Drawing.of_training(run.config, run.prepared.schedule),
         run.prepared.prompt_inputs,
         run.accelerator.device,
-        resolution=run.config.resolution,
-        seed=run.config.seed,
-        guidance_scale=run.config.guidance_scale,
         images_at_once=min(run.config.train_batch_size, max(1, -(-most_images // run.accelerator.num_processes))),
     )
 

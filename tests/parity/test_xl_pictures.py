@@ -12,9 +12,10 @@ from PIL import Image
 
 from flax_trainer.base_models import load_base_models as load_flax_models
 from flax_trainer.distributed.pmap import PmapEngine
-from flax_trainer.evaluation import image_sampler as flax_image_sampler
+from flax_trainer.evaluation.image_sampler import ImageSampler as FlaxImageSampler
 from flax_trainer.models.params import from_torch_layout
 from shared.data.tokenization import PromptInputs, XLInputs, tokenizer_function
+from shared.diffusion.drawing import Drawing
 from shared.diffusion.samplers import SamplerPlan, euler_plan, initial_latents, unipc_plan
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.source import ModelSource
@@ -62,12 +63,9 @@ def drawn(
 ) -> np.ndarray:
     sampler = ImageSampler(
         models,
-        plan or unipc_plan(schedule_of(xl_model), STEPS),
+        Drawing(plan or unipc_plan(schedule_of(xl_model), STEPS), RESOLUTION, RESOLUTION, SEED, GUIDANCE),
         prompt_inputs(xl_model, zeros=zeros),
         torch.device("cpu"),
-        resolution=RESOLUTION,
-        seed=SEED,
-        guidance_scale=GUIDANCE,
         images_at_once=2,
     )
     with torch.no_grad():
@@ -135,9 +133,7 @@ def test_flax_draws_the_same(
     xl_model: Path,
     conditions_RHWC: np.ndarray,
     expected: np.ndarray,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(flax_image_sampler, "validation_plan", lambda schedule: unipc_plan(schedule, STEPS))
     config = configuration(xl_model, seed=SEED, resolution=RESOLUTION, guidance_scale=GUIDANCE)
     flax_models, initial = load_flax_models(config, schedule_of(xl_model))
     layouts = flax_models.defs.controlnet.layouts
@@ -146,7 +142,8 @@ def test_flax_draws_the_same(
         for name, param in models.controlnet.named_parameters()
     }
     engine = PmapEngine()
-    sample = flax_image_sampler.ImageSampler(engine, flax_models, prompt_inputs(xl_model), config, images_per_device=1)
+    drawing = Drawing(unipc_plan(flax_models.schedule, STEPS), RESOLUTION, RESOLUTION, SEED, GUIDANCE)
+    sample = FlaxImageSampler(engine, flax_models, prompt_inputs(xl_model), drawing, images_per_device=1)
     with jax.default_matmul_precision("highest"):
         images = sample(engine.place_state(params), engine.place_frozen(initial.frozen), PROMPTS, conditions_RHWC)
     assert np.abs(images.astype(int) - expected).mean() < 0.5
