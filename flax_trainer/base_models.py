@@ -28,7 +28,7 @@ from flax_trainer.models.params import HostParams, ModelDef, split
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.compatibility import check_models_fit
-from shared.models.source import base_source, controlnet_source, vae_source
+from shared.models.source import ModelSource, base_source, controlnet_source, vae_source
 from shared.models.trained_parts import (
     DOWN_RESIDUALS,
     is_decoder,
@@ -156,8 +156,12 @@ class InitialParams(NamedTuple):
         return self.controlnet | with_unet_prefix(self.decoder)
 
 
-def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[BaseModels, InitialParams]:
+def load_base_models(
+    config: TrainConfig, schedule: NoiseSchedule, *, unet: ModelSource | None = None
+) -> tuple[BaseModels, InitialParams]:
     """Read the UNet, VAE and text encoders, and the ControlNet, which starts from the UNet's encoder if none is named.
+
+    `unet` is in place of the base model's.
 
     Raises:
         UserError: something is missing, does not fit its configuration or the others, or is not supported.
@@ -166,18 +170,18 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
     dtype, asked_for = COMPUTE_DTYPES[config.mixed_precision or "no"], config.enable_xformers_memory_efficient_attention
     kernel = kernel_that_runs(attention_kernel(asked_for, jax.devices()[0]), dtype, asked_for=asked_for is True)
     models = define_models(config, configs, schedule, jax.devices()[0], kernel)
-    _, unet = load_unet(config)
+    _, unet_params = load_unet(config, unet)
     _, vae = FlaxAutoencoderKL.load_params(vae_source(config), dtype=configs.vae_dtype(dtype))
     _, text_encoder = FlaxCLIPTextModel.load_params(base_source(config, "text_encoder"), dtype=dtype)
     text_encoder_2: HostParams = {}
     if configs.text_encoder_2 is not None:
         source = base_source(config, "text_encoder_2")
         _, text_encoder_2 = FlaxCLIPTextModelWithProjection.load_params(source, dtype=dtype)
-    controlnet = _load_controlnet(config, configs.controlnet, unet)
+    controlnet = _load_controlnet(config, configs.controlnet, unet_params)
     if config.only_mid_control:
         controlnet = _without_down_residuals(config, controlnet)
-    decoder = {name: value for name, value in unet.items() if config.sd_unlocked and is_decoder(name)}
-    frozen = {name: value.astype(dtype, copy=False) for name, value in unet.items() if name not in decoder}
+    decoder = {name: value for name, value in unet_params.items() if config.sd_unlocked and is_decoder(name)}
+    frozen = {name: value.astype(dtype, copy=False) for name, value in unet_params.items() if name not in decoder}
     return models, InitialParams(controlnet, FrozenParams(frozen, vae, text_encoder, text_encoder_2), decoder)
 
 
@@ -245,13 +249,13 @@ def define_models(
     return BaseModels(defs, configs, schedule)
 
 
-def load_unet(config: TrainConfig) -> tuple[UNet2DConditionConfig, HostParams]:
-    """The base model's UNet as it is stored, in float32.
+def load_unet(config: TrainConfig, source: ModelSource | None = None) -> tuple[UNet2DConditionConfig, HostParams]:
+    """The base model's UNet, or that of another source, as it is stored, in float32.
 
     Raises:
         UserError: it is missing or not supported.
     """
-    return FlaxUNet2DConditionModel.load_params(base_source(config, "unet"))
+    return FlaxUNet2DConditionModel.load_params(source or base_source(config, "unet"))
 
 
 def _load_controlnet(config: TrainConfig, controlnet_config: ControlNetConfig, unet: HostParams) -> HostParams:

@@ -1,0 +1,36 @@
+"""Pictures of a trained ControlNet, on all local devices at once."""
+
+from functools import partial
+
+import jax
+
+from flax_trainer.base_models import COMPUTE_DTYPES, load_base_models
+from flax_trainer.compilation import matmul_precision, use_compilation_cache
+from flax_trainer.distributed.pmap import PmapEngine
+from flax_trainer.evaluation.image_sampler import ImageSampler
+from shared.generate.pictures import Artist
+from shared.generate.preparation import Job
+
+
+def make_artist(job: Job) -> Artist:
+    """Load the models onto the devices.
+
+    Raises:
+        UserError: weights are missing or damaged, or do not fit their configuration.
+    """
+    config = job.models
+    use_compilation_cache(config.ccache)
+    jax.config.update("jax_default_matmul_precision", matmul_precision(config))
+    models, initial = load_base_models(config, job.schedule, unet=job.unet)
+    engine, devices = PmapEngine(), jax.device_count()
+    per_device = min(job.config.batch_size, -(-len(job.requests) // devices))
+    sampler = ImageSampler(engine, models, job.prompt_inputs, job.drawing, images_per_device=per_device)
+    dtype = COMPUTE_DTYPES[job.config.mixed_precision]
+    params = engine.place_state({name: value.astype(dtype) for name, value in initial.controlnet.items()})
+    frozen = engine.place_frozen(initial.frozen)
+    return Artist(
+        backend="flax",
+        devices=f"{devices} × {jax.devices()[0].device_kind}",
+        draw=partial(sampler, params, frozen),
+        at_once=per_device * devices,
+    )

@@ -1,0 +1,123 @@
+"""Drawing what is asked for, part by part, and writing it down as it is made."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from shared.config import Backend
+from shared.evaluation.image_grid import GridRow
+from shared.generate.options import GENERATE_FLAGS
+from shared.generate.output_folder import (
+    CONTACT_SHEET,
+    begin_output,
+    write_contact_sheet,
+    write_picture,
+    write_record,
+)
+from shared.generate.preparation import Job
+from shared.generate.requests import Request
+from shared.outgoing.redaction import masked, redacted
+from shared.untrusted import shown
+
+logger = logging.getLogger(__name__)
+
+Draw = Callable[[list[str], np.ndarray, list[int]], np.ndarray]
+"""(prompts, conditions uint8 [R,H,W,3], numbers of the pictures) → uint8 [R,H,W,3]."""
+
+
+@dataclass(frozen=True)
+class Artist:
+    """A backend with its models on its devices."""
+
+    backend: Backend
+    devices: str
+    draw: Draw
+    at_once: int
+
+
+def generate(job: Job, artist: Artist) -> Path:
+    """Draw and write all pictures; returns their folder.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    folder = Path(job.config.output_dir)
+    record = _record(job, artist)
+    pictures = [_picture(job, request) for request in job.requests]
+    begin_output(folder, record, pictures)
+    images: list[np.ndarray] = []
+    with logging_redirect_tqdm(), tqdm(total=len(job.requests), unit="picture", dynamic_ncols=True) as bar:
+        for start in range(0, len(job.requests), artist.at_once):
+            part = job.requests[start : start + artist.at_once]
+            drawn_RHWC = artist.draw(
+                [request.prompt for request in part],
+                job.conditions_NHWC[[request.condition for request in part]],
+                [request.index for request in part],
+            )
+            for request, image_HWC in zip(part, drawn_RHWC, strict=True):
+                texts = _texts(record, pictures[request.index])
+                write_picture(folder / request.file_name, image_HWC, texts)
+            images += list(drawn_RHWC)
+            bar.update(len(part))
+    write_contact_sheet(folder, _rows(job, images))
+    write_record(folder, record, pictures, finished=True)
+    logger.info("%d pictures are in %s, side by side in %s", len(images), shown(folder), CONTACT_SHEET)
+    return folder
+
+
+def _record(job: Job, artist: Artist) -> dict[str, Any]:
+    """What all pictures have in common, without what addresses hold of secrets."""
+    settings = dataclasses.asdict(job.config)
+    for name, flag in GENERATE_FLAGS.items():
+        if flag.kind is str:
+            settings[name] = _public(settings[name], is_prompt=flag.is_prompt)
+    resolved = {
+        "base_model": redacted(str(job.models.pretrained_model_name_or_path)),
+        "height": job.drawing.height,
+        "width": job.drawing.width,
+    }
+    return {"backend": artist.backend, "devices": artist.devices, "settings": settings, **resolved}
+
+
+def _picture(job: Job, request: Request) -> dict[str, Any]:
+    return {
+        "file": request.file_name,
+        "number": request.index,
+        "seed": job.config.seed,
+        "prompt": masked(request.prompt),
+        "conditioning_image": redacted(str(job.condition_files[request.condition])),
+    }
+
+
+def _texts(record: dict[str, Any], picture: dict[str, Any]) -> dict[str, str]:
+    """The metadata of a PNG: the prompt, and everything else as JSON."""
+    settings = {name: value for name, value in record["settings"].items() if name not in ("prompt", "output_dir")}
+    whole = record | {"settings": settings} | {name: picture[name] for name in ("number", "seed", "conditioning_image")}
+    return {"prompt": picture["prompt"], "generation": json.dumps(whole, ensure_ascii=False)}
+
+
+def _public(value: Any, *, is_prompt: bool) -> Any:
+    if isinstance(value, tuple | list):
+        return [_public(item, is_prompt=is_prompt) for item in value]
+    if not isinstance(value, str):
+        return value
+    return masked(value) if is_prompt else redacted(value)
+
+
+def _rows(job: Job, images: list[np.ndarray]) -> list[GridRow]:
+    """A row for each pair of prompt and condition."""
+    per_pair = job.config.num_images_per_prompt
+    rows = []
+    for first in range(0, len(images), per_pair):
+        condition = job.conditions_NHWC[job.requests[first].condition]
+        own = [(job.requests[number].file_name, images[number]) for number in range(first, first + per_pair)]
+        rows.append(GridRow(job.headings[first], [("condition", condition), *own]))
+    return rows

@@ -1,0 +1,44 @@
+"""Pictures of a trained ControlNet, on one device."""
+
+import numpy as np
+import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from shared.generate.pictures import Artist
+from shared.generate.preparation import Job
+from shared.user_errors import UserError
+from torch_trainer.base_models import load_base_models
+from torch_trainer.distributed.accelerator import COMPUTE_DTYPES, device_name, make_accelerator
+from torch_trainer.evaluation.image_sampler import ImageSampler
+from torch_trainer.training.attention import choose_attention
+
+
+def make_artist(job: Job) -> Artist:
+    """Load the models onto the device that accelerate chooses.
+
+    Raises:
+        UserError: weights are missing or damaged, or do not fit their configuration; or several processes were
+            launched, which would draw the same.
+    """
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+    accelerator = make_accelerator(job.models)
+    if accelerator.num_processes > 1:
+        raise UserError(
+            f"{accelerator.num_processes} processes were launched, and one draws all pictures: start it with python3."
+        )
+    dtype, device = COMPUTE_DTYPES[accelerator.mixed_precision], accelerator.device
+    models = load_base_models(job.models, dtype, unet=job.unet)
+    models.controlnet.requires_grad_(False).eval().to(dtype)
+    for model in filter(None, (models.controlnet, models.unet, models.vae, models.text_encoder, models.text_encoder_2)):
+        model.to(device)
+    choose_attention(job.models, [models.controlnet, models.unet], device)
+    at_once = min(job.config.batch_size, len(job.requests))
+    sampler = ImageSampler(models, job.drawing, job.prompt_inputs, device, images_at_once=at_once)
+
+    @torch.no_grad()
+    def draw(prompts: list[str], conditions_RHWC: np.ndarray, indices: list[int]) -> np.ndarray:
+        return sampler(prompts, conditions_RHWC, indices).cpu().numpy()
+
+    return Artist(backend="torch", devices=f"1 × {device_name(device)}", draw=draw, at_once=at_once)
