@@ -1,6 +1,7 @@
 """Pictures of a trained ControlNet, on all local devices at once."""
 
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -26,7 +27,8 @@ def make_artist(job: Job) -> Artist:
     per_device = min(job.config.batch_size, -(-len(job.requests) // devices))
     sampler = ImageSampler(engine, models, job.prompt_inputs, job.drawing, images_per_device=per_device)
     dtype = COMPUTE_DTYPES[job.config.mixed_precision]
-    params = engine.place_state({name: value.astype(dtype) for name, value in initial.controlnet.items()})
+    # Rounded on the host: a program would otherwise do it for every batch, and the devices hold both.
+    params: Any = engine.place_state({name: value.astype(dtype) for name, value in initial.controlnet.items()})
     frozen = engine.place_frozen(initial.frozen)
     return Artist(
         backend="flax",

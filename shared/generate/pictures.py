@@ -60,10 +60,10 @@ def generate(job: Job, artist: Artist) -> Path:
             drawn_RHWC = artist.draw(
                 [request.prompt for request in part],
                 job.conditions_NHWC[[request.condition for request in part]],
-                [request.index for request in part],
+                [request.number for request in part],
             )
             for request, image_HWC in zip(part, drawn_RHWC, strict=True):
-                texts = _texts(record, pictures[request.index])
+                texts = _texts(record, pictures[request.number])
                 write_picture(folder / request.file_name, image_HWC, texts)
             images += list(drawn_RHWC)
             bar.update(len(part))
@@ -90,7 +90,7 @@ def _record(job: Job, artist: Artist) -> dict[str, Any]:
 def _picture(job: Job, request: Request) -> dict[str, Any]:
     return {
         "file": request.file_name,
-        "number": request.index,
+        "number": request.number,
         "seed": job.config.seed,
         "prompt": masked(request.prompt),
         "conditioning_image": redacted(str(job.condition_files[request.condition])),

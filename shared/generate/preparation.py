@@ -159,9 +159,9 @@ def _size(
 ) -> tuple[int, int]:
     """(height, width) of the pictures, of which the VAE can make latents."""
     factor = vae.scale_factor
-    usual = run.resolution if run is not None else (unet.sample_size or _USUAL_SIDE // factor) * factor
-    side = config.resolution or usual
-    size = {"height": config.height or side, "width": config.width or side}
+    side = config.resolution or (None if run is None else run.resolution)
+    usual_height, usual_width = (side, side) if side is not None else _usual_size(unet, factor)
+    size = {"height": config.height or usual_height, "width": config.width or usual_width}
     for name, value in size.items():
         if value % factor:
             flag = name if config.height is not None else "resolution"
@@ -171,6 +171,15 @@ def _size(
                 f"{below + factor}{f' or {below}' if below else ''}."
             )
     return size["height"], size["width"]
+
+
+def _usual_size(unet: UNet2DConditionConfig, factor: int) -> tuple[int, int]:
+    """(height, width) of the pictures that the base model was trained on last, as diffusers' pipelines take it."""
+    latents = unet.sample_size
+    if latents is None:
+        return _USUAL_SIDE, _USUAL_SIDE
+    sides = latents if isinstance(latents, tuple) else (latents,)
+    return sides[0] * factor, sides[-1] * factor
 
 
 def _headings(requests: list[Request], prompt_inputs: PromptInputs) -> list[str]:

@@ -20,15 +20,15 @@ _LARGEST_PROMPT_FILE = MIB
 
 
 class Request(NamedTuple):
-    """One picture. `index` is its number, from 0, which decides its noise; `condition` counts the condition images."""
+    """One picture. `number`, from 0, decides its noise; `condition` counts the condition images."""
 
-    index: int
+    number: int
     prompt: str
     condition: int
 
     @property
     def file_name(self) -> str:
-        return f"{self.index:03}.png"
+        return f"{self.number:03}.png"
 
 
 def prompts_of(config: GenerateConfig) -> list[str]:
@@ -89,8 +89,8 @@ def pair(prompts: Sequence[str], conditions: int, images_per_prompt: int) -> lis
         )
     pairs = max(len(prompts), conditions)
     return [
-        Request(number * images_per_prompt + copy, prompts[number % len(prompts)], number % conditions)
-        for number in range(pairs)
+        Request(place * images_per_prompt + copy, prompts[place % len(prompts)], place % conditions)
+        for place in range(pairs)
         for copy in range(images_per_prompt)
     ]
 
