@@ -11,9 +11,6 @@ INTERRUPTED = 130
 
 def main(words: list[str]) -> int:
     """0: the pictures are there; 2: a mistake of the user, told in a sentence; 130: Ctrl-C; 1: a defect."""
-    if wants_help(words):
-        print_help("torch")
-        return 0
     try:
         with forgiving_output():
             return _generate(words)
@@ -25,6 +22,9 @@ def main(words: list[str]) -> int:
 
 
 def _generate(words: list[str]) -> int:
+    if wants_help(words):
+        print_help("torch")
+        return 0
     config = read_command(words)
     from shared.generate.pictures import generate  # here, so that mistakes in flags need not wait for libraries
     from shared.generate.preparation import prepare_job

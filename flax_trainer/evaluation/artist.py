@@ -1,14 +1,18 @@
 """Pictures of a trained ControlNet, on all local devices at once."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from flax_trainer.base_models import COMPUTE_DTYPES, load_base_models
+from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, InitialParams, load_base_models
 from flax_trainer.compilation import matmul_precision, use_compilation_cache
 from flax_trainer.distributed.pmap import PmapEngine
 from flax_trainer.evaluation.image_sampler import ImageSampler
+from flax_trainer.models.params import HostParams, from_torch_layout, torch_shape
+from shared.checkpoints.trained_params import read_trained_params
 from shared.generate.pictures import Artist
 from shared.generate.preparation import Job
 
@@ -28,7 +32,8 @@ def make_artist(job: Job) -> Artist:
     sampler = ImageSampler(engine, models, job.prompt_inputs, job.drawing, images_per_device=per_device)
     dtype = COMPUTE_DTYPES[job.config.mixed_precision]
     # Rounded on the host: a program would otherwise do it for every batch, and the devices hold both.
-    params: Any = engine.place_state({name: value.astype(dtype) for name, value in initial.controlnet.items()})
+    trained = initial.trained if job.checkpoint is None else _of_checkpoint(job.checkpoint, models, initial)
+    params: Any = engine.place_state({name: value.astype(dtype) for name, value in trained.items()})
     frozen = engine.place_frozen(initial.frozen)
     return Artist(
         backend="flax",
@@ -36,3 +41,10 @@ def make_artist(job: Job) -> Artist:
         draw=partial(sampler, params, frozen),
         at_once=per_device * devices,
     )
+
+
+def _of_checkpoint(checkpoint: Path, models: BaseModels, initial: InitialParams) -> HostParams:
+    layouts = models.defs.trained_layouts
+    shapes = {name: torch_shape(value.shape, layouts[name]) for name, value in initial.trained.items()}
+    trained = read_trained_params(checkpoint, shapes)
+    return {name: np.asarray(from_torch_layout(value, layouts[name])) for name, value in trained.items()}

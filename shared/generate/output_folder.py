@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -26,6 +26,7 @@ RECORD_FILE = "generation.json"
 CONTACT_SHEET = "contact_sheet.png"
 
 _PICTURE = re.compile(r"[0-9]{3,7}\.png")
+_LARGEST_RECORD = 64 * MIB
 _NAMED = 5  # of the files that are in the way
 _THUMBNAIL = 256, 192  # pixels: the longer side of a picture on the sheet at most, the shorter one of a small picture
 _MOST_ON_SHEET = 100, 8  # rows, and pictures in a row
@@ -106,24 +107,29 @@ def write_picture(path: Path, image_HWC: np.ndarray, texts: Mapping[str, str]) -
         raise _not_written(path.parent, error) from error
 
 
-def write_contact_sheet(folder: Path, rows: Iterable[GridRow]) -> None:
-    """The condition beside its pictures, small; of very many, the first.
+class ContactSheet:
+    """Every condition beside its pictures, small; of very many, the first."""
 
-    Raises:
-        UserError: it cannot be written.
-    """
-    most_rows, most_pictures = _MOST_ON_SHEET
-    rows = list(rows)
-    shown_rows = [
-        GridRow(row.heading, [(caption, _thumbnail(image)) for caption, image in row.images[: 1 + most_pictures]])
-        for row in rows[:most_rows]
-    ]
-    if len(rows) > most_rows or any(len(row.images) > 1 + most_pictures for row in rows):
-        logger.info("Of all pictures, %s shows %d of each of the first %d", CONTACT_SHEET, most_pictures, most_rows)
-    try:
-        save_grid(folder / CONTACT_SHEET, shown_rows)
-    except OSError as error:
-        raise _not_written(folder, error) from error
+    def __init__(self, pictures_per_row: int):
+        self._per_row = pictures_per_row
+        self._rows: list[tuple[str, list[tuple[str, np.ndarray]]]] = []
+
+    def add(self, number: int, heading: str, caption: str, condition_HWC: np.ndarray, image_HWC: np.ndarray) -> None:
+        """Pictures come in the order of their numbers; all of a row have its heading and condition. uint8, RGB."""
+        row, place = divmod(number, self._per_row)
+        most_rows, most_pictures = _MOST_ON_SHEET
+        if row >= most_rows or place >= most_pictures:
+            return
+        if place == 0:
+            self._rows.append((heading, [("condition", _thumbnail(condition_HWC))]))
+        self._rows[-1][1].append((caption, _thumbnail(image_HWC)))
+
+    def write(self, folder: Path) -> None:
+        """Raises UserError where it cannot be written."""
+        try:
+            save_grid(folder / CONTACT_SHEET, [GridRow(heading, images) for heading, images in self._rows])
+        except OSError as error:
+            raise _not_written(folder, error) from error
 
 
 def _thumbnail(image_HWC: np.ndarray) -> np.ndarray:
@@ -140,7 +146,7 @@ def _files_of_earlier(folder: Path) -> set[str]:
     if not os.path.lexists(folder / RECORD_FILE):
         return set()
     fix = "Delete it, or choose another --output_dir."
-    record: _Record = read_json(folder / RECORD_FILE, _Record, fix=fix, limit=16 * MIB)
+    record: _Record = read_json(folder / RECORD_FILE, _Record, fix=fix, limit=_LARGEST_RECORD)
     listed = {str(picture.get("file")) for picture in record["pictures"]}
     return {RECORD_FILE, CONTACT_SHEET} | set(filter(_PICTURE.fullmatch, listed))
 

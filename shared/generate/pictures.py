@@ -13,15 +13,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from shared.config import Backend
-from shared.evaluation.image_grid import GridRow
 from shared.generate.options import GENERATE_FLAGS
-from shared.generate.output_folder import (
-    CONTACT_SHEET,
-    begin_output,
-    write_contact_sheet,
-    write_picture,
-    write_record,
-)
+from shared.generate.output_folder import CONTACT_SHEET, ContactSheet, begin_output, write_picture, write_record
 from shared.generate.preparation import Job
 from shared.generate.requests import Request
 from shared.outgoing.redaction import masked, redacted
@@ -53,7 +46,7 @@ def generate(job: Job, artist: Artist) -> Path:
     record = _record(job, artist)
     pictures = [_picture(job, request) for request in job.requests]
     begin_output(folder, record, pictures)
-    images: list[np.ndarray] = []
+    sheet = ContactSheet(job.config.num_images_per_prompt)
     with logging_redirect_tqdm(), tqdm(total=len(job.requests), unit="picture", dynamic_ncols=True) as bar:
         for start in range(0, len(job.requests), artist.at_once):
             part = job.requests[start : start + artist.at_once]
@@ -65,11 +58,12 @@ def generate(job: Job, artist: Artist) -> Path:
             for request, image_HWC in zip(part, drawn_RHWC, strict=True):
                 texts = _texts(record, pictures[request.number])
                 write_picture(folder / request.file_name, image_HWC, texts)
-            images += list(drawn_RHWC)
+                condition_HWC = job.conditions_NHWC[request.condition]
+                sheet.add(request.number, job.headings[request.number], request.file_name, condition_HWC, image_HWC)
             bar.update(len(part))
-    write_contact_sheet(folder, _rows(job, images))
+    sheet.write(folder)
     write_record(folder, record, pictures, finished=True)
-    logger.info("%d pictures are in %s, side by side in %s", len(images), shown(folder), CONTACT_SHEET)
+    logger.info("%d pictures are in %s, side by side in %s", len(job.requests), shown(folder), CONTACT_SHEET)
     return folder
 
 
@@ -110,14 +104,3 @@ def _public(value: Any, *, is_prompt: bool) -> Any:
     if not isinstance(value, str):
         return value
     return masked(value) if is_prompt else redacted(value)
-
-
-def _rows(job: Job, images: list[np.ndarray]) -> list[GridRow]:
-    """A row for each pair of prompt and condition."""
-    per_pair = job.config.num_images_per_prompt
-    rows = []
-    for first in range(0, len(images), per_pair):
-        condition = job.conditions_NHWC[job.requests[first].condition]
-        own = [(job.requests[number].file_name, images[number]) for number in range(first, first + per_pair)]
-        rows.append(GridRow(job.headings[first], [("condition", condition), *own]))
-    return rows

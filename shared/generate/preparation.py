@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from shared.diffusion.schedule import NoiseSchedule
 from shared.generate.options import GENERATE_FLAGS, GenerateConfig
 from shared.generate.output_folder import check_output_folder
 from shared.generate.requests import Request, condition_files, pair, prompts_of, read_condition
-from shared.generate.trained_run import OF_BASE_MODEL, base_model_of, run_of, trained_unet
+from shared.generate.trained_run import OF_BASE_MODEL, TrainedRun, run_of, trained_unet
 from shared.models.base_model import check_base_model
 from shared.models.compatibility import check_models_fit
 from shared.models.configs import (
@@ -45,6 +46,7 @@ class Job:
     Attributes:
         models: names the models, as a training's configuration does.
         unet: in place of the base model's, where a run trained its decoder; None otherwise.
+        checkpoint: of a run, whose parameters take the place of those that `models` names; None otherwise.
         conditions_NHWC: uint8, the condition images at the size of the pictures.
         headings: of each request, the part of its prompt that its tokens hold.
     """
@@ -52,6 +54,7 @@ class Job:
     config: GenerateConfig
     models: TrainConfig
     unet: ModelSource | None
+    checkpoint: Path | None
     schedule: NoiseSchedule
     drawing: Drawing
     prompt_inputs: PromptInputs
@@ -94,7 +97,7 @@ def prepare_job(config: GenerateConfig, backend: Backend) -> Job:
         ),
         config.negative_prompt,
     )
-    interpolation = (run or TrainConfig()).image_interpolation_mode
+    interpolation = (TrainConfig() if run is None else run.config).image_interpolation_mode
     conditions_NHWC = np.stack([read_condition(path, height, width, interpolation) for path in files])
     prompt_inputs = prompt_inputs_of(models, is_xl=is_xl(unet))
     trained = trained_unet(controlnet)
@@ -102,6 +105,7 @@ def prepare_job(config: GenerateConfig, backend: Backend) -> Job:
         config=config,
         models=models,
         unet=None if trained is None else ModelSource(trained, UNET_FOLDER),
+        checkpoint=None if run is None else run.checkpoint,
         schedule=schedule,
         drawing=drawing,
         prompt_inputs=prompt_inputs,
@@ -112,7 +116,7 @@ def prepare_job(config: GenerateConfig, backend: Backend) -> Job:
     )
 
 
-def _models(config: GenerateConfig, run: TrainConfig | None) -> TrainConfig:
+def _models(config: GenerateConfig, run: TrainedRun | None) -> TrainConfig:
     """The models by the names that a training's configuration has for them."""
     named = {name: getattr(config, name) for name in OF_BASE_MODEL}
     if named["pretrained_model_name_or_path"] is None:
@@ -122,11 +126,14 @@ def _models(config: GenerateConfig, run: TrainConfig | None) -> TrainConfig:
                 f"{shown(config.controlnet_model_name_or_path)} is not the folder of a run, whose config.yaml would "
                 "name it: give the base model that the ControlNet was made for."
             )
-        named = base_model_of(run) | {name: value for name, value in named.items() if value is not None}
+        named = run.base_model() | {name: value for name, value in named.items() if value is not None}
+    names = ("controlnet_model_name_or_path", "controlnet_revision")
+    controlnet: dict[str, Any] = {name: getattr(config, name) for name in names}
+    if run is not None and run.checkpoint is not None:
+        controlnet = run.beginning()
     return TrainConfig(
         **named,
-        controlnet_model_name_or_path=config.controlnet_model_name_or_path,
-        controlnet_revision=config.controlnet_revision,
+        **controlnet,
         cache_dir=config.cache_dir,
         seed=config.seed,
         mixed_precision=config.mixed_precision,
@@ -143,8 +150,9 @@ def _fitting_configs(models: TrainConfig, unet: UNet2DConditionConfig) -> tuple[
         UserError: one is missing, or the models do not belong together.
     """
     source = controlnet_source(models)
-    assert source is not None, "the flag is needed"
-    controlnet = read_config(source.file(), ControlNetConfig)
+    controlnet = (
+        ControlNetConfig.from_unet_config(unet) if source is None else read_config(source.file(), ControlNetConfig)
+    )
     vae = read_config(vae_source(models).file(), AutoencoderKLConfig)
     texts = [
         read_config(base_source(models, name).file(), CLIPTextConfig)
@@ -155,11 +163,11 @@ def _fitting_configs(models: TrainConfig, unet: UNet2DConditionConfig) -> tuple[
 
 
 def _size(
-    config: GenerateConfig, run: TrainConfig | None, unet: UNet2DConditionConfig, vae: AutoencoderKLConfig
+    config: GenerateConfig, run: TrainedRun | None, unet: UNet2DConditionConfig, vae: AutoencoderKLConfig
 ) -> tuple[int, int]:
     """(height, width) of the pictures, of which the VAE can make latents."""
     factor = vae.scale_factor
-    side = config.resolution or (None if run is None else run.resolution)
+    side = config.resolution or (None if run is None else run.config.resolution)
     usual_height, usual_width = (side, side) if side is not None else _usual_size(unet, factor)
     size = {"height": config.height or usual_height, "width": config.width or usual_width}
     for name, value in size.items():

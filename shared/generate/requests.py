@@ -16,6 +16,7 @@ from shared.user_errors import UserError
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".avif", ".jp2")
 _MOST_CONDITIONS = 1000  # they are held in memory: 3 GiB at 1024 px
+_MOST_PICTURES = 10_000  # of one generation.json
 _LARGEST_PROMPT_FILE = MIB
 
 
@@ -80,7 +81,7 @@ def pair(prompts: Sequence[str], conditions: int, images_per_prompt: int) -> lis
     """A request for every picture: each pair's pictures have numbers that follow each other.
 
     Raises:
-        UserError: there are neither as many of one as of the other nor a single one of either.
+        UserError: there are neither as many of one as of the other nor a single one of either, or too many.
     """
     if len(prompts) != conditions and 1 not in (len(prompts), conditions):
         raise UserError(
@@ -88,6 +89,11 @@ def pair(prompts: Sequence[str], conditions: int, images_per_prompt: int) -> lis
             "other, or a single one of either."
         )
     pairs = max(len(prompts), conditions)
+    if pairs * images_per_prompt > _MOST_PICTURES:
+        raise UserError(
+            f"{pairs} pairs of prompt and condition with --num_images_per_prompt {images_per_prompt} are more than "
+            f"{_MOST_PICTURES} pictures: ask for them in several parts, each with its own --output_dir."
+        )
     return [
         Request(place * images_per_prompt + copy, prompts[place % len(prompts)], place % conditions)
         for place in range(pairs)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shared.checkpoints.arrays import Layout, check_layouts
-from shared.checkpoints.orbax_files import is_orbax_checkpoint, open_arrays, read_record
+from shared.checkpoints.orbax_files import is_orbax_checkpoint, open_arrays, read_record, torch_layout, torch_shape
 from shared.checkpoints.policy import check_step
 from shared.checkpoints.portable import FLAX_MOMENTS
 
@@ -55,7 +55,7 @@ def read_flax_checkpoint(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]]
         UserError: it is damaged, or holds arrays of other names, shapes or types.
     """
     stored = open_arrays(checkpoint)
-    layouts = {name: layout._replace(shape=_torch_shape(layout.shape)) for name, layout in stored.layouts.items()}
+    layouts = {name: layout._replace(shape=torch_shape(layout.shape)) for name, layout in stored.layouts.items()}
     check_layouts(checkpoint, layouts, _expected(layouts, shapes))
     params: dict[str, np.ndarray] = {}
     state: dict[str, dict[str, np.ndarray]] = {}
@@ -66,11 +66,11 @@ def read_flax_checkpoint(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]]
     for path, array in arrays.items():
         tree, _, name = path.partition("/")
         if tree == "params":
-            params[name] = _torch_layout(array)
+            params[name] = torch_layout(array)
         elif tree == "ema":
-            average[name] = _torch_layout(array)
+            average[name] = torch_layout(array)
         elif tree in _MOMENTS:
-            state.setdefault(name, {})[_MOMENTS[tree]] = _torch_layout(array)
+            state.setdefault(name, {})[_MOMENTS[tree]] = torch_layout(array)
         elif tree == "loss_scaler":
             loss_scaler[_LOSS_SCALER[name]] = array.item()
     return FlaxCheckpoint(int(arrays["step"]), params, state, loss_scaler, average)
@@ -85,12 +85,3 @@ def _expected(saved: Mapping[str, Layout], shapes: Mapping[str, tuple[int, ...]]
     trees = ("params", *_MOMENTS, *(["ema"] if "ema" in parts else []))
     of_params = {f"{tree}/{name}": Layout("float32", shape) for tree in trees for name, shape in shapes.items()}
     return of_params | _ALONE | (_OF_LOSS_SCALER if "loss_scaler" in parts else {})
-
-
-def _torch_layout(array: np.ndarray) -> np.ndarray:
-    """Flax's WHIO and [in, out] → OIHW and [out, in]. (A ControlNet has no other arrays of these ranks.)"""
-    return np.ascontiguousarray(array.T if array.ndim in (2, 4) else array)
-
-
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[::-1] if len(shape) in (2, 4) else shape

@@ -1,14 +1,18 @@
 """Pictures of a trained ControlNet, on one device."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from shared.checkpoints.trained_params import read_trained_params
 from shared.generate.pictures import Artist
 from shared.generate.preparation import Job
+from shared.models.trained_parts import is_decoder, with_unet_prefix
 from shared.user_errors import UserError
-from torch_trainer.base_models import load_base_models
+from torch_trainer.base_models import BaseModels, load_base_models
 from torch_trainer.distributed.accelerator import COMPUTE_DTYPES, device_name, make_accelerator
 from torch_trainer.evaluation.image_sampler import ImageSampler
 from torch_trainer.training.attention import choose_attention
@@ -30,7 +34,10 @@ def make_artist(job: Job) -> Artist:
         )
     dtype, device = COMPUTE_DTYPES[accelerator.mixed_precision], accelerator.device
     models = load_base_models(job.models, dtype, unet=job.unet)
-    models.controlnet.requires_grad_(False).eval().to(dtype)
+    if job.checkpoint is not None:
+        _take_parameters_of(job.checkpoint, models)
+    for model in (models.controlnet, models.unet):
+        model.requires_grad_(False).eval().to(dtype)
     for model in filter(None, (models.controlnet, models.unet, models.vae, models.text_encoder, models.text_encoder_2)):
         model.to(device)
     choose_attention(job.models, [models.controlnet, models.unet], device)
@@ -42,3 +49,12 @@ def make_artist(job: Job) -> Artist:
         return sampler(prompts, conditions_RHWC, indices).cpu().numpy()
 
     return Artist(backend="torch", devices=f"1 × {device_name(device)}", draw=draw, at_once=at_once)
+
+
+def _take_parameters_of(checkpoint: Path, models: BaseModels) -> None:
+    decoder = {name: param for name, param in models.unet.named_parameters() if models.sd_unlocked and is_decoder(name)}
+    parts = dict(models.controlnet.named_parameters()) | with_unet_prefix(decoder)
+    trained = read_trained_params(checkpoint, {name: tuple(param.shape) for name, param in parts.items()})
+    with torch.no_grad():
+        for name, param in parts.items():
+            param.copy_(torch.from_numpy(trained[name]))

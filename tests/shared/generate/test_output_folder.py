@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.evaluation.image_grid import GridRow
 from shared.generate.output_folder import (
     CONTACT_SHEET,
     RECORD_FILE,
+    ContactSheet,
     begin_output,
     check_output_folder,
-    write_contact_sheet,
     write_picture,
 )
 
@@ -86,7 +85,10 @@ def test_texts_are_in_the_picture(tmp_path: Path) -> None:
 
 def test_a_sheet_of_very_many_pictures_stays_small(tmp_path: Path) -> None:
     image = np.zeros((600, 300, 3), np.uint8)
-    write_contact_sheet(tmp_path, [GridRow("a prompt", [("condition", image)] + [("", image)] * 40)] * 3)
-    with Image.open(tmp_path / CONTACT_SHEET) as sheet:
-        assert sheet.width < 2500
-        assert sheet.height < 1200
+    sheet = ContactSheet(pictures_per_row=40)
+    for number in range(120):
+        sheet.add(number, "a prompt", "", image, image)
+    sheet.write(tmp_path)
+    with Image.open(tmp_path / CONTACT_SHEET) as read:
+        assert 9 * 128 < read.width < 2500  # a condition and eight pictures
+        assert 3 * 256 < read.height < 1200
