@@ -28,7 +28,9 @@ class GenerateConfig:
     """Everything that is asked of pictures. Attribute names are flag names; lists are tuples."""
 
     controlnet_model_name_or_path: str | None = _model(
-        None, "The ControlNet: the folder of a training run, a folder in diffusers layout, or a Hub repository."
+        None,
+        "The ControlNet: the folder of a training run or a checkpoint in it, a folder in diffusers layout, or a Hub "
+        "repository.",
     )
     controlnet_revision: str | None = _as_in_training("controlnet_revision")
     pretrained_model_name_or_path: str | None = _model(
