@@ -3,6 +3,7 @@
 Axes: R images asked for, B images at once, H W pixels, C channels, L tokens.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -59,6 +60,12 @@ class ImageSampler:
         from_zeros = drawing.negative_prompt is None and prompt_inputs.zeros_for_empty_prompt
         guidance = _Guidance(drawing.guidance_scale, from_zeros, drawing.control)
         self._sample = engine.compile_for_rows(partial(_sample, models, drawing.plan, guidance, engine.gather_params))
+
+    def like(self, drawing: Drawing) -> "ImageSampler":
+        """For pictures that differ in their seed and the words of their negative prompt alone, by the same program."""
+        other = copy.copy(self)
+        other._seed, other._negative_prompt = drawing.seed, drawing.negative_prompt or ""
+        return other
 
     def __call__(
         self,

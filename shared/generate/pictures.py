@@ -74,7 +74,7 @@ def _record(job: Job, artist: Artist) -> dict[str, Any]:
         if flag.kind is str:
             settings[name] = _public(settings[name], is_prompt=flag.is_prompt)
     resolved = {
-        "base_model": redacted(str(job.models.pretrained_model_name_or_path)),
+        "base_model": redacted(str(job.models.config.pretrained_model_name_or_path)),
         "height": job.drawing.height,
         "width": job.drawing.width,
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 
 from shared.data.preprocessing import INTERPOLATION_MODES, decode
 from shared.data.sample import BadSampleError
@@ -108,13 +109,17 @@ def read_condition(path: Path, height: int, width: int, interpolation: str) -> n
         UserError: it cannot be read.
     """
     try:
-        image = decode(path)
-        covering = _covering(image.width, image.height, width, height)
-        check_pixels(*covering)
+        return fitted(decode(path), height, width, interpolation)
     except (BadSampleError, UserError) as error:
         raise UserError(
             f"--conditioning_image {shown(path)} cannot be used: {error}. Give a readable image."
         ) from error
+
+
+def fitted(image: PIL.Image.Image, height: int, width: int, interpolation: str) -> np.ndarray:
+    """uint8 [H,W,3] of an RGB image, as `read_condition`; UserError where it would have too many pixels on the way."""
+    covering = _covering(image.width, image.height, width, height)
+    check_pixels(*covering)
     resized = image.resize(covering, INTERPOLATION_MODES[interpolation])
     left, top = round((covering[0] - width) / 2), round((covering[1] - height) / 2)
     return np.asarray(resized.crop((left, top, left + width, top + height)))

@@ -27,22 +27,23 @@ def make_artist(job: Job) -> Artist:
     """
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
-    accelerator = make_accelerator(job.models)
+    named = job.models
+    accelerator = make_accelerator(named.config)
     if accelerator.num_processes > 1:
         raise UserError(
             f"{accelerator.num_processes} processes were launched, and one draws all pictures: start it with python3."
         )
     dtype, device = COMPUTE_DTYPES[accelerator.mixed_precision], accelerator.device
-    models = load_base_models(job.models, dtype, unet=job.unet)
-    if job.checkpoint is not None:
-        _take_parameters_of(job.checkpoint, models)
+    models = load_base_models(named.config, dtype, unet=named.unet)
+    if named.checkpoint is not None:
+        _take_parameters_of(named.checkpoint, models)
     for model in (models.controlnet, models.unet):
         model.requires_grad_(False).eval().to(dtype)
     for model in filter(None, (models.controlnet, models.unet, models.vae, models.text_encoder, models.text_encoder_2)):
         model.to(device)
-    choose_attention(job.models, [models.controlnet, models.unet], device)
+    choose_attention(named.config, [models.controlnet, models.unet], device)
     at_once = min(job.config.batch_size, len(job.requests))
-    sampler = ImageSampler(models, job.drawing, job.prompt_inputs, device, images_at_once=at_once)
+    sampler = ImageSampler(models, job.drawing, named.prompt_inputs, device, images_at_once=at_once)
 
     @torch.no_grad()
     def draw(prompts: list[str], conditions_RHWC: np.ndarray, indices: list[int]) -> np.ndarray:

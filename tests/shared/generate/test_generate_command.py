@@ -73,7 +73,7 @@ def prepared(run: Path, condition: Path, *more: object) -> Job:
 
 def test_a_runs_folder_names_its_base_model_and_size(run: Path, condition: Path, base_model: Path) -> None:
     job = prepared(run, condition, "--num_images_per_prompt", 2)
-    assert job.models.pretrained_model_name_or_path == str(base_model)
+    assert job.models.config.pretrained_model_name_or_path == str(base_model)
     assert (job.drawing.height, job.drawing.width, job.drawing.seed) == (64, 64, 0)
     assert job.conditions_NHWC.shape == (1, 64, 64, 3)
     assert [(request.number, request.prompt) for request in job.requests] == [(0, PROMPT), (1, PROMPT)]
@@ -93,9 +93,9 @@ def test_without_a_run_the_size_is_the_base_models(run: Path, condition: Path, b
 
 
 def test_a_decoder_that_was_trained_comes_with_its_controlnet(run: Path, condition: Path, base_model: Path) -> None:
-    assert prepared(run, condition).unet is None
+    assert prepared(run, condition).models.unet is None
     shutil.copytree(base_model / "unet", run / "unet")
-    source = prepared(run, condition).unet
+    source = prepared(run, condition).models.unet
     assert source is not None
     assert source.file() == run / "unet" / "config.json"
 
