@@ -55,7 +55,7 @@ class ImageSampler:
     ):
         self._prompt_inputs = prompt_inputs.of_whole_images(drawing.height, drawing.width)
         self._latent_shape = models.latent_shape(drawing.height, drawing.width)
-        self._seed, self._negative_prompt = drawing.seed, drawing.negative_prompt or ""
+        self.drawing = drawing
         self._rows = images_per_device * jax.device_count()
         from_zeros = drawing.negative_prompt is None and prompt_inputs.zeros_for_empty_prompt
         guidance = _Guidance(drawing.guidance_scale, from_zeros, drawing.control)
@@ -64,7 +64,7 @@ class ImageSampler:
     def like(self, drawing: Drawing) -> "ImageSampler":
         """For pictures that differ in their seed and the words of their negative prompt alone, by the same program."""
         other = copy.copy(self)
-        other._seed, other._negative_prompt = drawing.seed, drawing.negative_prompt or ""
+        other.drawing = drawing
         return other
 
     def __call__(
@@ -84,7 +84,7 @@ class ImageSampler:
         indices = list(range(count)) if indices is None else indices
         rows = [min(row, count - 1) for row in range(-(-count // self._rows) * self._rows)]
         wanted = self._prompt_inputs(prompts)
-        negative_inputs = self._prompt_inputs([self._negative_prompt])
+        negative_inputs = self._prompt_inputs([self.drawing.negative_prompt or ""])
         negative = {name: np.repeat(array, self._rows, axis=0) for name, array in negative_inputs.items()}
         images = []
         for start in range(0, len(rows), self._rows):
@@ -93,7 +93,7 @@ class ImageSampler:
                 negative,
                 {name: array[chosen] for name, array in wanted.items()},
                 conditions_RHWC[chosen],
-                initial_latents(self._seed, [indices[row] for row in chosen], self._latent_shape),
+                initial_latents(self.drawing.seed, [indices[row] for row in chosen], self._latent_shape),
             )
             images.append(self._sample(params, frozen, batch))
         return np.concatenate(images)[:count]

@@ -46,7 +46,7 @@ def read_command(words: Sequence[str]) -> GenerateConfig:
     check_output_dir(config.output_dir)
     _check_what_is_needed(config)
     _check_size(config)
-    _check_what_goes_together(config)
+    check_what_goes_together(config)
     return config
 
 
@@ -71,7 +71,8 @@ def _check_size(config: GenerateConfig) -> None:
         raise UserError("--resolution is about square pictures: leave it out, or --height and --width.")
 
 
-def _check_what_goes_together(config: GenerateConfig) -> None:
+def check_what_goes_together(config: GenerateConfig) -> None:
+    """Raises UserError for values that mean nothing beside each other."""
     start, end = config.control_guidance_start, config.control_guidance_end
     if start >= end:
         raise UserError(

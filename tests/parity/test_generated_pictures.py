@@ -1,5 +1,6 @@
 """The command that draws: pictures of diffusers' pipelines given the same noise, and the same on both backends."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from PIL import Image
 
 import flax_trainer.generate
+import flax_trainer.pipeline
 import torch_trainer.generate
+from flax_trainer.evaluation.image_sampler import ImageSampler
 from shared.diffusion.samplers import initial_latents
 from tests.torch_trainer.tiny_training import ROOT, awaken, configuration, forget_accelerate_state
 from torch_trainer.base_models import load_base_models
@@ -57,6 +60,15 @@ def one_thread() -> Iterator[None]:
     forget_accelerate_state()
     torch.set_num_threads(threads)
     jax.config.update("jax_default_matmul_precision", None)
+
+
+@pytest.fixture(autouse=True)
+def own_log_handlers() -> Iterator[None]:
+    """The command leaves one behind that writes to the captured output of a test."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    root.handlers[:] = before
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +181,42 @@ def test_every_option_draws_another_picture(sd: Models) -> None:
         if name not in ("height", "width"):
             other = drawn_by_diffusers(sd, {name: value})
             assert np.abs(other - plain).mean() > 0.5, name
+
+
+def test_the_python_way_draws_what_the_command_draws(
+    sd: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Called as diffusers' pipeline; another seed and other words need no other program."""
+    expected = generated(flax_trainer.generate, sd, tmp_path / "drawn", EVERYTHING)
+    options = dict(EVERYTHING)
+    pipeline = flax_trainer.pipeline.FlaxStableDiffusionControlNetPipeline.from_pretrained(
+        sd.base, controlnet=sd.controlnet, scheduler=options.pop("scheduler")
+    )
+    options |= {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+
+    programs: list[Any] = []
+
+    class Counted(ImageSampler):
+        def __init__(self, *args: Any, **kwargs: Any):
+            programs.append(self)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(flax_trainer.pipeline, "ImageSampler", Counted)
+
+    def drawn(**more: Any) -> np.ndarray:
+        images = pipeline(PROMPTS, conditions(EVERYTHING), **(options | more)).images
+        return np.stack([np.asarray(image) for image in images]).astype(int)
+
+    given = drawn(seed=SEED)
+    assert given.shape == expected.shape
+    assert np.abs(given - expected).max() <= 1
+    for other in ({"seed": SEED + 1}, {"seed": SEED, "negative_prompt": "a red circle"}):
+        assert np.abs(drawn(**other) - expected).mean() > 0.5
+    assert len(programs) == 1
+    with pytest.raises(ValueError, match="multiples of 8"):
+        pipeline(PROMPTS[0], conditions({"height": 50, "width": 64})[0])
+    with pytest.raises(ValueError, match="--guidance_scale"):
+        drawn(guidance_scale=-1.0)
 
 
 @pytest.mark.parametrize("kind", ["sd", "xl"])
