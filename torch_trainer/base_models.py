@@ -43,12 +43,12 @@ class Prompt(NamedTuple):
     encoder_hidden_states_BLD: torch.Tensor
     added_cond_kwargs: dict[str, torch.Tensor] | None = None
 
-    def rows(self, chosen: slice) -> "Prompt":
-        """Of some of the captions."""
+    def after(self, rows: int) -> "Prompt":
+        """Of the captions that follow the first ones."""
         added = self.added_cond_kwargs
         if added is not None:
-            added = {name: tensor[chosen] for name, tensor in added.items()}
-        return Prompt(self.encoder_hidden_states_BLD[chosen], added)
+            added = {name: tensor[rows:] for name, tensor in added.items()}
+        return Prompt(self.encoder_hidden_states_BLD[rows:], added)
 
 
 @dataclass

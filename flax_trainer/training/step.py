@@ -245,11 +245,14 @@ def predict(
     `conditioning_scale` and `graded` are `shared.diffusion.control.Control`'s.
     """
     uncontrolled = len(sample_BHWC) - len(controlnet_cond_BHWC)
-    controlled_prompt = jax.tree.map(lambda array: array[uncontrolled:], prompt) if uncontrolled else prompt
+    controlled = (sample_BHWC, timesteps_B, prompt)
+    if uncontrolled:
+        controlled = jax.tree.map(lambda array: array[uncontrolled:], controlled)
+    controlled_sample_BHWC, controlled_timesteps_B, controlled_prompt = controlled
     with jax.named_scope("controlnet"):
         down, mid = models.controlnet.bind(params.controlnet)(
-            sample_BHWC[uncontrolled:],
-            timesteps_B[uncontrolled:],
+            controlled_sample_BHWC,
+            controlled_timesteps_B,
             controlled_prompt.encoder_hidden_states_BLD,
             controlnet_cond_BHWC,
             conditioning_scale=conditioning_scale,

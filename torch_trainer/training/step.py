@@ -121,12 +121,15 @@ def predict(
     `conditioning_scale` and `graded` are `shared.diffusion.control.Control`'s.
     """
     sample_BCHW, controlnet_cond_BCHW = models.as_input(sample_BCHW), models.as_input(controlnet_cond_BCHW)
-    controlled = slice(len(sample_BCHW) - len(controlnet_cond_BCHW), None)
-    controlled_prompt = prompt.rows(controlled)
+    uncontrolled = len(sample_BCHW) - len(controlnet_cond_BCHW)
+    controlled = (sample_BCHW, timesteps_B, prompt)
+    if uncontrolled:
+        controlled = (sample_BCHW[uncontrolled:], timesteps_B[uncontrolled:], prompt.after(uncontrolled))
+    controlled_sample_BCHW, controlled_timesteps_B, controlled_prompt = controlled
     with record_function("controlnet"):
         down, mid = models.controlnet(
-            sample_BCHW[controlled],
-            timesteps_B[controlled],
+            controlled_sample_BCHW,
+            controlled_timesteps_B,
             encoder_hidden_states=controlled_prompt.encoder_hidden_states_BLD,
             added_cond_kwargs=controlled_prompt.added_cond_kwargs,
             controlnet_cond=controlnet_cond_BCHW,
@@ -136,8 +139,8 @@ def predict(
         residuals = [residual.to(models.dtype) for residual in (*down, mid)]
         if graded:
             residuals = _graded(residuals)
-        if controlled.start > 0:
-            residuals = _after_zeros(residuals, controlled.start)
+        if uncontrolled:
+            residuals = _after_zeros(residuals, uncontrolled)
     with record_function("unet"):
         (prediction_BCHW,) = models.unet(
             sample_BCHW,

@@ -10,65 +10,9 @@ from PIL import Image
 
 import flax_trainer.generate
 import torch_trainer.generate
-from flax_trainer.random_model import write_random_model
-from shared.config import TrainConfig, to_yaml
 from shared.generate.command import print_help, read_command
 from shared.generate.options import GENERATE_FLAGS
-from shared.generate.preparation import Job, prepare_job
-from shared.models.configs import ControlNetConfig, UNet2DConditionConfig, read_config
-from tests.end_to_end.support.tiny_runs import ONE_RESOLUTION, ONE_RESOLUTION_XL
-
-PROMPT = "red circle with blue background"
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without weights: whatever is told here is told without them."""
-    folder = tmp_path_factory.mktemp("base")
-    write_random_model(ONE_RESOLUTION, folder)
-    for weights in folder.rglob("*.safetensors"):
-        weights.unlink()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def xl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("xl")
-    write_random_model(ONE_RESOLUTION_XL, folder)
-    return folder
-
-
-@pytest.fixture
-def condition(tmp_path: Path) -> Path:
-    path = tmp_path / "condition.png"
-    Image.new("RGB", (80, 64), "navy").save(path)
-    return path
-
-
-@pytest.fixture
-def run(base_model: Path, tmp_path: Path) -> Path:
-    """What a run leaves, but for the weights."""
-    folder = tmp_path / "run"
-    write_controlnet_config(folder, base_model)
-    config = TrainConfig(pretrained_model_name_or_path=str(base_model), resolution=64, seed=5)
-    (folder / "config.yaml").write_text(to_yaml(config))
-    return folder
-
-
-def write_controlnet_config(folder: Path, base_model: Path) -> None:
-    folder.mkdir()
-    unet = read_config(base_model / "unet" / "config.json", UNet2DConditionConfig)
-    config = {"_class_name": "ControlNetModel", **ControlNetConfig.from_unet_config(unet).to_dict()}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def prepared(run: Path, condition: Path, *more: object) -> Job:
-    words = [
-        *("--controlnet_model_name_or_path", run, "--conditioning_image", condition, "--prompt", PROMPT),
-        *("--output_dir", condition.parent / "pictures"),
-        *more,
-    ]
-    return prepare_job(read_command([*map(str, words)]), "flax")
+from tests.shared.generate.jobs import PROMPT, prepared
 
 
 def test_a_runs_folder_names_its_base_model_and_size(run: Path, condition: Path, base_model: Path) -> None:
@@ -145,6 +89,7 @@ def test_what_is_needed_is_asked_for(run: Path, condition: Path) -> None:
     for place in (0, 2, 4):
         with pytest.raises(ValueError, match=f"{words[place]} is missing"):
             read_command(words[:place] + words[place + 2 :])
+    assert read_command([*words[:-1], ""]).prompt == ("",)
 
 
 def test_a_condition_that_cannot_be_read(run: Path, condition: Path) -> None:
