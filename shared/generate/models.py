@@ -19,7 +19,6 @@ from shared.models.configs import (
     read_config,
 )
 from shared.models.source import ModelSource, base_source, controlnet_source, vae_source
-from shared.models.trained_parts import UNET_FOLDER
 from shared.models.xl import is_xl
 from shared.run.setup import prompt_inputs_of
 from shared.untrusted import shown
@@ -83,11 +82,10 @@ def find_models(config: GenerateConfig) -> NamedModels:
     encoders = ["text_encoder", *(["text_encoder_2"] if is_xl(unet) else [])]
     texts = [read_config(base_source(models, encoder).file(), CLIPTextConfig) for encoder in encoders]
     check_models_fit(str(models.pretrained_model_name_or_path), unet, texts[0], vae, controlnet, *texts[1:])
-    trained = trained_unet(name)
     return NamedModels(
         config=models,
         run=run,
-        unet=None if trained is None else ModelSource(trained, UNET_FOLDER),
+        unet=trained_unet(name, config.controlnet_revision, config.cache_dir),
         schedule=schedule,
         prompt_inputs=prompt_inputs_of(models, is_xl=is_xl(unet)),
         unet_config=unet,

@@ -46,6 +46,10 @@ def generate(job: Job, artist: Artist) -> Path:
     record = _record(job, artist)
     pictures = [_picture(job, request) for request in job.requests]
     begin_output(folder, record, pictures)
+    logger.info(
+        "Drawing %d pictures of %d × %d pixels on %s, %d at once; the first take longer",
+        *(len(pictures), job.drawing.width, job.drawing.height, artist.devices, artist.at_once),
+    )
     sheet = ContactSheet(job.config.num_images_per_prompt)
     with logging_redirect_tqdm(), tqdm(total=len(job.requests), unit="picture", dynamic_ncols=True) as bar:
         for start in range(0, len(job.requests), artist.at_once):

@@ -8,7 +8,7 @@ from pathlib import Path
 from shared.checkpoints.policy import checkpoints_in, is_checkpoint
 from shared.config import TrainConfig
 from shared.config.command_line import read_configuration
-from shared.models.source import CONFIG_FILE, shown_name
+from shared.models.source import CONFIG_FILE, ModelSource, shown_name
 from shared.models.trained_parts import UNET_FOLDER
 from shared.untrusted import shown
 from shared.user_errors import UserError
@@ -73,10 +73,15 @@ def run_of(controlnet: str) -> TrainedRun | None:
     return TrainedRun(config, None)
 
 
-def trained_unet(controlnet: str) -> Path | None:
-    """The folder with a UNet beside the ControlNet, whose decoder a run with `--sd_unlocked` trained; None without."""
-    folder = Path(controlnet)
-    return folder if os.path.isfile(folder / UNET_FOLDER / CONFIG_FILE) else None
+def trained_unet(controlnet: str, revision: str | None, cache_dir: str | None) -> ModelSource | None:
+    """The UNet beside the ControlNet, whose decoder a run with `--sd_unlocked` trained; None where there is none."""
+    source = ModelSource(controlnet, UNET_FOLDER, revision, cache_dir=cache_dir)
+    if source.optional_file(CONFIG_FILE) is None:
+        return None
+    logger.info(
+        "The UNet in %s, whose decoder was trained with the ControlNet, takes the base model's place", source.name
+    )
+    return source
 
 
 def _configuration(folder: Path) -> TrainConfig:
