@@ -22,7 +22,7 @@ from shared.evaluation.validation import Validation
 from shared.evaluation.validation_images import ValidationImages
 from shared.models.base_model import check_base_model, zeros_for_empty_prompt
 from shared.models.configs import CLIPTextConfig, read_config
-from shared.models.source import ModelSource, base_source, shown_name, tokenizer_source
+from shared.models.source import ModelSource, base_source, tokenizer_source, xl_tokenizer_sources
 from shared.models.tokenizer_files import check_tokenizer_fits, read_tokenizer
 from shared.models.trained_parts import sd_unlocked_warning
 from shared.models.xl import is_xl, sizes_of_crop
@@ -304,16 +304,16 @@ def open_run_tracker(prepared: PreparedRun, first_step: int) -> Tracker:
 
 
 def _prompt_inputs(config: TrainConfig, *, is_xl: bool) -> PromptInputs:
-    name = config.tokenizer_name or str(config.pretrained_model_name_or_path)
-    tokenize = _tokenize_for(base_source(config, "text_encoder"), tokenizer_source(config), name)
     if not is_xl:
-        return PromptInputs(tokenize)
-    second = base_source(config, "tokenizer_2")
+        name = config.tokenizer_name or str(config.pretrained_model_name_or_path)
+        return PromptInputs(_tokenize_for(base_source(config, "text_encoder"), tokenizer_source(config), name))
+    first, second = xl_tokenizer_sources(config)
+    tokenize = _tokenize_for(base_source(config, "text_encoder"), first, first.name)
     tokenize_2 = _tokenize_for(base_source(config, "text_encoder_2"), second, second.name)
     lengths = [tokens([""]).shape[1] for tokens in (tokenize, tokenize_2)]
     if len(set(lengths)) > 1:
         raise UserError(
-            f"The tokenizers of {shown_name(name)} and {second.name} have model_max_length {lengths[0]} and "
+            f"The tokenizers {first.name} and {second.name} have model_max_length {lengths[0]} and "
             f"{lengths[1]}: expected the same, for Stable Diffusion XL reads both texts side by side. Correct their "
             "tokenizer_config.json."
         )

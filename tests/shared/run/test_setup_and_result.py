@@ -122,6 +122,24 @@ def test_xls_tokenizers_are_of_one_length(tmp_path: Path, xl_model: Path) -> Non
         prepared_at(tmp_path / "run", pretrained_model_name_or_path=str(changed))
 
 
+def test_xls_tokenizers_both_come_from_where_the_flag_says(tmp_path: Path, xl_model: Path) -> None:
+    """Each of those has two letters exchanged, which shows in the text."""
+    texts = ["ab"]
+    flags = {"pretrained_model_name_or_path": str(xl_model)}
+    before = prepared_at(tmp_path / "run", **flags).prompt_inputs(texts)
+    for name in ("tokenizer", "tokenizer_2"):
+        folder = shutil.copytree(xl_model / name, tmp_path / "own" / name)
+        vocabulary = json.loads((folder / "vocab.json").read_text())
+        first, second = ("a", "b") if name == "tokenizer" else ("b</w>", "c</w>")
+        vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    after = prepared_at(tmp_path / "run", **flags, tokenizer_name=str(tmp_path / "own")).prompt_inputs(texts)
+    places = {name: np.flatnonzero(before[name] != after[name]).tolist() for name in ("input_ids", "input_ids_2")}
+    assert places == {"input_ids": [1], "input_ids_2": [2]}
+    with pytest.raises(ValueError, match="is without tokenizer/tokenizer_config.json: expected, for Stable Diffusion XL"):
+        prepared_at(tmp_path / "run", **flags, tokenizer_name=str(xl_model / "tokenizer"))
+
+
 @pytest.mark.parametrize("sd_unlocked", [False, True])
 def test_unlocking_the_decoder_is_warned_of_in_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, sd_unlocked: bool
