@@ -131,10 +131,10 @@ def _check_two_tokenizers(config: TrainConfig) -> None:
     for source in xl_tokenizer_sources(config):
         if source.optional_file(_TOKENIZER_FILE) is None:
             raise UserError(
-                f"--tokenizer_name {shown_name(config.tokenizer_name)} is without {source.subfolder}/{_TOKENIZER_FILE}: "
-                "expected, for Stable Diffusion XL, a folder or repository with two tokenizers in its subfolders "
-                "tokenizer and tokenizer_2, as a base model has them. Give such a one, or leave it out for the base "
-                "model's own."
+                f"--tokenizer_name {shown_name(config.tokenizer_name)} is without "
+                f"{source.subfolder}/{_TOKENIZER_FILE}: expected, for Stable Diffusion XL, a folder or repository with "
+                "two tokenizers in its subfolders tokenizer and tokenizer_2, as a base model has them. Give such a "
+                "one, or leave it out for the base model's own."
             )
 
 

@@ -24,8 +24,8 @@ def check_models_fit(
     for what, (one, other) in _text_features(unet, text_encoder, text_encoder_2).items():
         if one != other:
             raise UserError(
-                f"These models do not belong together: the {what} are {one} and {other}. {shown_name(base)} has parts of "
-                "several models: download or copy the whole model again."
+                f"These models do not belong together: the {what} are {one} and {other}. {shown_name(base)} has parts "
+                "of several models: download or copy the whole model again."
             )
     pairs = {
         "channels of the UNet (in_channels) and the VAE (latent_channels)": (unet.in_channels, vae.latent_channels),

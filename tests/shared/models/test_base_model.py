@@ -139,7 +139,7 @@ def test_one_tokenizer_does_not_replace_an_xls_two(folder: Folder, tmp_path: Pat
     for place, lacking in (("", "tokenizer/"), ("tokenizer", "tokenizer_2/")):
         (other / place).mkdir(exist_ok=True)
         (other / place / "tokenizer_config.json").write_text("{}")
-        with pytest.raises(UserError, match=f"--tokenizer_name .*other is without {lacking}tokenizer_config.json"):
+        with pytest.raises(UserError, match=rf"--tokenizer_name .*other is without {lacking}tokenizer_config"):
             check_base_model(
                 TrainConfig(pretrained_model_name_or_path=str(model), tokenizer_name=str(other)), XL.scheduler
             )
