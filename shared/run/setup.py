@@ -15,6 +15,7 @@ from shared.config.learning_rate import LearningRateSchedule
 from shared.data.batches import BatchSpec
 from shared.data.sources import Source, SubsetSource, open_sources
 from shared.data.tokenization import PromptInputs, Tokenize, XLInputs, tokenizer_function
+from shared.diffusion.samplers import validation_plan
 from shared.diffusion.schedule import NoiseSchedule
 from shared.evaluation.fidelity import check_fidelity
 from shared.evaluation.held_out import HeldOutEvaluation
@@ -95,6 +96,8 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
     repository = hub.prepare_repository(config, output_dir) if is_main_process else None
     # The schedule is a small file, so the first to read of a model that may not be there.
     schedule = NoiseSchedule.from_source(base_source(config, "scheduler"))
+    if images is not None or config.evaluation_fidelity != "none":
+        validation_plan(schedule)  # which refuses what cannot be sampled
     unet = check_base_model(config, schedule.config)
     prompt_inputs = _prompt_inputs(config, is_xl=is_xl(unet))
     if images is not None:

@@ -109,6 +109,23 @@ def test_crops_are_refused_for_a_base_model_that_is_told_none(tmp_path: Path) ->
         prepared_at(tmp_path, crops_coords_top_left_h=3)
 
 
+def test_a_schedule_that_cannot_be_sampled_is_refused_where_pictures_are_asked_for(tmp_path: Path) -> None:
+    model = shutil.copytree(DEMO_MODEL, tmp_path / "model")
+    file = model / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_karras_sigmas": True}))
+    settings = {"pretrained_model_name_or_path": str(model), "num_evaluation_samples": 2}
+    prepared_at(tmp_path / "run", **settings)
+    picture = tmp_path / "condition.png"
+    PIL.Image.new("RGB", (64, 64)).save(picture)
+    asked_for: list[dict[str, Any]] = [
+        {"evaluation_fidelity": "circles"},
+        {"validation_image": (str(picture),), "validation_prompt": ("a circle",)},
+    ]
+    for flags in asked_for:
+        with pytest.raises(ValueError, match="use_karras_sigmas is True, which UniPC does not support"):
+            prepared_at(tmp_path / "run", **settings, **flags)
+
+
 def test_xls_tokenizers_are_of_one_length(tmp_path: Path, xl_model: Path) -> None:
     """What the text encoders make of their tokens is laid side by side."""
     flags = {"pretrained_model_name_or_path": str(xl_model), "crops_coords_top_left_h": 3}
