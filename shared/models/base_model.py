@@ -27,7 +27,8 @@ from shared.user_errors import UserError
 
 _INDEX = "model_index.json"
 _TOKENIZER_FILE = "tokenizer_config.json"
-_SECOND = {"text_encoder_2": CONFIG_FILE, "tokenizer_2": _TOKENIZER_FILE}
+_SECOND_TEXT_ENCODER = {"text_encoder_2": CONFIG_FILE}
+_SECOND = _SECOND_TEXT_ENCODER | {"tokenizer_2": _TOKENIZER_FILE}
 _INPAINTING_CHANNELS = 9  # latents, a mask, latents of what it leaves
 _OF_CONSISTENCY_MODELS = ("LCMScheduler", "TCDScheduler")
 _OF_ADVERSARIAL_MODELS = ("EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler")  # SDXL-Turbo; SDXL-Lightning
@@ -85,7 +86,8 @@ def zeros_for_empty_prompt(config: TrainConfig) -> bool:
 
 
 def _check_xl(config: TrainConfig, unet: UNet2DConditionConfig, scheduler: Mapping[str, Any]) -> None:
-    for folder, file in _SECOND.items():
+    needed = _SECOND if config.tokenizer_name is None else _SECOND_TEXT_ENCODER
+    for folder, file in needed.items():
         if base_source(config, folder).optional_file(file) is None:
             raise UserError(
                 f"{_given(config)} is a Stable Diffusion XL model without {folder}/{file}: expected two text encoders "

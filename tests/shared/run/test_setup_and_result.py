@@ -150,6 +150,8 @@ def test_xls_tokenizers_both_come_from_where_the_flag_says(tmp_path: Path, xl_mo
         first, second = ("a", "b") if name == "tokenizer" else ("b</w>", "c</w>")
         vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
         (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    flags["pretrained_model_name_or_path"] = str(tmp_path / "model")
+    shutil.copytree(xl_model, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
     after = prepared_at(tmp_path / "run", **flags, tokenizer_name=str(tmp_path / "own")).prompt_inputs(texts)
     places = {name: np.flatnonzero(before[name] != after[name]).tolist() for name in ("input_ids", "input_ids_2")}
     assert places == {"input_ids": [1], "input_ids_2": [2]}
