@@ -262,12 +262,15 @@ def _resolved(config: TrainConfig, accelerator: Accelerator) -> TrainConfig:
     return broadcast_object_list([config])[0] if accelerator.num_processes > 1 else config
 
 
-def _sampler(run: _Run) -> ImageSampler:
+def _sampler(run: _Run) -> ImageSampler | None:
+    """None for a run that makes no images."""
     most_images = most_images_at_once(run.prepared.images, run.held_out)
+    if most_images == 0:
+        return None
     return ImageSampler(
         run.models,
         Drawing.of_training(run.config, run.prepared.schedule),
         run.prepared.prompt_inputs,
         run.accelerator.device,
-        images_at_once=min(run.config.train_batch_size, max(1, -(-most_images // run.accelerator.num_processes))),
+        images_at_once=min(run.config.train_batch_size, -(-most_images // run.accelerator.num_processes)),
     )

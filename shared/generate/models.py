@@ -10,10 +10,8 @@ from shared.diffusion.schedule import NoiseSchedule
 from shared.generate.options import GenerateConfig
 from shared.generate.trained_run import OF_BASE_MODEL, TrainedRun, run_of, trained_unet
 from shared.models.base_model import check_base_model
-from shared.models.compatibility import check_models_fit
 from shared.models.configs import (
     AutoencoderKLConfig,
-    CLIPTextConfig,
     ControlNetConfig,
     UNet2DConditionConfig,
     read_config,
@@ -79,9 +77,6 @@ def find_models(config: GenerateConfig) -> NamedModels:
         ControlNetConfig.from_unet_config(unet) if source is None else read_config(source.file(), ControlNetConfig)
     )
     vae = read_config(vae_source(models).file(), AutoencoderKLConfig)
-    encoders = ["text_encoder", *(["text_encoder_2"] if is_xl(unet) else [])]
-    texts = [read_config(base_source(models, encoder).file(), CLIPTextConfig) for encoder in encoders]
-    check_models_fit(str(models.pretrained_model_name_or_path), unet, texts[0], vae, controlnet, *texts[1:])
     return NamedModels(
         config=models,
         run=run,
