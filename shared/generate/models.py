@@ -93,11 +93,11 @@ def _named(config: GenerateConfig, run: TrainedRun | None) -> TrainConfig:
     """The models by the names that a training's configuration has for them."""
     named = {name: getattr(config, name) for name in OF_BASE_MODEL}
     if named["pretrained_model_name_or_path"] is None:
-        if run is None:
+        if run is None or run.config.pretrained_model_name_or_path is None:
             raise UserError(
                 "--pretrained_model_name_or_path is missing, and --controlnet_model_name_or_path "
-                f"{shown(config.controlnet_model_name_or_path)} is not the folder of a run, whose config.yaml would "
-                "name it: give the base model that the ControlNet was made for."
+                f"{shown(config.controlnet_model_name_or_path)} is not the folder of a run whose config.yaml "
+                "names it: give the base model that the ControlNet was made for."
             )
         named = run.base_model() | {name: value for name, value in named.items() if value is not None}
     names = ("controlnet_model_name_or_path", "controlnet_revision")

@@ -13,7 +13,8 @@ _sampling = partial(flag, "sampling")
 _performance = partial(flag, "performance")
 
 _FROM_START_TO_END = Rule(lambda part: 0 <= part <= 1, "in the range from 0 (the first step) to 1 (the last)")
-_SIDE = (at_least(8), at_most(8192))  # as in training
+LARGEST_SIDE = 8192  # pixels, as in training
+_SIDE = (at_least(8), at_most(LARGEST_SIDE))
 
 _OF_TRAINING = {field.name: field for field in dataclasses.fields(TrainConfig)}
 

@@ -13,7 +13,7 @@ from shared.diffusion.control import Control
 from shared.diffusion.drawing import Drawing
 from shared.diffusion.samplers import sampler_plan
 from shared.generate.models import NamedModels, find_models
-from shared.generate.options import GENERATE_FLAGS, GenerateConfig
+from shared.generate.options import GENERATE_FLAGS, LARGEST_SIDE, GenerateConfig
 from shared.generate.output_folder import check_output_folder
 from shared.generate.requests import Request, condition_files, pair, prompts_of, read_condition
 from shared.untrusted import shown
@@ -89,6 +89,11 @@ def _size(config: GenerateConfig, models: NamedModels) -> tuple[int, int]:
     factor, usual = models.vae_config.scale_factor, models.usual_size
     height, width = (config.resolution, config.resolution) if config.resolution is not None else usual
     size = {"height": config.height or height, "width": config.width or width}
+    if max(size.values()) > LARGEST_SIDE:
+        raise UserError(
+            f"The base model's configuration asks for pictures of {size['width']}x{size['height']} pixels, more than "
+            f"{LARGEST_SIDE} on a side: give --resolution."
+        )
     for name, value in size.items():
         if value % factor:
             flag = name if config.height is not None else "resolution"

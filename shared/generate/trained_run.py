@@ -8,6 +8,8 @@ from pathlib import Path
 from shared.checkpoints.policy import checkpoints_in, is_checkpoint
 from shared.config import TrainConfig
 from shared.config.command_line import read_configuration
+from shared.config.options import FLAGS
+from shared.config.validation import check_values
 from shared.models.source import CONFIG_FILE, ModelSource, shown_name
 from shared.models.trained_parts import UNET_FOLDER
 from shared.untrusted import shown
@@ -85,4 +87,10 @@ def trained_unet(controlnet: str, revision: str | None, cache_dir: str | None) -
 
 
 def _configuration(folder: Path) -> TrainConfig:
-    return read_configuration(["--config", str(folder / RUN_CONFIG)])
+    path = folder / RUN_CONFIG
+    config = read_configuration(["--config", str(path)])
+    try:
+        check_values(config, FLAGS)
+    except UserError as error:
+        raise UserError(f"{shown(path)}: {error} It says what the run's ControlNet is of: correct it.") from error
+    return config

@@ -110,6 +110,40 @@ def test_a_controlnet_of_another_kind_of_model(xl_model: Path, run: Path, condit
         prepared(run, condition)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("resolution: 0", r"config\.yaml: --resolution must be 1 or more"),
+        ("resolution: 1000000000", r"config\.yaml: --resolution"),
+        ("image_interpolation_mode: sideways", r"config\.yaml: --image_interpolation_mode"),
+        ("pretrained_model_name_or_path: null", "--pretrained_model_name_or_path is missing"),
+        ("pretrained_model_name_or_path: ''", r"config\.yaml: --pretrained_model_name_or_path was given an empty"),
+        ("pretrained_model_name_or_path: /nowhere/at/all", "/nowhere/at/all"),
+        ("colour: red", "colour is not a flag"),
+        ("- a list", "one `flag: value` per line"),
+    ],
+)
+def test_a_runs_configuration_that_is_no_use(run: Path, condition: Path, change: str, says: str) -> None:
+    path = run / "config.yaml"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(change.partition(" ")[0])]
+    path.write_text("\n".join([change] if change.startswith("-") else [*lines, change]))
+    with pytest.raises(ValueError, match=says):
+        prepared(run, condition)
+
+
+def test_a_base_model_that_asks_for_monstrous_pictures(
+    base_model: Path, run: Path, condition: Path, tmp_path: Path
+) -> None:
+    (run / "config.yaml").unlink()
+    copy = tmp_path / "copy"
+    shutil.copytree(base_model, copy)
+    path = copy / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": 4096}))
+    with pytest.raises(ValueError, match=r"asks for pictures of \d+x\d+ pixels"):
+        prepared(run, condition, "--pretrained_model_name_or_path", copy)
+    prepared(run, condition, "--pretrained_model_name_or_path", copy, "--resolution", 64)
+
+
 def test_a_run_that_has_not_ended(run: Path, condition: Path) -> None:
     (run / "config.json").unlink()
     with pytest.raises(ValueError, match="has not left its ControlNet yet"):
