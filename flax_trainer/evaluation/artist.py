@@ -1,7 +1,8 @@
 """Pictures of a trained ControlNet, on all local devices at once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flax_trainer.evaluation.image_sampler import ImageSampler
 from flax_trainer.models.params import HostParams, from_torch_layout, torch_shape
 from shared.checkpoints.trained_params import read_trained_params
 from shared.generate.models import NamedModels
-from shared.generate.pictures import Artist
+from shared.generate.pictures import Artist, does_not_fit
 from shared.generate.preparation import Job
 
 
@@ -50,19 +51,35 @@ def make_artist(job: Job) -> Artist:
     """Load the models onto the devices.
 
     Raises:
-        UserError: as `place_models`.
+        UserError: as `place_models`, or their memory is too small.
     """
-    placed, devices = place_models(job.models), jax.device_count()
+    with _memory_in_words(job):
+        placed, devices = place_models(job.models), jax.device_count()
     per_device = min(job.config.batch_size, -(-len(job.requests) // devices))
     sampler = ImageSampler(
         placed.engine, placed.models, job.models.prompt_inputs, job.drawing, images_per_device=per_device
     )
+
+    def draw(prompts: list[str], conditions_RHWC: np.ndarray, indices: list[int]) -> np.ndarray:
+        with _memory_in_words(job):
+            return sampler(placed.params, placed.frozen, prompts, conditions_RHWC, indices)
+
     return Artist(
         backend="flax",
         devices=f"{devices} × {jax.devices()[0].device_kind}",
-        draw=partial(sampler, placed.params, placed.frozen),
+        draw=draw,
         at_once=per_device * devices,
     )
+
+
+@contextmanager
+def _memory_in_words(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise does_not_fit(job) from error
+        raise
 
 
 def _of_checkpoint(checkpoint: Path, models: BaseModels, initial: InitialParams) -> HostParams:

@@ -19,6 +19,7 @@ from shared.generate.preparation import Job
 from shared.generate.requests import Request
 from shared.outgoing.redaction import masked, redacted
 from shared.untrusted import shown
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +37,22 @@ class Artist:
     at_once: int
 
 
+def does_not_fit(job: Job) -> UserError:
+    """What to say where a device's memory was too small."""
+    size = f"{job.drawing.width}x{job.drawing.height} pixels"
+    advice = [f"a --batch_size below {job.config.batch_size}"] if job.config.batch_size > 1 else []
+    advice += ["--mixed_precision bf16"] if job.config.mixed_precision == "no" else []
+    return UserError(
+        f"The models, and the pictures of {size} that are drawn at once (--batch_size {job.config.batch_size}), do not "
+        f"fit into the device's memory: give {' or '.join([*advice, 'a smaller size'])}."
+    )
+
+
 def generate(job: Job, artist: Artist) -> Path:
     """Draw and write all pictures; returns their folder.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: a file cannot be written, or the devices' memory is too small.
     """
     folder = Path(job.config.output_dir)
     record = _record(job, artist)

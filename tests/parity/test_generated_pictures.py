@@ -20,6 +20,7 @@ from flax_trainer.evaluation.image_sampler import ImageSampler
 from shared.diffusion.samplers import initial_latents
 from tests.torch_trainer.tiny_training import ROOT, awaken, configuration, forget_accelerate_state
 from torch_trainer.base_models import load_base_models
+from torch_trainer.evaluation.image_sampler import ImageSampler as TorchImageSampler
 
 DEMO_MODEL = ROOT / "shared" / "demo_model"
 PROMPTS = ["red circle with blue background", "a cyan circle", "green circle with white background"]
@@ -116,7 +117,8 @@ def generated(program: Any, models: Models, folder: Path, options: Mapping[str, 
         *("--seed", SEED, "--num_inference_steps", STEPS, "--guidance_scale", GUIDANCE),
         *("--output_dir", folder / "pictures", *flags, *more),
     ]
-    assert program.main([*map(str, words)]) == 0
+    exit_code = program.main([*map(str, words)])
+    assert exit_code == 0
     return np.stack([np.asarray(Image.open(folder / "pictures" / f"{number:03}.png")) for number in range(3)])
 
 
@@ -217,6 +219,34 @@ def test_the_python_way_draws_what_the_command_draws(
         pipeline(PROMPTS[0], conditions({"height": 50, "width": 64})[0])
     with pytest.raises(ValueError, match="--guidance_scale"):
         drawn(guidance_scale=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("program", "sampler", "error"),
+    [
+        (flax_trainer.generate, ImageSampler, jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory …")),
+        (torch_trainer.generate, TorchImageSampler, torch.OutOfMemoryError("CUDA out of memory …")),
+    ],
+    ids=["flax", "torch"],
+)
+def test_a_small_memory_is_a_sentence(
+    program: Any,
+    sampler: type,
+    error: Exception,
+    sd: Models,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def too_much(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(sampler, "__call__", too_much)
+    with pytest.raises(AssertionError):
+        generated(program, sd, tmp_path / "drawn", NOTHING_SPECIAL, "--batch_size", 2)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: The models, and the pictures of 64x64 pixels")
+    assert "--batch_size below 2 or --mixed_precision bf16" in last
 
 
 @pytest.mark.parametrize("kind", ["sd", "xl"])

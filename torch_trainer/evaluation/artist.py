@@ -1,5 +1,7 @@
 """Pictures of a trained ControlNet, on one device."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from shared.checkpoints.trained_params import read_trained_params
-from shared.generate.pictures import Artist
+from shared.generate.pictures import Artist, does_not_fit
 from shared.generate.preparation import Job
 from shared.models.trained_parts import is_decoder, with_unet_prefix
 from shared.user_errors import UserError
@@ -22,8 +24,8 @@ def make_artist(job: Job) -> Artist:
     """Load the models onto the device that accelerate chooses.
 
     Raises:
-        UserError: weights are missing or damaged, or do not fit their configuration; or several processes were
-            launched, which would draw the same.
+        UserError: weights are missing or damaged, or do not fit their configuration; the device's memory is too small;
+            or several processes were launched, which would draw the same.
     """
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
@@ -39,17 +41,28 @@ def make_artist(job: Job) -> Artist:
         _take_parameters_of(named.checkpoint, models)
     for model in (models.controlnet, models.unet):
         model.requires_grad_(False).eval().to(dtype)
-    for model in filter(None, (models.controlnet, models.unet, models.vae, models.text_encoder, models.text_encoder_2)):
-        model.to(device)
+    parts = (models.controlnet, models.unet, models.vae, models.text_encoder, models.text_encoder_2)
+    with _memory_in_words(job):
+        for model in filter(None, parts):
+            model.to(device)
     choose_attention(named.config, [models.controlnet, models.unet], device)
     at_once = min(job.config.batch_size, len(job.requests))
     sampler = ImageSampler(models, job.drawing, named.prompt_inputs, device, images_at_once=at_once)
 
     @torch.no_grad()
     def draw(prompts: list[str], conditions_RHWC: np.ndarray, indices: list[int]) -> np.ndarray:
-        return sampler(prompts, conditions_RHWC, indices).cpu().numpy()
+        with _memory_in_words(job):
+            return sampler(prompts, conditions_RHWC, indices).cpu().numpy()
 
     return Artist(backend="torch", devices=f"1 × {device_name(device)}", draw=draw, at_once=at_once)
+
+
+@contextmanager
+def _memory_in_words(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise does_not_fit(job) from error
 
 
 def _take_parameters_of(checkpoint: Path, models: BaseModels) -> None:
