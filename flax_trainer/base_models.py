@@ -157,11 +157,11 @@ class InitialParams(NamedTuple):
 
 
 def load_base_models(
-    config: TrainConfig, schedule: NoiseSchedule, *, unet: ModelSource | None = None
+    config: TrainConfig, schedule: NoiseSchedule, *, unet_source: ModelSource | None = None
 ) -> tuple[BaseModels, InitialParams]:
     """Read the UNet, VAE and text encoders, and the ControlNet, which starts from the UNet's encoder if none is named.
 
-    `unet` is in place of the base model's.
+    `unet_source` is of a UNet in place of the base model's.
 
     Raises:
         UserError: something is missing, does not fit its configuration or the others, or is not supported.
@@ -170,18 +170,18 @@ def load_base_models(
     dtype, asked_for = COMPUTE_DTYPES[config.mixed_precision or "no"], config.enable_xformers_memory_efficient_attention
     kernel = kernel_that_runs(attention_kernel(asked_for, jax.devices()[0]), dtype, asked_for=asked_for is True)
     models = define_models(config, configs, schedule, jax.devices()[0], kernel)
-    _, unet_params = load_unet(config, unet)
+    _, unet = load_unet(config, unet_source)
     _, vae = FlaxAutoencoderKL.load_params(vae_source(config), dtype=configs.vae_dtype(dtype))
     _, text_encoder = FlaxCLIPTextModel.load_params(base_source(config, "text_encoder"), dtype=dtype)
     text_encoder_2: HostParams = {}
     if configs.text_encoder_2 is not None:
         source = base_source(config, "text_encoder_2")
         _, text_encoder_2 = FlaxCLIPTextModelWithProjection.load_params(source, dtype=dtype)
-    controlnet = _load_controlnet(config, configs.controlnet, unet_params)
+    controlnet = _load_controlnet(config, configs.controlnet, unet)
     if config.only_mid_control:
         controlnet = _without_down_residuals(config, controlnet)
-    decoder = {name: value for name, value in unet_params.items() if config.sd_unlocked and is_decoder(name)}
-    frozen = {name: value.astype(dtype, copy=False) for name, value in unet_params.items() if name not in decoder}
+    decoder = {name: value for name, value in unet.items() if config.sd_unlocked and is_decoder(name)}
+    frozen = {name: value.astype(dtype, copy=False) for name, value in unet.items() if name not in decoder}
     return models, InitialParams(controlnet, FrozenParams(frozen, vae, text_encoder, text_encoder_2), decoder)
 
 

@@ -94,25 +94,25 @@ class BaseModels:
         return height // factor, (width or height) // factor, self.vae.config.latent_channels
 
 
-def load_base_models(config: TrainConfig, dtype: torch.dtype, *, unet: ModelSource | None = None) -> BaseModels:
+def load_base_models(config: TrainConfig, dtype: torch.dtype, *, unet_source: ModelSource | None = None) -> BaseModels:
     """Read the UNet, VAE and text encoders, and the ControlNet, which starts from the UNet's encoder if none is named.
 
-    `unet` is in place of the base model's.
+    `unet_source` is of a UNet in place of the base model's.
 
     Raises:
         UserError: something is missing, does not fit its configuration or the others, or is not supported.
     """
     base = str(config.pretrained_model_name_or_path)
-    unet_model, unet_config = _load_unet(config, unet)
+    unet, unet_config = _load_unet(config, unet_source)
     text_encoder, text_config = load_model(CLIPTextModel, CLIPTextConfig, base_source(config, "text_encoder"))
     text_encoder_2, text_config_2 = _load_text_encoder_2(config) if is_xl(unet_config) else (None, None)
     vae, vae_config = load_model(AutoencoderKL, AutoencoderKLConfig, vae_source(config))
-    controlnet, controlnet_config = _load_controlnet(config, unet_model, unet_config)
+    controlnet, controlnet_config = _load_controlnet(config, unet, unet_config)
     check_models_fit(base, unet_config, text_config, vae_config, controlnet_config, text_config_2)
-    for model in filter(None, (unet_model, text_encoder, text_encoder_2)):
+    for model in filter(None, (unet, text_encoder, text_encoder_2)):
         model.requires_grad_(False).eval()
         for name, param in model.named_parameters():
-            is_trained = model is unet_model and config.sd_unlocked and is_decoder(name)
+            is_trained = model is unet and config.sd_unlocked and is_decoder(name)
             param.requires_grad_(is_trained)
             param.data = param.data.to(torch.float32 if is_trained else dtype)
     vae.requires_grad_(False).eval().to(torch.float32 if vae_in_float32(unet_config, vae_config) else dtype)
@@ -121,7 +121,7 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype, *, unet: ModelSour
             logger.info(only_mid_control_notice(str(config.controlnet_model_name_or_path)))
         silence_down_residuals(controlnet)
     return BaseModels(
-        controlnet.train(), unet_model, vae, text_encoder, dtype, config.sd_unlocked, text_encoder_2=text_encoder_2
+        controlnet.train(), unet, vae, text_encoder, dtype, config.sd_unlocked, text_encoder_2=text_encoder_2
     )
 
 

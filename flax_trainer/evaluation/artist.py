@@ -39,7 +39,7 @@ def place_models(named: NamedModels) -> PlacedModels:
     config = named.config
     use_compilation_cache(config.ccache)
     jax.config.update("jax_default_matmul_precision", matmul_precision(config))
-    models, initial = load_base_models(config, named.schedule, unet=named.unet)
+    models, initial = load_base_models(config, named.schedule, unet_source=named.unet)
     trained = initial.trained if named.checkpoint is None else _of_checkpoint(named.checkpoint, models, initial)
     engine, dtype = PmapEngine(), COMPUTE_DTYPES[config.mixed_precision or "no"]
     # Rounded on the host: a program would otherwise do it for every batch, and the devices hold both.

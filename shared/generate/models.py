@@ -80,13 +80,24 @@ def find_models(config: GenerateConfig) -> NamedModels:
     return NamedModels(
         config=models,
         run=run,
-        unet=trained_unet(name, config.controlnet_revision, config.cache_dir),
+        unet=_trained_unet(config, unet),
         schedule=schedule,
         prompt_inputs=prompt_inputs_of(models, is_xl=is_xl(unet)),
         unet_config=unet,
         vae_config=vae,
         controlnet_config=controlnet,
     )
+
+
+def _trained_unet(config: GenerateConfig, base: UNet2DConditionConfig) -> ModelSource | None:
+    """That beside the ControlNet, if there is one."""
+    source = trained_unet(str(config.controlnet_model_name_or_path), config.controlnet_revision, config.cache_dir)
+    if source is not None and read_config(source.file(), UNet2DConditionConfig) != base:
+        raise UserError(
+            f"The UNet in {source.name}, which was trained with the ControlNet, is of another architecture than the base "
+            "model's: give the base model that the ControlNet was trained on."
+        )
+    return source
 
 
 def _named(config: GenerateConfig, run: TrainedRun | None) -> TrainConfig:

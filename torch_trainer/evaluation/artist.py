@@ -36,7 +36,7 @@ def make_artist(job: Job) -> Artist:
             f"{accelerator.num_processes} processes were launched, and one draws all pictures: start it with python3."
         )
     dtype, device = COMPUTE_DTYPES[accelerator.mixed_precision], accelerator.device
-    models = load_base_models(named.config, dtype, unet=named.unet)
+    models = load_base_models(named.config, dtype, unet_source=named.unet)
     if named.checkpoint is not None:
         _take_parameters_of(named.checkpoint, models)
     for model in (models.controlnet, models.unet):

@@ -42,6 +42,10 @@ def test_a_decoder_that_was_trained_comes_with_its_controlnet(run: Path, conditi
     source = prepared(run, condition).models.unet
     assert source is not None
     assert source.file() == run / "unet" / "config.json"
+    config = json.loads(source.file().read_text())
+    source.file().write_text(json.dumps(config | {"layers_per_block": 3}))
+    with pytest.raises(ValueError, match="of another architecture"):
+        prepared(run, condition)
 
 
 @pytest.mark.parametrize(
