@@ -94,7 +94,7 @@ def _trained_unet(config: GenerateConfig, base: UNet2DConditionConfig) -> ModelS
     source = trained_unet(str(config.controlnet_model_name_or_path), config.controlnet_revision, config.cache_dir)
     if source is not None and read_config(source.file(), UNet2DConditionConfig) != base:
         raise UserError(
-            f"The UNet in {source.name}, which was trained with the ControlNet, is of another architecture than the base "
+            f"The UNet in {source.name}, trained with the ControlNet, is of another architecture than the base "
             "model's: give the base model that the ControlNet was trained on."
         )
     return source
