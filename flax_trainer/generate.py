@@ -11,14 +11,14 @@ INTERRUPTED = 130
 
 def main(words: list[str]) -> int:
     """0: the pictures are there; 2: a mistake of the user, told in a sentence; 130: Ctrl-C; 1: a defect."""
-    try:
-        with forgiving_output():
+    with forgiving_output():
+        try:
             return _generate(words)
-    except ValueError as error:
-        return explain(error)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
+        except ValueError as error:
+            return explain(error)
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            return INTERRUPTED
 
 
 def _generate(words: list[str]) -> int:

@@ -77,17 +77,20 @@ def begin_output(folder: Path, record: Mapping[str, Any], pictures: Sequence[Map
     try:
         for name in earlier - {RECORD_FILE}:
             (folder / name).unlink(missing_ok=True)
-        write_record(folder, record, pictures, finished=False)
     except OSError as error:
         raise _not_written(folder, error) from error
+    write_record(folder, record, pictures, finished=False)
 
 
 def write_record(
     folder: Path, record: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]], *, finished: bool
 ) -> None:
-    """`generation.json`. OSError where it cannot be written."""
+    """`generation.json`. UserError where it cannot be written."""
     content = {"generated_by": "controlnet-trainer", "finished": finished, **record, "pictures": list(pictures)}
-    write_text_atomically(folder / RECORD_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    try:
+        write_text_atomically(folder / RECORD_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise _not_written(folder, error) from error
 
 
 def write_picture(path: Path, image_HWC: np.ndarray, texts: Mapping[str, str]) -> None:

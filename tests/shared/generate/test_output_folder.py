@@ -1,6 +1,8 @@
 """What a generation leaves in its folder, and what it never touches there."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ from shared.generate.output_folder import (
     begin_output,
     check_output_folder,
     write_picture,
+    write_record,
 )
+from shared.user_errors import UserError
 
 
 def picture(name: str) -> dict[str, str]:
@@ -73,6 +77,22 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be made or read"):
         check_output_folder(tmp_path / "file")
+
+
+def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    sheet = ContactSheet(pictures_per_row=1)
+    sheet.add(0, "a prompt", "000.png", np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(os, "open", full)  # which every file that is written whole begins with
+    for write in (
+        lambda: write_picture(tmp_path / "000.png", np.zeros((8, 8, 3), np.uint8), {}),
+        lambda: write_record(tmp_path, {}, [], finished=True),
+        lambda: sheet.write(tmp_path),
+    ):
+        with pytest.raises(UserError, match="free some space"):
+            write()
 
 
 def test_texts_are_in_the_picture(tmp_path: Path) -> None:
