@@ -214,6 +214,12 @@ class TrainConfig:
         must_be=[within(0, _LARGEST_CROP)],
         must_match=["resume", "compare"],
     )
+    time_ids_from_data: bool = _data(
+        False,
+        "Tell Stable Diffusion XL of every image how large it was and where it is cropped, as its base model was "
+        "trained (Podell et al. 2023, section 2.2), in place of the same sizes for all.",
+        must_match=["resume", "compare"],
+    )
     proportion_empty_prompts: float = _data(
         0.0,
         "The proportion of captions, from 0 to 1, that are replaced with the empty caption.",

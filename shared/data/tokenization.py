@@ -33,13 +33,13 @@ class XLInputs:
 
     Attributes:
         tokenize: captions → int32 [B,L] for the second text encoder.
-        sizes: of every image.
+        sizes: of every image; None where each has its own.
         zeros_for_empty_prompt: whether sampling without a negative prompt is guided away from zeros, not from what
             the encoders make of the empty text: `force_zeros_for_empty_prompt` of its `model_index.json`.
     """
 
     tokenize: Tokenize
-    sizes: Sizes
+    sizes: Sizes | None
     zeros_for_empty_prompt: bool = True
 
 
@@ -53,12 +53,21 @@ class PromptInputs:
     tokenize: Tokenize
     xl: XLInputs | None = None
 
-    def __call__(self, captions: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-        """UserError for what is no text."""
+    def __call__(
+        self, captions: Sequence[str], sizes_B6: npt.NDArray[np.float32] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """`sizes_B6` are those of each caption's image, which count where no others are set.
+
+        Raises:
+            UserError: for what is no text.
+        """
         arrays: dict[str, npt.NDArray[Any]] = {"input_ids": self.tokenize(captions)}
         if self.xl is not None:
             arrays["input_ids_2"] = self.xl.tokenize(captions)
-            arrays["time_ids"] = np.tile(np.array(self.xl.sizes, np.float32), (len(captions), 1))
+            if self.xl.sizes is not None:
+                sizes_B6 = np.tile(np.array(self.xl.sizes, np.float32), (len(captions), 1))
+            assert sizes_B6 is not None, "where every image has its own sizes, they are given with the captions"
+            arrays["time_ids"] = sizes_B6
         return arrays
 
     @property

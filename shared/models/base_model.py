@@ -47,7 +47,7 @@ def check_base_model(config: TrainConfig, scheduler: Mapping[str, Any]) -> UNet2
     if is_xl(unet):
         _check_xl(config, unet, scheduler)
     else:
-        _check_no_crops(config)
+        _check_no_sizes(config)
     _check_controlnet_is_of_its_kind(config, unet)
     return unet
 
@@ -92,8 +92,8 @@ def _is_distilled(scheduler: Mapping[str, Any]) -> bool:
     return _DISTILLED.items() <= ({"prediction_type": "epsilon"} | dict(scheduler)).items()
 
 
-def _check_no_crops(config: TrainConfig) -> None:
-    for name in ("crops_coords_top_left_h", "crops_coords_top_left_w"):
+def _check_no_sizes(config: TrainConfig) -> None:
+    for name in ("crops_coords_top_left_h", "crops_coords_top_left_w", "time_ids_from_data"):
         if getattr(config, name):
             raise UserError(
                 f"--{name} is {getattr(config, name)}, but {shown_name(str(config.pretrained_model_name_or_path))} is "

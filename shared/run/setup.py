@@ -318,7 +318,8 @@ def _prompt_inputs(config: TrainConfig, *, is_xl: bool) -> PromptInputs:
             "tokenizer_config.json."
         )
     sizes = sizes_of_crop(config.resolution, config.crops_coords_top_left_h, config.crops_coords_top_left_w)
-    return PromptInputs(tokenize, XLInputs(tokenize_2, sizes, zeros_for_empty_prompt(config)))
+    of_all = None if config.time_ids_from_data else sizes
+    return PromptInputs(tokenize, XLInputs(tokenize_2, of_all, zeros_for_empty_prompt(config)))
 
 
 def _tokenize_for(text_encoder: ModelSource, source: ModelSource, name: str) -> Tokenize:
