@@ -426,6 +426,12 @@ class TrainConfig:
         "Let float32 matrix products run in TensorFloat-32 on NVIDIA GPUs, and in three bfloat16 passes, not six, on "
         "TPUs: faster, less exact.",
     )
+    precompute_text: bool = _performance(
+        False,
+        "Encode all captions of the data once, before the first step, and keep the results on disk for this and later "
+        "runs (controlnet-trainer/text in --cache_dir or, without it, in the user's cache folder): the text encoders "
+        "then need no memory and no time in a step.",
+    )
     torch_compile: bool = _performance(
         False,
         "Compile the UNet, the ControlNet, the VAE's encoder and the text encoders with torch.compile: minutes at the "
