@@ -4,8 +4,9 @@
         [--gradient_checkpointing] [--adam_bits 8]
 
 The step of `train_torch.py --mixed_precision bf16` runs forward and backward on tensors that have shapes and no memory
-(PyTorch's FakeTensorMode), and what is alive is added up. Attention keeps what the flash kernels keep. Not counted are the workspaces of cuDNN and cuBLAS, what the allocator loses between blocks (PyTorch reserves some percent
-more than it uses), and the CUDA context (about half a GiB).
+(PyTorch's FakeTensorMode), and what is alive is added up. Attention keeps what the flash kernels keep. Not counted are
+the workspaces of cuDNN and cuBLAS, what the allocator loses between blocks (PyTorch reserves some percent more than it
+uses), and the CUDA context (about half a GiB).
 """
 
 import argparse

@@ -78,7 +78,7 @@ class FrozenParams(NamedTuple):
     """Parameters that are used and not trained, in the compute dtype; numpy until they are placed.
 
     The VAE may be in float32 (`ModelConfigs.vae_dtype`). With `--sd_unlocked`, `unet` lacks the decoder, which is
-    trained.
+    trained. With `--precompute_text` the text encoders' are empty.
     """
 
     unet: dict[str, Any]
@@ -172,17 +172,29 @@ def load_base_models(
     models = define_models(config, configs, schedule, jax.devices()[0], kernel)
     _, unet = load_unet(config, unet_source)
     _, vae = FlaxAutoencoderKL.load_params(vae_source(config), dtype=configs.vae_dtype(dtype))
-    _, text_encoder = FlaxCLIPTextModel.load_params(base_source(config, "text_encoder"), dtype=dtype)
-    text_encoder_2: HostParams = {}
-    if configs.text_encoder_2 is not None:
-        source = base_source(config, "text_encoder_2")
-        _, text_encoder_2 = FlaxCLIPTextModelWithProjection.load_params(source, dtype=dtype)
+    text_encoders: tuple[HostParams, HostParams] = ({}, {})
+    if not config.precompute_text:
+        text_encoders = load_text_encoders(config, is_xl=configs.text_encoder_2 is not None)
     controlnet = _load_controlnet(config, configs.controlnet, unet)
     if config.only_mid_control:
         controlnet = _without_down_residuals(config, controlnet)
     decoder = {name: value for name, value in unet.items() if config.sd_unlocked and is_decoder(name)}
     frozen = {name: value.astype(dtype, copy=False) for name, value in unet.items() if name not in decoder}
-    return models, InitialParams(controlnet, FrozenParams(frozen, vae, text_encoder, text_encoder_2), decoder)
+    return models, InitialParams(controlnet, FrozenParams(frozen, vae, *text_encoders), decoder)
+
+
+def load_text_encoders(config: TrainConfig, *, is_xl: bool) -> tuple[HostParams, HostParams]:
+    """The base model's, in the compute dtype; the second is empty but for Stable Diffusion XL.
+
+    Raises:
+        UserError: one is missing or not supported.
+    """
+    dtype = COMPUTE_DTYPES[config.mixed_precision or "no"]
+    _, first = FlaxCLIPTextModel.load_params(base_source(config, "text_encoder"), dtype=dtype)
+    if not is_xl:
+        return first, {}
+    source = base_source(config, "text_encoder_2")
+    return first, FlaxCLIPTextModelWithProjection.load_params(source, dtype=dtype)[1]
 
 
 def read_configs(config: TrainConfig) -> ModelConfigs:

@@ -5,6 +5,7 @@ import logging
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ from flax_trainer.evaluation.image_sampler import ImageSampler
 from flax_trainer.loop import Loop
 from flax_trainer.profiling.model_flops import model_flops_per_image
 from flax_trainer.profiling.profiler import Profiler
+from flax_trainer.text_encoding import open_text_encoder
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective, make_evaluation_step
 from shared.checkpoints.choice import check_same_choice
@@ -65,6 +67,7 @@ from shared.run.setup import (
     plan_steps,
     prepare,
     set_up_logging,
+    with_precomputed_text,
 )
 from shared.threads import in_background
 
@@ -100,9 +103,11 @@ def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
     check_same_choice(every_process(prepared.resumed_step))
     with agree_or_raise():
         models, initial = load_base_models(config, prepared.schedule)
-        run = _plan_run(prepared, models)
-        if nothing_left_to_do(prepared, run.steps):
+        steps = _plan_steps(prepared, models)
+        if nothing_left_to_do(prepared, steps):
             return 0
+        prepared = with_precomputed_text(prepared, "flax", partial(open_text_encoder, config, models))
+        run = _plan_run(prepared, models, steps)
     check_shared_folder(prepared.output_dir)
     host_state, untrained = _initial_state(run, initial), initial.trained
     frozen = run.engine.place_frozen(initial.frozen)
@@ -154,19 +159,28 @@ class _Run:
         return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
 
 
-def _plan_run(prepared: PreparedRun, models: BaseModels) -> _Run:
-    """The devices, the steps, the batches.
+def _plan_steps(prepared: PreparedRun, models: BaseModels) -> Steps:
+    """From here on the devices compute as the flags say.
+
+    Raises:
+        UserError: the flags do not fit the models, the devices or the data.
+    """
+    config = prepared.config
+    check_resolution(config, models.configs.vae.scale_factor)
+    check_joined()
+    use_compilation_cache(config.ccache)
+    jax.config.update("jax_default_matmul_precision", matmul_precision(config))
+    return plan_steps(prepared, jax.device_count())
+
+
+def _plan_run(prepared: PreparedRun, models: BaseModels, steps: Steps) -> _Run:
+    """The devices and the batches.
 
     Raises:
         UserError: these do not fit the flags, the models or the data.
     """
     config, latent_shape = prepared.config, models.latent_shape(prepared.config.resolution)
-    check_resolution(config, models.configs.vae.scale_factor)
-    check_joined()
-    use_compilation_cache(config.ccache)
-    jax.config.update("jax_default_matmul_precision", matmul_precision(config))
     engine = make_engine(config)
-    steps = plan_steps(prepared, jax.device_count())
     profiled = profiled_steps(config, steps.first, steps.last)
     loader = BatchLoader(
         prepared.source,

@@ -37,6 +37,7 @@ SLOW = (
     "flax_trainer/evaluation",
     "flax_trainer/profiling",
     "flax_trainer/checkpoints",
+    "flax_trainer/test_text_encoding.py",
     "hostile",
     "tpu_vm",
     "torch_trainer/training",

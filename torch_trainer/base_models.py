@@ -33,6 +33,8 @@ from shared.untrusted import foreign_library, shown
 
 logger = logging.getLogger(__name__)
 
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # folders of a base model
+
 
 class Prompt(NamedTuple):
     """What the text encoders made of captions. `added_cond_kwargs` is SDXL's, tensors of axis B first.
@@ -55,7 +57,8 @@ class Prompt(NamedTuple):
 class BaseModels:
     """The models of a run. Parameters that require gradients are trained and in float32, others in the compute dtype.
 
-    The VAE may be in float32 (`shared.models.xl.vae_in_float32`). `text_encoder_2` is SDXL's.
+    The VAE may be in float32 (`shared.models.xl.vae_in_float32`). `text_encoder_2` is SDXL's. With `--precompute_text`
+    there are no text encoders.
 
     Trained are the ControlNet's and, with `--sd_unlocked`, those of the UNet's decoder. `memory_format` is how feature
     maps lie in memory.
@@ -104,25 +107,57 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype, *, unet_source: Mo
     """
     base = str(config.pretrained_model_name_or_path)
     unet, unet_config = _load_unet(config, unet_source)
-    text_encoder, text_config = load_model(CLIPTextModel, CLIPTextConfig, base_source(config, "text_encoder"))
-    text_encoder_2, text_config_2 = _load_text_encoder_2(config) if is_xl(unet_config) else (None, None)
+    text_configs = [_text_config(config, part) for part in TEXT_ENCODERS[: 2 if is_xl(unet_config) else 1]]
     vae, vae_config = load_model(AutoencoderKL, AutoencoderKLConfig, vae_source(config))
     controlnet, controlnet_config = _load_controlnet(config, unet, unet_config)
-    check_models_fit(base, unet_config, text_config, vae_config, controlnet_config, text_config_2)
-    for model in filter(None, (unet, text_encoder, text_encoder_2)):
-        model.requires_grad_(False).eval()
-        for name, param in model.named_parameters():
-            is_trained = model is unet and config.sd_unlocked and is_decoder(name)
-            param.requires_grad_(is_trained)
-            param.data = param.data.to(torch.float32 if is_trained else dtype)
+    check_models_fit(base, unet_config, text_configs[0], vae_config, controlnet_config, *text_configs[1:])
+    text_encoders = TextEncoders(None)
+    if not config.precompute_text:
+        text_encoders = load_text_encoders(config, dtype, is_xl=is_xl(unet_config))
+    unet.eval()
+    for name, param in unet.named_parameters():
+        is_trained = config.sd_unlocked and is_decoder(name)
+        param.requires_grad_(is_trained)
+        param.data = param.data.to(torch.float32 if is_trained else dtype)
     vae.requires_grad_(False).eval().to(torch.float32 if vae_in_float32(unet_config, vae_config) else dtype)
     if config.only_mid_control:
         if any(param.any() for param in controlnet.controlnet_down_blocks.parameters()):
             logger.info(only_mid_control_notice(str(config.controlnet_model_name_or_path)))
         silence_down_residuals(controlnet)
-    return BaseModels(
-        controlnet.train(), unet, vae, text_encoder, dtype, config.sd_unlocked, text_encoder_2=text_encoder_2
-    )
+    first, second = text_encoders
+    return BaseModels(controlnet.train(), unet, vae, first, dtype, config.sd_unlocked, text_encoder_2=second)
+
+
+class TextEncoders(NamedTuple):
+    """The text encoders alone, by the names of `BaseModels`."""
+
+    text_encoder: Any
+    text_encoder_2: Any | None = None
+
+
+def load_text_encoders(config: TrainConfig, dtype: torch.dtype, *, is_xl: bool) -> TextEncoders:
+    """The base model's, in the compute dtype.
+
+    Raises:
+        UserError: one is not there, or does not fit its configuration.
+    """
+    first = load_model(CLIPTextModel, CLIPTextConfig, base_source(config, TEXT_ENCODERS[0]))[0]
+    if not is_xl:
+        return TextEncoders(_frozen(first, dtype))
+    source = base_source(config, TEXT_ENCODERS[1])
+    second = load_model(CLIPTextModelWithProjection, CLIPTextConfig, source)[0]
+    return TextEncoders(_frozen(first, dtype), _frozen(second, dtype))
+
+
+def _frozen(model: Any, dtype: torch.dtype) -> Any:
+    model.requires_grad_(False).eval()
+    for param in model.parameters():
+        param.data = param.data.to(dtype)
+    return model
+
+
+def _text_config(config: TrainConfig, part: str) -> CLIPTextConfig:
+    return read_config(base_source(config, part).file(), CLIPTextConfig)
 
 
 def load_unet(config: TrainConfig) -> Any:
@@ -136,10 +171,6 @@ def load_unet(config: TrainConfig) -> Any:
 
 def _load_unet(config: TrainConfig, source: ModelSource | None = None) -> tuple[Any, UNet2DConditionConfig]:
     return load_model(UNet2DConditionModel, UNet2DConditionConfig, source or base_source(config, UNET_FOLDER))
-
-
-def _load_text_encoder_2(config: TrainConfig) -> tuple[Any, CLIPTextConfig]:
-    return load_model(CLIPTextModelWithProjection, CLIPTextConfig, base_source(config, "text_encoder_2"))
 
 
 class _SilentConvolution(torch.nn.Conv2d):

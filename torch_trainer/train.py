@@ -7,6 +7,7 @@ import time
 from concurrent.futures import Future
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from shared.run.setup import (
     plan_steps,
     prepare,
     set_up_logging,
+    with_precomputed_text,
 )
 from shared.threads import in_background
 from torch_trainer.base_models import BaseModels, load_base_models
@@ -56,6 +58,7 @@ from torch_trainer.loop import Loop
 from torch_trainer.profiling.memory import remember_allocations, write_memory
 from torch_trainer.profiling.model_flops import ModelShapes, model_flops_per_image
 from torch_trainer.profiling.profiler import Profiler
+from torch_trainer.text_encoding import open_text_encoder, processes_of_host
 from torch_trainer.training.step import Objective, TrainStep
 from torch_trainer.training.weight_average import WeightAverage
 
@@ -109,6 +112,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
     keep_compiled_programs(config)
     models = load_base_models(config, COMPUTE_DTYPES[accelerator.mixed_precision])
     check_resolution(config, models.vae_scale_factor)
+    open_encoder = partial(open_text_encoder, config, accelerator, is_xl=prepared.is_xl)
+    prepared = with_precomputed_text(prepared, "torch", open_encoder, processes_of_host(accelerator))
     parameters = sum(param.numel() for param in models.controlnet.parameters())  # FSDP divides them
     run = _place_run(prepared, steps, accelerator, models)
     _begin_run(run, parameters)

@@ -212,24 +212,29 @@ def step_shapes(
     )
     batch = _host_batch(config, models, target)
     if from_cache:
-        return state, FrozenParams(in_dtype.unet, {}, {}), _encoded(batch, models, dtype)
+        in_dtype, batch = in_dtype._replace(vae={}), _with_images_encoded(batch)
+    if from_cache or config.precompute_text:
+        in_dtype = in_dtype._replace(text_encoder={}, text_encoder_2={})
+        batch = _with_captions_encoded(batch, models, dtype)
     return state, in_dtype, batch
 
 
-def _encoded(batch: dict[str, Any], models: BaseModels, dtype: Any) -> dict[str, Any]:
-    """The batch's second form (see `flax_trainer.training.step.encode_batch`)."""
+def _with_images_encoded(batch: dict[str, Any]) -> dict[str, Any]:
+    """See `flax_trainer.training.step.encode_batch`."""
+    rest = {name: array for name, array in batch.items() if name != "pixel_values"}
+    return rest | {"latent_mean": batch["noise"], "latent_std": batch["noise"]}
+
+
+def _with_captions_encoded(batch: dict[str, Any], models: BaseModels, dtype: Any) -> dict[str, Any]:
+    """See `flax_trainer.training.step.encode_captions`."""
     first, second = models.configs.text_encoder, models.configs.text_encoder_2
-    rest = {name: batch[name] for name in batch if name not in ("pixel_values", "input_ids", "input_ids_2")}
-    latents, features = batch["noise"], first.hidden_size
+    rest = {name: array for name, array in batch.items() if name not in ("input_ids", "input_ids_2")}
+    features = first.hidden_size
     if second is not None:
         features += second.hidden_size
         pooled = (*batch["timesteps"].shape, second.projection_dim)
         rest["pooled_prompt_embeds"] = jax.ShapeDtypeStruct(pooled, dtype)
-    return rest | {
-        "latent_mean": latents,
-        "latent_std": latents,
-        "prompt_embeds": jax.ShapeDtypeStruct((*batch["input_ids"].shape, features), dtype),
-    }
+    return rest | {"prompt_embeds": jax.ShapeDtypeStruct((*batch["input_ids"].shape, features), dtype)}
 
 
 def _host_batch(config: TrainConfig, models: BaseModels, target: Target) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from flax_trainer.training.loss_scaling import unscaled_gradients
 from flax_trainer.training.optimizer import AdamWSettings, Scalar, adamw_update, where_tree
 from flax_trainer.training.state import TrainState
 from shared.config import TrainConfig
+from shared.data.tokenization import ENCODED_TEXT
 from shared.diffusion.control import grades
 from shared.diffusion.loss_weighting import loss_weights
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
@@ -175,38 +176,51 @@ def encode_batch(
     A batch for SDXL has captions for both encoders, `input_ids` and `input_ids_2` int32 [B,L], and `time_ids` float32
     [B,6]: original height and width, top and left edge of the crop, target height and width.
 
-    A batch in its second form has that already: `latent_mean`, `latent_std` [B,H,W,C] for `pixel_values`, and
-    `prompt_embeds` [B,L,D] for `input_ids`; for those of SDXL, `pooled_prompt_embeds` [B,P] as well, and `time_ids` as
-    before. Its run needs no VAE and no text encoder, and `frozen` may lack theirs.
+    Images may be encoded already, `latent_mean`, `latent_std` [B,H,W,C] for `pixel_values`, and so may captions (see
+    `encode_captions`): `frozen` may then lack the VAE or the text encoders.
     """
     if "latent_mean" in batch:
         mean_BHWC, std_BHWC = batch["latent_mean"], batch["latent_std"]
-        prompt = _prompt(batch["prompt_embeds"], batch.get("pooled_prompt_embeds"), batch)
     else:
         with jax.named_scope("vae"):
             # Which computes in the dtype of its parameters: float32 for SDXL's own.
             mean_BHWC, std_BHWC = models.vae.bind(frozen.vae).encode(normalise_pixels(batch["pixel_values"]))
-        prompt = encode_captions(models, frozen, batch)
+    prompt = encode_captions(models, frozen, batch)
     sample_BHWC = mean_BHWC.astype(jnp.float32) + std_BHWC.astype(jnp.float32) * batch["vae_noise"]
     return sample_BHWC * objective.scaling_factor, prompt.astype(objective.compute_dtype)
 
 
-@jax.named_scope("text_encoder")
 def encode_captions(models: ModelDefs, frozen: FrozenParams, prompt_inputs: Batch) -> Prompt:
-    """What the text encoders make of `shared.data.tokenization.PromptInputs`, in the dtype of their parameters."""
+    """What the text encoders make of `shared.data.tokenization.PromptInputs`, in the dtype of their parameters.
+
+    Captions that are encoded already come as `prompt_embeds` [B,L,D] in place of `input_ids`, and for SDXL as
+    `pooled_prompt_embeds` [B,P]; those of dtype uint16 are the bits of bfloat16.
+    """
+    if "prompt_embeds" in prompt_inputs:
+        encoded = {name: _with_bfloat16(prompt_inputs[name]) for name in ENCODED_TEXT if name in prompt_inputs}
+    else:
+        encoded = encode_tokens(models, frozen, prompt_inputs)
+    added = None
+    if "pooled_prompt_embeds" in encoded:
+        added = {"text_embeds": encoded["pooled_prompt_embeds"], "time_ids": prompt_inputs["time_ids"]}
+    return Prompt(encoded["prompt_embeds"], added)
+
+
+@jax.named_scope("text_encoder")
+def encode_tokens(models: ModelDefs, frozen: FrozenParams, token_ids: Batch) -> dict[str, jax.Array]:
+    """`prompt_embeds` [B,L,D] and, for SDXL, `pooled_prompt_embeds` [B,P] of `input_ids` and `input_ids_2` [B,L]."""
     text_encoder = models.text_encoder.bind(frozen.text_encoder)
     if models.text_encoder_2 is None:
-        return _prompt(text_encoder(prompt_inputs["input_ids"])[0], None, prompt_inputs)
+        return {"prompt_embeds": text_encoder(token_ids["input_ids"])[0]}
     # Podell et al. 2023 (SDXL), section 2.1: both encoders' penultimate states side by side, the second's pooled text.
-    first_BLD, _ = text_encoder(prompt_inputs["input_ids"], penultimate=True)
+    first_BLD, _ = text_encoder(token_ids["input_ids"], penultimate=True)
     text_encoder_2 = models.text_encoder_2.bind(frozen.text_encoder_2)
-    second_BLD, pooled_BP = text_encoder_2(prompt_inputs["input_ids_2"], penultimate=True)
-    return _prompt(jnp.concatenate((first_BLD, second_BLD), axis=-1), pooled_BP, prompt_inputs)
+    second_BLD, pooled_BP = text_encoder_2(token_ids["input_ids_2"], penultimate=True)
+    return {"prompt_embeds": jnp.concatenate((first_BLD, second_BLD), axis=-1), "pooled_prompt_embeds": pooled_BP}
 
 
-def _prompt(hidden_states_BLD: jax.Array, pooled_BP: jax.Array | None, batch: Batch) -> Prompt:
-    added = None if pooled_BP is None else {"text_embeds": pooled_BP, "time_ids": batch["time_ids"]}
-    return Prompt(hidden_states_BLD, added)
+def _with_bfloat16(encoded: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(encoded, jnp.bfloat16) if encoded.dtype == jnp.uint16 else encoded
 
 
 def per_sample_losses(

@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple, TypedDict
 from msgspec import Meta
 
 from shared.outgoing.atomic_files import write_text_atomically
-from shared.untrusted import MIB, check_plain_tree, open_file, read_json, shown
+from shared.untrusted import check_plain_tree, open_file, read_json, sha256_from, shown
 from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ _MOST_FILES = 100_000
 _MOST_BYTES = 2**38  # a quarter of a TiB: ten times the state of the largest model
 _SAID_IN_THE_LOG = 10**9  # bytes: half a second, or ten on a slow disk
 _SHOWN = 3
-_BLOCK = 4 * MIB
 
 
 class _Digest(TypedDict):
@@ -135,12 +134,8 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _sha256(path: Path) -> str:
-    """In blocks: while one is read or hashed other threads go on, and after it Ctrl-C is heard."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     with open_file(path) as file:
-        while size := os.readv(file.fileno(), [block]):
-            digest.update(block[:size])
-    return digest.hexdigest()
+        return sha256_from(file.fileno())
 
 
 def _sha256_of(files: Mapping[str, _Digest]) -> str:

@@ -214,6 +214,12 @@ class TrainConfig:
         must_be=[within(0, _LARGEST_CROP)],
         must_match=["resume", "compare"],
     )
+    time_ids_from_data: bool = _data(
+        False,
+        "Tell Stable Diffusion XL of every image how large it was and where it is cropped, as its base model was "
+        "trained (Podell et al. 2023, section 2.2), in place of the same sizes for all.",
+        must_match=["resume", "compare"],
+    )
     proportion_empty_prompts: float = _data(
         0.0,
         "The proportion of captions, from 0 to 1, that are replaced with the empty caption.",
@@ -419,6 +425,12 @@ class TrainConfig:
         False,
         "Let float32 matrix products run in TensorFloat-32 on NVIDIA GPUs, and in three bfloat16 passes, not six, on "
         "TPUs: faster, less exact.",
+    )
+    precompute_text: bool = _performance(
+        False,
+        "Encode all captions of the data once, before the first step, and keep the results on disk for this and later "
+        "runs (controlnet-trainer/text in --cache_dir or, without it, in the user's cache folder): the text encoders "
+        "then need no memory and no time in a step.",
     )
     torch_compile: bool = _performance(
         False,

@@ -30,6 +30,7 @@ def validate(config: TrainConfig, backend: Backend) -> None:
     _check_batch_fits(config)
     check_output_dir(config.output_dir)
     _check_sources(config)
+    _check_crops(config)
     _check_validation_pairs(config)
     _check_evaluation(config)
     _check_checkpointing(config)
@@ -122,6 +123,15 @@ def _check_source_details(config: TrainConfig) -> None:
             raise UserError(
                 f"--train_shards '{scheme}:…' would run a shell command. If you wrote it yourself, add "
                 "--allow_shell_urls."
+            )
+
+
+def _check_crops(config: TrainConfig) -> None:
+    for name in ("crops_coords_top_left_h", "crops_coords_top_left_w"):
+        if config.time_ids_from_data and getattr(config, name):
+            raise UserError(
+                f"--{name} is {getattr(config, name)}, an edge of the crop for all images, and --time_ids_from_data "
+                "counts every image's own: leave one of the two out."
             )
 
 

@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from shared.config import TrainConfig
 from shared.data.candidates import Candidates, ShuffledCandidates, StreamCandidates
-from shared.data.preprocessing import preprocess
+from shared.data.preprocessing import Preprocessed, preprocess, preprocess_with_sizes
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources.base import RandomAccessSource, Source
 from shared.data.tokenization import PromptInputs
 from shared.data.workers import Workers
+from shared.models.xl import SIZES
 from shared.randomness import Purpose, generator
 from shared.user_errors import UserError
 
@@ -194,28 +195,30 @@ class BatchLoader:
     def _fill(self, unfinished: "_UnfinishedBatch", row: int) -> None:
         position = int(unfinished.positions[row])
         seed, arrays = self._config.seed, unfinished.arrays
-        sample, pixels, conditioning_pixels = self._usable_sample(position)
-        arrays["pixel_values"][row] = pixels
+        sample, image, conditioning_pixels = self._usable_sample(position)
+        arrays["pixel_values"][row] = image.pixels
         arrays["conditioning_pixel_values"][row] = conditioning_pixels
+        unfinished.sizes[row] = image.sizes
         unfinished.captions[row] = self._caption(sample, position)
         for name, purpose in (("vae_noise", Purpose.VAE_NOISE), ("noise", Purpose.NOISE)):
             generator(seed, purpose, position).standard_normal(dtype=np.float32, out=arrays[name][row])
         arrays["timesteps"][row] = generator(seed, Purpose.TIMESTEP, position).integers(self._num_train_timesteps)
 
     def _finish(self, unfinished: "_UnfinishedBatch") -> Batch:
-        arrays = unfinished.arrays | self._prompt_inputs(unfinished.captions) | {"position": unfinished.positions}
+        told = self._prompt_inputs(unfinished.captions, unfinished.sizes)
+        arrays = unfinished.arrays | told | {"position": unfinished.positions}
         leading = (self._spec.accumulation_steps, self._local_rows)
         return {name: array.reshape(leading + array.shape[1:]) for name, array in arrays.items()}
 
-    def _usable_sample(self, position: int) -> tuple[RawSample, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    def _usable_sample(self, position: int) -> tuple[RawSample, Preprocessed, npt.NDArray[np.uint8]]:
         resolution, interpolation = self._config.resolution, self._config.image_interpolation_mode
         for sample in self._candidates.at(position):
             try:
                 sample.check()
                 assert sample.image is not None
                 assert sample.conditioning_image is not None
-                pixels = preprocess(sample.image, resolution, interpolation)
-                return sample, pixels, preprocess(sample.conditioning_image, resolution, interpolation)
+                image = preprocess_with_sizes(sample.image, resolution, interpolation)
+                return sample, image, preprocess(sample.conditioning_image, resolution, interpolation)
             except BadSampleError as error:
                 self._skipped.add(sample.name, error)
         raise UserError(
@@ -243,6 +246,7 @@ class _UnfinishedBatch:
         self.positions = positions_AB.reshape(-1)
         self.count = positions_AB.size
         self.captions = [""] * self.count
+        self.sizes = np.zeros((self.count, SIZES), np.float32)
         pixels_shape = (self.count, resolution, resolution, 3)
         self.arrays: Batch = {
             "pixel_values": np.empty(pixels_shape, np.uint8),

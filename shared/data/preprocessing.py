@@ -4,6 +4,7 @@ Axes: H height, W width, C channels, R the training resolution.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import PIL.ImageOps
 
 from shared.data.addresses import described, local_path, read_address, scheme_of
 from shared.data.sample import BadSampleError, EncodedImage
+from shared.models.xl import Sizes
 from shared.untrusted import foreign_library, shown
 from shared.untrusted.pictures import check_pixels, open_picture
 from shared.user_errors import UserError
@@ -28,6 +30,13 @@ INTERPOLATION_MODES = {
 """torchvision's names for PIL's filters. PIL has one nearest filter, which torchvision uses for both of its own."""
 
 
+class Preprocessed(NamedTuple):
+    """The pixels that are trained on, uint8 [R,R,3], RGB, 0 to 255, and the sizes of what they were cut from."""
+
+    pixels: npt.NDArray[np.uint8]
+    sizes: Sizes
+
+
 def preprocess(image: EncodedImage, resolution: int, interpolation: str) -> npt.NDArray[np.uint8]:
     """Decode, resize the shorter side to `resolution`, crop the centre. Images and conditions both go through this.
 
@@ -38,7 +47,19 @@ def preprocess(image: EncodedImage, resolution: int, interpolation: str) -> npt.
         BadSampleError: for an image that cannot be read, or is too large to be honest.
         UserError: for an unknown interpolation mode.
     """
-    return np.asarray(resize_and_crop(decode(image), resolution, interpolation))
+    return preprocess_with_sizes(image, resolution, interpolation).pixels
+
+
+def preprocess_with_sizes(image: EncodedImage, resolution: int, interpolation: str) -> Preprocessed:
+    """As `preprocess`, saying too what was done: Podell et al. 2023 (SDXL), section 2.2, conditions on it.
+
+    The original is counted upright and before it is resized, the crop in the resized image, as diffusers'
+    `train_text_to_image_sdxl.py` does it with a centre crop.
+    """
+    decoded = decode(image)
+    pixels = np.asarray(resize_and_crop(decoded, resolution, interpolation))
+    left, top = crop_corner(*resized_size(decoded.width, decoded.height, resolution), resolution)
+    return Preprocessed(pixels, (decoded.height, decoded.width, top, left, resolution, resolution))
 
 
 def decode(image: EncodedImage) -> PIL.Image.Image:
@@ -80,7 +101,7 @@ def resize_and_crop(image: PIL.Image.Image, resolution: int, interpolation: str)
     width, height = resized_size(image.width, image.height, resolution)
     _check_pixels(width, height)
     resized = image.resize((width, height), INTERPOLATION_MODES[interpolation])
-    left, top = round((width - resolution) / 2), round((height - resolution) / 2)
+    left, top = crop_corner(width, height, resolution)
     return resized.crop((left, top, left + resolution, top + resolution))
 
 
@@ -89,6 +110,11 @@ def resized_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     if width <= height:
         return resolution, int(resolution * height / width)
     return int(resolution * width / height), resolution
+
+
+def crop_corner(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """(left, top) of the centre crop of a resized image, halves rounded to even as torchvision does."""
+    return round((width - resolution) / 2), round((height - resolution) / 2)
 
 
 def _decode(image: EncodedImage) -> PIL.Image.Image:

@@ -5,7 +5,7 @@ Axes: B captions, L the tokenizer's model_max_length (77 for CLIP).
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,11 @@ from shared.user_errors import UserError
 logger = logging.getLogger(__name__)
 
 Tokenize = Callable[[Sequence[str]], npt.NDArray[np.int32]]
+TokenIds = Mapping[str, npt.NDArray[np.int32]]
+"""`input_ids` [B,L] and, for Stable Diffusion XL, `input_ids_2` [B,L]."""
+ENCODED_TEXT = ("prompt_embeds", "pooled_prompt_embeds")
+EncodedText = Callable[[TokenIds], dict[str, npt.NDArray[Any]]]
+"""What the text encoders made of them, by the names that batches have for it."""
 
 _LONGEST_TOKEN = 256  # CLIP's longest has some fifty
 # What is not Unicode's White_Space, which the tokenizer splits at.
@@ -33,13 +38,13 @@ class XLInputs:
 
     Attributes:
         tokenize: captions → int32 [B,L] for the second text encoder.
-        sizes: of every image.
+        sizes: of every image; None where each has its own.
         zeros_for_empty_prompt: whether sampling without a negative prompt is guided away from zeros, not from what
             the encoders make of the empty text: `force_zeros_for_empty_prompt` of its `model_index.json`.
     """
 
     tokenize: Tokenize
-    sizes: Sizes
+    sizes: Sizes | None
     zeros_for_empty_prompt: bool = True
 
 
@@ -48,18 +53,36 @@ class PromptInputs:
     """captions → what a model is told with them, by the names that batches have for it.
 
     `input_ids` int32 [B,L]; for Stable Diffusion XL `input_ids_2` int32 [B,L] and `time_ids` float32 [B,6] too.
+
+    With `encoded`, what the text encoders made of the tokens comes in their place: `prompt_embeds` [B,L,D], and for
+    Stable Diffusion XL `pooled_prompt_embeds` [B,P]; float32, float16, or uint16 for the bits of bfloat16.
     """
 
     tokenize: Tokenize
     xl: XLInputs | None = None
+    encoded: EncodedText | None = None
 
-    def __call__(self, captions: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-        """UserError for what is no text."""
-        arrays: dict[str, npt.NDArray[Any]] = {"input_ids": self.tokenize(captions)}
+    def __call__(
+        self, captions: Sequence[str], sizes_B6: npt.NDArray[np.float32] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """`sizes_B6` are those of each caption's image, which count where no others are set.
+
+        Raises:
+            UserError: for what is no text.
+        """
+        token_ids = self.token_ids(captions)
+        arrays: dict[str, npt.NDArray[Any]] = dict(token_ids) if self.encoded is None else self.encoded(token_ids)
         if self.xl is not None:
-            arrays["input_ids_2"] = self.xl.tokenize(captions)
-            arrays["time_ids"] = np.tile(np.array(self.xl.sizes, np.float32), (len(captions), 1))
+            if self.xl.sizes is not None:
+                sizes_B6 = np.tile(np.array(self.xl.sizes, np.float32), (len(captions), 1))
+            assert sizes_B6 is not None, "where every image has its own sizes, they are given with the captions"
+            arrays["time_ids"] = sizes_B6
         return arrays
+
+    def token_ids(self, captions: Sequence[str]) -> TokenIds:
+        """UserError for what is no text."""
+        first = {"input_ids": self.tokenize(captions)}
+        return first if self.xl is None else first | {"input_ids_2": self.xl.tokenize(captions)}
 
     @property
     def zeros_for_empty_prompt(self) -> bool:

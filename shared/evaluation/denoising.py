@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from shared.config import TrainConfig
 from shared.data.batches import Batch
-from shared.data.preprocessing import preprocess
+from shared.data.preprocessing import preprocess, preprocess_with_sizes
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources.base import RandomAccessSource
 from shared.data.tokenization import PromptInputs
+from shared.models.xl import Sizes
 from shared.randomness import Purpose, generator
 from shared.user_errors import UserError
 
@@ -32,12 +33,16 @@ BINS = 4
 
 @dataclass(frozen=True)
 class ValidationSample:
-    """A decoded pair: uint8 [R,R,3] each, 0 to 255, and its caption; `index` is its place in the held-out source."""
+    """A decoded pair: uint8 [R,R,3] each, 0 to 255, and its caption; `index` is its place in the held-out source.
+
+    `sizes` are those of the image (see `Preprocessed`).
+    """
 
     index: int
     pixels: npt.NDArray[np.uint8]
     conditioning_pixels: npt.NDArray[np.uint8]
     caption: str
+    sizes: Sizes
 
 
 def read_samples(held_out: RandomAccessSource, config: TrainConfig) -> list[ValidationSample]:
@@ -102,7 +107,8 @@ class DenoisingEvaluation:
         if not 1 <= bins <= num_train_timesteps:
             raise UserError(f"{bins} timestep bins were asked for; expected 1 to {num_train_timesteps}, the timesteps.")
         self._samples, self._seed, self._batch_size, self._latent_shape = samples, seed, batch_size, latent_shape
-        self._prompt_inputs = prompt_inputs([sample.caption for sample in samples])
+        sizes = np.array([sample.sizes for sample in samples], np.float32)
+        self._prompt_inputs = prompt_inputs([sample.caption for sample in samples], sizes)
         self._edges = [bin_ * num_train_timesteps // bins for bin_ in range(bins + 1)]
         self._rows = len(samples) * bins
 
@@ -162,8 +168,6 @@ def _read(index: int, candidate: RawSample, config: TrainConfig) -> ValidationSa
     candidate.check()
     assert candidate.image is not None
     assert candidate.conditioning_image is not None
-    pixels, conditioning_pixels = (
-        preprocess(image, config.resolution, config.image_interpolation_mode)
-        for image in (candidate.image, candidate.conditioning_image)
-    )
-    return ValidationSample(index, pixels, conditioning_pixels, candidate.captions[0])
+    how = (config.resolution, config.image_interpolation_mode)
+    pixels, sizes = preprocess_with_sizes(candidate.image, *how)
+    return ValidationSample(index, pixels, preprocess(candidate.conditioning_image, *how), candidate.captions[0], sizes)

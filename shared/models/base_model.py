@@ -60,7 +60,7 @@ def check_base_model(config: TrainConfig, scheduler: Mapping[str, Any]) -> UNet2
     if is_xl(unet):
         _check_xl(config, unet, scheduler)
     else:
-        _check_no_crops(config)
+        _check_no_sizes(config)
     controlnet = _controlnet_of_its_kind(config, unet)
     check_models_fit(
         str(config.pretrained_model_name_or_path),
@@ -140,8 +140,8 @@ def _check_two_tokenizers(config: TrainConfig) -> None:
             )
 
 
-def _check_no_crops(config: TrainConfig) -> None:
-    for name in ("crops_coords_top_left_h", "crops_coords_top_left_w"):
+def _check_no_sizes(config: TrainConfig) -> None:
+    for name in ("crops_coords_top_left_h", "crops_coords_top_left_w", "time_ids_from_data"):
         if getattr(config, name):
             raise UserError(
                 f"--{name} is {getattr(config, name)}, but {shown_name(str(config.pretrained_model_name_or_path))} is "

@@ -148,6 +148,17 @@ def stored_tensors(folder: Path, names: WeightNames, variant: str | None) -> Ite
         UserError: there are no weights of this variant, a file is missing, damaged, no regular file or larger than any
             honest one, or `.bin` is all there is and torch is not installed.
     """
+    for path in weight_files(folder, names, variant):
+        yield from _pickled_tensors(path) if path.suffix == ".bin" else _safetensors(path)
+
+
+def weight_files(folder: Path, names: WeightNames, variant: str | None) -> Iterator[Path]:
+    """The files that hold a model's weights, each looked at when it is asked for.
+
+    Raises:
+        UserError: there are no weights of this variant, or a file is missing, no regular file or larger than any honest
+            one.
+    """
     present = set(names_in(folder))
     entry = next((name for name in candidates(names, variant) if name in present), None)
     if entry is None:
@@ -160,7 +171,7 @@ def stored_tensors(folder: Path, names: WeightNames, variant: str | None) -> Ite
                 "the folder again."
             )
         check_plain_files([folder / shard], _LARGEST)
-        yield from _pickled_tensors(folder / shard) if shard.endswith(".bin") else _safetensors(folder / shard)
+        yield folder / shard
 
 
 def names_in(folder: Path) -> list[str]:

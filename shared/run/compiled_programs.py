@@ -4,17 +4,16 @@ import logging
 import os
 from pathlib import Path
 
+from shared.outgoing.user_cache import in_user_cache
+
 logger = logging.getLogger(__name__)
 
 OFF = "none"
-_FOLDER = Path("controlnet-trainer") / "compiled"
 
 
 def default_folder() -> Path:
-    """The project's part of the user's cache folder (XDG Base Directory Specification)."""
-    # The specification tells to ignore relative paths.
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".cache") / _FOLDER
+    """In the user's cache folder."""
+    return in_user_cache("compiled")
 
 
 def usable(folder: Path) -> Path | None:

@@ -4,7 +4,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ from shared.models.tokenizer_files import check_tokenizer_fits, read_tokenizer
 from shared.models.trained_parts import sd_unlocked_warning
 from shared.models.xl import is_xl, sizes_of_crop
 from shared.outgoing.messages import OutgoingFormatter, print_uncaught
+from shared.precomputed_text.captions import countable
+from shared.precomputed_text.precomputing import ALONE, Processes, TextEncoder, precompute_text
 from shared.run import hub
 from shared.run.folder import check_no_result, finished_steps, is_finished, make_run_folder
 from shared.run.log import RunLog, banner
@@ -103,6 +105,8 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
     if images is not None:
         images.show_used_text(prompt_inputs.tokenize)
     source, held_out_source = open_sources(config)
+    if config.precompute_text:
+        countable([source])
     return PreparedRun(
         config=config,
         output_dir=output_dir,
@@ -114,6 +118,28 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
         source=source,
         held_out_source=held_out_source,
     )
+
+
+def with_precomputed_text(
+    prepared: PreparedRun,
+    backend: Backend,
+    open_encoder: Callable[[], TextEncoder],
+    processes: Processes = ALONE,
+) -> PreparedRun:
+    """With `--precompute_text` the run whose captions are encoded, without it the run as it is.
+
+    Args:
+        open_encoder: called where something is to be encoded, and not kept.
+
+    Raises:
+        UserError: as `precompute_text`.
+    """
+    config, prompt_inputs = prepared.config, prepared.prompt_inputs
+    if not config.precompute_text:
+        return prepared
+    sources = [source for source in (prepared.source, prepared.held_out_source) if source is not None]
+    encoded = precompute_text(config, backend, countable(sources), prompt_inputs, open_encoder, processes)
+    return replace(prepared, prompt_inputs=replace(prompt_inputs, encoded=encoded))
 
 
 @dataclass(frozen=True)
@@ -326,7 +352,8 @@ def prompt_inputs_of(config: TrainConfig, *, is_xl: bool) -> PromptInputs:
             "tokenizer_config.json."
         )
     sizes = sizes_of_crop(config.resolution, config.crops_coords_top_left_h, config.crops_coords_top_left_w)
-    return PromptInputs(tokenize, XLInputs(tokenize_2, sizes, zeros_for_empty_prompt(config)))
+    of_all = None if config.time_ids_from_data else sizes
+    return PromptInputs(tokenize, XLInputs(tokenize_2, of_all, zeros_for_empty_prompt(config)))
 
 
 def _tokenize_for(text_encoder: ModelSource, source: ModelSource, name: str) -> Tokenize:

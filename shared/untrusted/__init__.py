@@ -3,7 +3,15 @@ followed out of its folder, escaped wherever it is shown."""
 
 from shared.untrusted.border import foreign_library
 from shared.untrusted.documents import parse_json, read_json
-from shared.untrusted.files import MIB, check_plain_files, check_plain_tree, is_inside, open_file, read_file
+from shared.untrusted.files import (
+    MIB,
+    check_plain_files,
+    check_plain_tree,
+    is_inside,
+    open_file,
+    read_file,
+    sha256_from,
+)
 from shared.untrusted.text import shown
 
 __all__ = [
@@ -16,5 +24,6 @@ __all__ = [
     "parse_json",
     "read_file",
     "read_json",
+    "sha256_from",
     "shown",
 ]

@@ -3,6 +3,7 @@
 A pipe or a device in a file's place would wait for ever or never end.
 """
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from shared.untrusted.text import shown
 from shared.user_errors import UserError
 
 MIB = 2**20
+_BLOCK = 4 * MIB
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -57,6 +59,21 @@ def read_file(path: str | Path, limit: int) -> bytes:
             raise UserError(f"{shown(path)} cannot be read: {_reason(error)}.") from error
     _check_size(path, len(content), limit)  # it may have grown, or be of a kind that does not tell its size
     return content
+
+
+def sha256_from(descriptor: int, place: int = 0) -> str:
+    """SHA-256 of an open file's content from there on, in hexadecimal.
+
+    In blocks: while one is read or hashed other threads go on, and after it Ctrl-C is heard.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    while size := os.preadv(descriptor, [block], place):
+        digest.update(block[:size])
+        place += size
+    return digest.hexdigest()
 
 
 def check_plain_files(paths: Iterable[Path], limit: int | None = None) -> None:

@@ -66,9 +66,10 @@ def eight(base_model: Path, folder: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def two(base_model: Path, folder: Path) -> dict[str, Path]:
-    """The same in two processes with two devices each."""
+    """The same in two processes with two devices each; on the mesh, with captions that each encodes beforehand."""
     runs = {}
-    for name, more in {"pmap": [], "mesh 1x4": ["--parallelism", "mesh", "--fsdp_devices", 4]}.items():
+    mesh = ["--parallelism", "mesh", "--fsdp_devices", 4, "--precompute_text", "--cache_dir", folder / "cache"]
+    for name, more in {"pmap": [], "mesh 1x4": mesh}.items():
         runs[name] = folder / f"two processes, {name}"
         processes = start_flax_processes(command(base_model, runs[name], *ON_TWO_BY_TWO, *more), devices=2)
         for number, process in enumerate(processes):

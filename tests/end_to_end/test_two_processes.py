@@ -69,14 +69,17 @@ def one_with_parts(base_model: Path, more: list[object], tmp_path_factory: pytes
 def resumed_with_parts(
     base_model: Path, more: list[object], one_with_parts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The same, begun by one process and ended by two, under plain torchrun."""
-    output_dir = tmp_path_factory.mktemp("resumed") / "run"
+    """The same, begun by one process and ended by two, under plain torchrun, which share the encoding of captions."""
+    folder = tmp_path_factory.mktemp("resumed")
+    output_dir = folder / "run"
     begin_from(one_with_parts, 4, output_dir)
+    resume = ["--resume_from_checkpoint", "latest", "--precompute_text", "--cache_dir", folder / "cache"]
     launch_torch(
         ["--nproc-per-node", 2, "--master-port", free_port()],
-        arguments(base_model, output_dir, *more, *PARTS, *SHARE, "--resume_from_checkpoint", "latest"),
+        arguments(base_model, output_dir, *more, *PARTS, *SHARE, *resume),
         module="torch.distributed.run",
     )
+    assert len(list((folder / "cache").rglob("*.safetensors"))) == 2, "each wrote its share"
     return output_dir
 
 

@@ -36,20 +36,24 @@ class ModelShapes:
     @classmethod
     def of(cls, models: BaseModels, blank: Batch, *, only_mid_control: bool) -> "ModelShapes":
         """Of models that are not yet prepared for training, and of a batch whose arrays begin with [A, B]."""
-        text_encoders = [model.config for model in (models.text_encoder, models.text_encoder_2) if model is not None]
+        unet = models.unet.config
+        added = {}
+        if "time_ids" in blank:
+            sizes_shape = blank["time_ids"].shape[2:]
+            pooled = unet.projection_class_embeddings_input_dim - sizes_shape[0] * unet.addition_time_embed_dim
+            added = {"text_embeds": (pooled,), "time_ids": sizes_shape}
+        text = blank["prompt_embeds"] if "prompt_embeds" in blank else blank["input_ids"]
         return cls(
             controlnet=type(models.controlnet),
             controlnet_config=models.controlnet.config,
             unet=type(models.unet),
-            unet_config=models.unet.config,
+            unet_config=unet,
             trained_in_unet=frozenset(name for name, param in models.unet.named_parameters() if param.requires_grad),
             only_mid_control=only_mid_control,
             latent_shape=blank["noise"].shape[2:],
             condition_shape=blank["conditioning_pixel_values"].shape[2:],
-            text_shape=(blank["input_ids"].shape[2], sum(config.hidden_size for config in text_encoders)),
-            added_shapes={}
-            if models.text_encoder_2 is None
-            else {"text_embeds": (text_encoders[1].projection_dim,), "time_ids": blank["time_ids"].shape[2:]},
+            text_shape=(text.shape[2], unet.cross_attention_dim),
+            added_shapes=added,
         )
 
 

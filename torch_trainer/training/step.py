@@ -16,10 +16,11 @@ from torch.profiler import record_function
 
 from shared.config import TrainConfig
 from shared.data.batches import Batch
+from shared.data.tokenization import ENCODED_TEXT
 from shared.diffusion.control import grades
 from shared.diffusion.loss_weighting import loss_weights
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
-from torch_trainer.base_models import BaseModels, Prompt
+from torch_trainer.base_models import BaseModels, Prompt, TextEncoders
 from torch_trainer.training.weight_average import WeightAverage
 
 Tensors = dict[str, torch.Tensor]
@@ -69,7 +70,8 @@ def encode_batch(models: BaseModels, batch: Tensors) -> tuple[torch.Tensor, Prom
     """What the frozen encoders make of a batch: (latents float32 [B,C,H,W], encoded captions).
 
     A batch for SDXL has captions for both encoders, `input_ids` and `input_ids_2` int32 [B,L], and `time_ids` float32
-    [B,6]: original height and width, top and left edge of the crop, target height and width.
+    [B,6]: original height and width, top and left edge of the crop, target height and width. Captions may be encoded
+    already (see `encode_captions`).
     """
     pixels_BCHW = models.as_vae_input(normalise_pixels(batch["pixel_values"]))
     with record_function("vae"):
@@ -78,17 +80,37 @@ def encode_batch(models: BaseModels, batch: Tensors) -> tuple[torch.Tensor, Prom
     return sample_BCHW * models.vae.config.scaling_factor, encode_captions(models, batch)
 
 
-@torch.no_grad()
 def encode_captions(models: BaseModels, prompt_inputs: Tensors) -> Prompt:
-    """What the text encoders make of `shared.data.tokenization.PromptInputs`."""
+    """What the text encoders make of `shared.data.tokenization.PromptInputs`.
+
+    Captions that are encoded already come as `prompt_embeds` [B,L,D] in place of `input_ids`, and for SDXL as
+    `pooled_prompt_embeds` [B,P]; those of dtype uint16 are the bits of bfloat16.
+    """
+    if "prompt_embeds" in prompt_inputs:
+        encoded = {name: _with_bfloat16(prompt_inputs[name]) for name in ENCODED_TEXT if name in prompt_inputs}
+    else:
+        encoded = encode_tokens(TextEncoders(models.text_encoder, models.text_encoder_2), prompt_inputs)
+    added = None
+    if "pooled_prompt_embeds" in encoded:
+        added = {"text_embeds": encoded["pooled_prompt_embeds"], "time_ids": prompt_inputs["time_ids"]}
+    return Prompt(encoded["prompt_embeds"], added)
+
+
+@torch.no_grad()
+def encode_tokens(text_encoders: TextEncoders, token_ids: Tensors) -> Tensors:
+    """`prompt_embeds` [B,L,D] and, for SDXL, `pooled_prompt_embeds` [B,P] of `input_ids` and `input_ids_2` [B,L]."""
     with record_function("text_encoder"):
-        if models.text_encoder_2 is None:
-            return Prompt(models.text_encoder(prompt_inputs["input_ids"].long()).last_hidden_state)
+        if text_encoders.text_encoder_2 is None:
+            return {"prompt_embeds": text_encoders.text_encoder(token_ids["input_ids"].long()).last_hidden_state}
         # Podell et al. 2023 (SDXL), section 2.1: both encoders' penultimate states, the second's pooled text.
-        first = models.text_encoder(prompt_inputs["input_ids"].long(), output_hidden_states=True)
-        second = models.text_encoder_2(prompt_inputs["input_ids_2"].long(), output_hidden_states=True)
+        first = text_encoders.text_encoder(token_ids["input_ids"].long(), output_hidden_states=True)
+        second = text_encoders.text_encoder_2(token_ids["input_ids_2"].long(), output_hidden_states=True)
     hidden_states_BLD = torch.cat((first.hidden_states[-2], second.hidden_states[-2]), dim=-1)
-    return Prompt(hidden_states_BLD, {"text_embeds": second.text_embeds, "time_ids": prompt_inputs["time_ids"]})
+    return {"prompt_embeds": hidden_states_BLD, "pooled_prompt_embeds": second.text_embeds}
+
+
+def _with_bfloat16(encoded: torch.Tensor) -> torch.Tensor:
+    return encoded.view(torch.bfloat16) if encoded.dtype == torch.uint16 else encoded
 
 
 def per_sample_losses(models: BaseModels, batch: Tensors, objective: Objective) -> torch.Tensor:

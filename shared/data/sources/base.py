@@ -37,6 +37,18 @@ class StreamSource(Protocol):
 Source = RandomAccessSource | StreamSource
 
 
+@runtime_checkable
+class TellsCaptions(Protocol):
+    """A `RandomAccessSource` that reads a sample's captions without its images."""
+
+    def captions(self, index: int) -> tuple[str, ...]: ...
+
+
+def captions_at(source: RandomAccessSource, index: int) -> tuple[str, ...]:
+    """All captions of a sample; those of a bad one are anything."""
+    return source.captions(index) if isinstance(source, TellsCaptions) else source[index].captions
+
+
 class SubsetSource:
     """Some samples of another source, in an order of their own. `indices` are theirs in that source."""
 
@@ -50,6 +62,10 @@ class SubsetSource:
 
     def __getitem__(self, index: int) -> RawSample:
         return self._source[int(self.indices[index])]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """See `captions_at`."""
+        return captions_at(self._source, int(self.indices[index]))
 
 
 def train_subset(source: RandomAccessSource, count: int, seed: int) -> SubsetSource:

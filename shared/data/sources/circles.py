@@ -103,6 +103,10 @@ class CirclesSource:
         drawn = draw(index, self._size, self._seed)
         return RawSample(drawn.image, drawn.conditioning_image, (drawn.truth.caption,), f"circle {index}")
 
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Without drawing."""
+        return (_truth(index, self._size, self._seed).caption,)
+
 
 def _truth(index: int, size: int, seed: int) -> Circle:
     rng = generator(seed, Purpose.CIRCLES, index)

@@ -86,6 +86,7 @@ class HuggingFaceSource:
         fingerprint: str,
     ) -> None:
         self._dataset, self._columns, self._location, self._files = dataset, columns, redacted(location), files
+        self._captions = dataset.select_columns([columns[2]])
         self.manifest: Manifest = {
             "kind": "huggingface",
             "location": self._location,
@@ -103,6 +104,12 @@ class HuggingFaceSource:
         with foreign_library(f"{shown(name)} cannot be read", _REPAIR):
             row = self._dataset[index]
         return _raw_sample(row, self._columns, self._files, name)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Without reading the images."""
+        with foreign_library(f"{shown(self._location)}[{index}] cannot be read", _REPAIR):
+            row = self._captions[index]
+        return captions_of(row[self._columns[2]])
 
 
 class HuggingFaceStream:

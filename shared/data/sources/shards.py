@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.config import TrainConfig
@@ -92,7 +92,13 @@ class ShardSource:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> RawSample:
-        sample = self._samples[index]
+        return self._read(self._samples[index])
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Without reading the images."""
+        return self._read(replace(self._samples[index], image=None, conditioning_image=None)).captions
+
+    def _read(self, sample: IndexedSample) -> RawSample:
         name = f"{sample.shard}:{sample.key}"
         parts = (sample.image, sample.conditioning_image, sample.caption)
         defect = next(filter(None, (self._keys.too_large(part.extension, part.size) for part in parts if part)), "")

@@ -76,6 +76,10 @@ def test_right_configurations_pass(changes: dict[str, Any]) -> None:
             {"validation_prompt": ("a", "b"), "validation_image": ("x", "y", "z")},
             "--validation_prompt has 2 values and --validation_image 3",
         ),
+        (
+            {"time_ids_from_data": True, "crops_coords_top_left_w": 5},
+            "--crops_coords_top_left_w is 5.*--time_ids_from_data counts every image's own",
+        ),
         ({"report_to": "wandb", "hub_token": "hf_abc"}, "--hub_token cannot be given with --report_to wandb"),
         ({"report_to": "all"}, "--report_to must be one of tensorboard, wandb, none"),
         ({"image_interpolation_mode": "cubic"}, "--image_interpolation_mode must be one of"),

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shared.data.preprocessing import decode, preprocess, resize_and_crop, resized_size
+from shared.data.preprocessing import decode, preprocess, preprocess_with_sizes, resize_and_crop, resized_size
 from shared.data.sample import BadSampleError
 from tests.shared.data.pictures import png
 
@@ -67,6 +68,25 @@ def test_every_mode_agrees_with_pil_alone(mode: str) -> None:
     filter_ = PIL.Image.Resampling["NEAREST" if mode.startswith("nearest") else mode.upper()]
     expected = PIL.Image.open(io.BytesIO(data)).resize((42, 32), filter_).crop((5, 0, 37, 32))
     np.testing.assert_array_equal(preprocess(data, 32, mode), np.asarray(expected))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("size", "top", "left"),
+    # diffusers' train_text_to_image_sdxl.py: max(0, int(round((side - 32) / 2.0))) of the resized sides.
+    [((32, 32), 0, 0), ((64, 48), 0, 5), ((48, 65), 6, 0), ((95, 31), 0, 33), ((20, 30), 8, 0), ((33, 32), 0, 0)],
+)
+def test_sizes_say_what_was_cut_from_what(size: tuple[int, int], top: int, left: int, orientation: int) -> None:
+    """PIL alone gets the same pixels from them. A camera that was turned stores the picture on its side."""
+    upright = PIL.Image.open(io.BytesIO(png(7, *size)))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright.transpose(PIL.Image.Transpose.ROTATE_90) if orientation == 6 else upright
+    pixels, sizes = preprocess_with_sizes(encoded(stored, exif=exif.tobytes()), 32, "bilinear")
+    assert sizes == (upright.height, upright.width, top, left, 32, 32)
+    scale = 32 / min(upright.size)
+    resized = upright.resize((int(scale * upright.width + 1e-9), int(scale * upright.height + 1e-9)), 2)
+    np.testing.assert_array_equal(pixels, np.asarray(resized)[top : top + 32, left : left + 32])
 
 
 def test_an_unknown_mode_is_named() -> None:

@@ -1,6 +1,7 @@
 """What models are told with a caption: of Stable Diffusion XL twice the tokens, and six sizes."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +10,8 @@ import pytest
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources import open_source
 from shared.data.tokenization import PromptInputs, XLInputs
-from shared.models.xl import sizes_of_crop
-from tests.shared.data.pictures import LATENT_SHAPE, captions_in, config, tokenize
+from shared.models.xl import Sizes, sizes_of_crop
+from tests.shared.data.pictures import LATENT_SHAPE, captions_in, config, pairs, tokenize, write_image_folder
 
 
 def backwards(captions: Sequence[str]) -> npt.NDArray[np.int32]:
@@ -39,7 +40,34 @@ def test_batches_for_xl_have_two_rows_of_tokens_and_the_sizes(proportion_empty_p
     np.testing.assert_array_equal(of_xl["time_ids"], np.tile(np.float32([32, 32, 5, 3, 32, 32]), (2, 8, 1)))
 
 
-def test_pictures_are_asked_for_whole() -> None:
-    asked = XL.of_whole_images(32, 32)(["red"])
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_every_image_may_tell_its_own_sizes(tmp_path: Path, hosts: int, workers: int) -> None:
+    """Whoever prepares it, also beside an unreadable sample, whose place another takes."""
+    samples = pairs(20)
+    samples[4]["image"] = b"no picture"
+    folder = write_image_folder(tmp_path, samples)
+    settings = config(train_data_dir=str(folder), dataloader_num_workers=workers)
+    rows: dict[str, list[float]] = {}
+    for host in range(hosts):
+        own = PromptInputs(tokenize, XLInputs(backwards, None))
+        loading = BatchLoader(
+            open_source(settings), settings, own, BatchSpec(10, 2, 2), LATENT_SHAPE, 1000, host, hosts
+        )
+        batch = next(loading.iterate(0))[1]
+        loading.close()
+        assert batch["time_ids"].dtype == np.float32
+        assert {name: array.shape for name, array in batch.items()} == {
+            name: array.shape for name, array in loading.blank().items()
+        }
+        rows |= dict(zip(captions_in(batch), batch["time_ids"].reshape(-1, 6).tolist(), strict=True))
+    # height, width, top and left of each of the shapes in `pairs`, at 32 pixels
+    shapes = [(32, 32, 0, 0), (40, 48, 0, 3), (47, 33, 6, 0), (35, 64, 0, 13)]
+    assert rows == {f"caption {index}": [*shapes[index % 4], 32, 32] for index in range(20) if index != 4}
+
+
+@pytest.mark.parametrize("sizes", [sizes_of_crop(32, 5, 3), None])
+def test_pictures_are_asked_for_whole(sizes: Sizes | None) -> None:
+    asked = PromptInputs(tokenize, XLInputs(backwards, sizes)).of_whole_images(32, 32)(["red"])
     np.testing.assert_array_equal(asked["time_ids"], [[32, 32, 0, 0, 32, 32]])
     assert PromptInputs(tokenize).of_whole_images(32, 32)(["red"]).keys() == {"input_ids"}

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from shared.data.preprocessing import preprocess
 from shared.data.sample import RawSample
 from shared.data.sources import open_sources
-from shared.data.tokenization import PromptInputs
+from shared.data.tokenization import PromptInputs, XLInputs
 from shared.diffusion.samplers import initial_latents
 from shared.evaluation.denoising import DenoisingEvaluation, ValidationSample, read_samples
 from shared.randomness import Purpose, generator
 from tests.shared.data.pictures import LATENT_SHAPE, captions_in, config, loader, png, tokenize
 
 RESOLUTION = 32
+SIZES = (32, 4, 0, 32, 32)  # but for the height, which tells the samples apart
 
 
 def raw_samples(count: int) -> list[RawSample]:
@@ -24,7 +25,12 @@ def raw_samples(count: int) -> list[RawSample]:
 
 def samples(count: int) -> list[ValidationSample]:
     pixels = np.zeros((RESOLUTION, RESOLUTION, 3), np.uint8)
-    return [ValidationSample(index, pixels + index, pixels + 100 + index, f"caption {index}") for index in range(count)]
+    return [
+        ValidationSample(
+            index, pixels + index, pixels + 100 + index, f"caption {index}", (40 + index, 32, 4, 0, 32, 32)
+        )
+        for index in range(count)
+    ]
 
 
 class MemorySource:
@@ -44,6 +50,13 @@ class MemorySource:
 def evaluation(count: int = 5, **changes: Any) -> DenoisingEvaluation:
     arguments = {"seed": 7, "batch_size": 8, "latent_shape": LATENT_SHAPE, "num_train_timesteps": 1000}
     return DenoisingEvaluation(samples(count), PromptInputs(tokenize), **(arguments | changes))
+
+
+def test_xl_is_told_of_each_samples_own_sizes() -> None:
+    own = PromptInputs(tokenize, XLInputs(tokenize, None))
+    made = DenoisingEvaluation(samples(3), own, 7, 8, LATENT_SHAPE, 1000)
+    for position, row in rows_of(made).items():
+        assert row["time_ids"].tolist() == [40 + position // 4, *SIZES]
 
 
 def rows_of(made: DenoisingEvaluation) -> dict[int, dict[str, np.ndarray]]:

@@ -147,6 +147,7 @@ def test_one_tokenizer_does_not_replace_an_xls_two(folder: Folder, tmp_path: Pat
 
 def test_only_xl_is_told_of_crops(folder: Folder) -> None:
     assert "--crops_coords_top_left_w is 7" in refusal(folder("tiny"), crops_coords_top_left_w=7)
+    assert "--time_ids_from_data is True" in refusal(folder("tiny"), time_ids_from_data=True)
     check_base_model(TrainConfig(pretrained_model_name_or_path=str(folder()), crops_coords_top_left_w=7), {})
 
 

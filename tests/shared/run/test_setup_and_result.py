@@ -131,7 +131,10 @@ def test_xls_tokenizers_are_of_one_length(tmp_path: Path, xl_model: Path) -> Non
     flags = {"pretrained_model_name_or_path": str(xl_model), "crops_coords_top_left_h": 3}
     prepared = prepared_at(tmp_path / "run", **flags)
     assert prepared.is_xl
-    np.testing.assert_array_equal(prepared.prompt_inputs([""])["time_ids"], [[64, 64, 3, 0, 64, 64]])
+    sizes_B6 = np.float32([[80, 90, 0, 4, 64, 64]])
+    np.testing.assert_array_equal(prepared.prompt_inputs([""], sizes_B6)["time_ids"], [[64, 64, 3, 0, 64, 64]])
+    own = prepared_at(tmp_path / "own", **flags | {"crops_coords_top_left_h": 0, "time_ids_from_data": True})
+    np.testing.assert_array_equal(own.prompt_inputs([""], sizes_B6)["time_ids"], sizes_B6)
     changed = shutil.copytree(xl_model, tmp_path / "model")
     settings = changed / "tokenizer_2" / "tokenizer_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 60}))
