@@ -74,6 +74,10 @@ Ctrl-C ends only the watching; the same command takes it up again.
 example: ./tpu_setup.sh --name circles --zone us-central2-b --type v4-8 --spot --storage gs://my-bucket -- \
   --pretrained_model_name_or_path=stable-diffusion-v1-5/stable-diffusion-v1-5 --dataset_name=fusing/fill50k \
   --mixed_precision=bf16 --max_train_steps=15000 --output_dir=/mnt/shared/circles
+
+for Stable Diffusion XL, with these: --pretrained_model_name_or_path=stabilityai/stable-diffusion-xl-base-1.0 \
+  --pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix --resolution=1024 --train_batch_size=1 \
+  --gradient_checkpointing
 END
 }
 

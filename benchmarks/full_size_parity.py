@@ -2,9 +2,9 @@
 
     python3 -m benchmarks.full_size_parity --folder FOLDER --architecture sd15
 
-FOLDER receives the random model (4.3 GB for sd15, 5.2 GB for sd21), a random ControlNet whose zero convolutions are not
-zero (else all other gradients were), and both backends' gradients. Everything is float32. Each backend runs in a
-process of its own; the larger one needs about 16 GB of memory.
+FOLDER receives the random model (4.3 GB for sd15, 5.2 GB for sd21, 13.9 GB for sdxl), a random ControlNet whose zero
+convolutions are not zero (else all other gradients were), and both backends' gradients. Everything is float32. Each
+backend runs in a process of its own; the larger one needs about 19 GB of memory, 40 for sdxl: swap space will do.
 """
 
 import argparse
@@ -33,7 +33,7 @@ XLA_FLAGS = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--architecture", choices=["tiny", "sd15", "sd21"], default="sd15")
+    parser.add_argument("--architecture", choices=["tiny", "tiny_xl", "sd15", "sd21", "sdxl"], default="sd15")
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--backend", choices=["flax", "torch"], help="only this one's part (used by the script itself)")
     arguments = parser.parse_args()
@@ -114,16 +114,21 @@ def _flax(config: TrainConfig) -> tuple[float, dict[str, np.ndarray]]:
     batch = _batch(config, models.latent_shape(config.resolution))
 
     @jax.jit
-    def loss_and_grads(params, frozen, batch):  # type: ignore[no-untyped-def]
-        latents, prompt = encode_batch(models.defs, frozen, batch, objective)
+    def encode(frozen, batch):  # type: ignore[no-untyped-def]
+        return encode_batch(models.defs, frozen, batch, objective)
 
+    @jax.jit
+    def loss_and_grads(params, unet, latents, prompt, batch):  # type: ignore[no-untyped-def]
         def loss(params):  # type: ignore[no-untyped-def]
-            compute_params = ComputeParams.of(params, frozen.unet, objective.compute_dtype)
+            compute_params = ComputeParams.of(params, unet, objective.compute_dtype)
             return per_sample_losses(models.defs, compute_params, latents, prompt, batch, objective).mean()
 
         return jax.value_and_grad(loss)(params)
 
-    loss, grads = loss_and_grads(initial.controlnet, initial.frozen, batch)
+    controlnet, unet = initial.controlnet, initial.frozen.unet
+    encoded = encode(initial.frozen._replace(unet={}), batch)
+    del initial  # the encoders are not needed any more, and large
+    loss, grads = loss_and_grads(controlnet, unet, *encoded, batch)
     layouts = models.defs.controlnet.layouts
     return float(loss), {
         name: np.ascontiguousarray(to_torch_layout(np.asarray(grad), layouts[name])) for name, grad in grads.items()

@@ -1,6 +1,7 @@
 """What a training step asks of an NVIDIA GPU's memory, by XLA's compiler for GPUs.
 
     python3 -m benchmarks.gpu_compiled --target_config h100.txtpb [--images 16] [--cached] [--largest 20]
+        [--architecture sdxl --resolution 1024] [--gradient_checkpointing]
 
 No GPU is needed; `pip install 'jax[cuda13]'` brings the compiler. H100.TXTPB describes the GPU: XLA's
 `GpuTargetConfigProto` as text. A program that is compiled on such a GPU with XLA_FLAGS=--xla_dump_to=FOLDER leaves one
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--cached", action="store_true", help="batches that bring latents and text embeddings")
+    parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--largest", type=int, default=0, help="so many of the kernels, by their bytes")
     arguments = parser.parse_args()
     compiled = compile_step(arguments)
@@ -71,7 +73,8 @@ def main() -> None:
     print_sums("all", kernels)
     for kind in sorted({kernel.kind for kernel in kernels}):
         print_sums(kind, [kernel for kernel in kernels if kernel.kind == kind])
-    print(f"peak of memory {analysis.peak_memory_in_bytes / GIB:.2f} GiB")
+    arguments_gib, peak_gib = analysis.argument_size_in_bytes / GIB, analysis.peak_memory_in_bytes / GIB
+    print(f"peak of memory {peak_gib:.2f} GiB, of which state, frozen models and batch {arguments_gib:.2f}")
     for kernel in sorted(kernels, key=lambda kernel: -kernel.bytes)[: arguments.largest]:
         print(f"{kernel.bytes / 1e6:9.1f} MB {kernel.seconds * 1e3:9.3f} ms  {kernel.kind}  {kernel.op_name}")
 
@@ -86,6 +89,7 @@ def compile_step(arguments: argparse.Namespace) -> jax.stages.Compiled:
         mixed_precision="bf16",
         train_batch_size=arguments.images,
         resolution=arguments.resolution,
+        gradient_checkpointing=arguments.gradient_checkpointing,
         generated_circles=1,
         pretrained_model_name_or_path=arguments.architecture,
     )

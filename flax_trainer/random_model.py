@@ -227,6 +227,7 @@ def _model_index(architecture: Architecture) -> Config:
         return index | {"feature_extractor": [None, None], "safety_checker": [None, None]}
     return index | {
         "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer_2": ["transformers", "CLIPTokenizer"],
     }

@@ -262,8 +262,11 @@ def _resolved(config: TrainConfig, accelerator: Accelerator) -> TrainConfig:
     return broadcast_object_list([config])[0] if accelerator.num_processes > 1 else config
 
 
-def _sampler(run: _Run) -> ImageSampler:
+def _sampler(run: _Run) -> ImageSampler | None:
+    """None for a run that makes no images."""
     most_images = most_images_at_once(run.prepared.images, run.held_out)
+    if most_images == 0:
+        return None
     return ImageSampler(
         run.models,
         validation_plan(run.prepared.schedule),
@@ -272,7 +275,7 @@ def _sampler(run: _Run) -> ImageSampler:
         resolution=run.config.resolution,
         seed=run.config.seed,
         guidance_scale=run.config.guidance_scale,
-        images_at_once=min(run.config.train_batch_size, max(1, -(-most_images // run.accelerator.num_processes))),
+        images_at_once=min(run.config.train_batch_size, -(-most_images // run.accelerator.num_processes)),
     )
 
 

@@ -75,8 +75,8 @@ class TrainConfig:
     )
     tokenizer_name: str | None = _model(
         None,
-        "The tokenizer, a folder or a Hub repository, where it is not the base model's (of Stable Diffusion XL's two, "
-        "the first).",
+        "The tokenizer, a folder or a Hub repository, where it is not the base model's; for Stable Diffusion XL one "
+        "with both tokenizers, in its subfolders tokenizer and tokenizer_2.",
         names="tokenizer",
         must_match=["resume", "compare"],
     )

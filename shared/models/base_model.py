@@ -5,20 +5,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.config import TrainConfig
-from shared.models.configs import CLIPTextConfig, ControlNetConfig, UNet2DConditionConfig, read_config
-from shared.models.source import CONFIG_FILE, base_source, controlnet_source, shown_name
+from shared.models.compatibility import check_models_fit
+from shared.models.configs import (
+    AutoencoderKLConfig,
+    CLIPTextConfig,
+    ControlNetConfig,
+    UNet2DConditionConfig,
+    read_config,
+)
+from shared.models.source import (
+    CONFIG_FILE,
+    base_source,
+    controlnet_source,
+    shown_name,
+    vae_source,
+    xl_tokenizer_sources,
+)
 from shared.models.xl import SIZES, is_xl
 from shared.untrusted import MIB, read_json
 from shared.user_errors import UserError
 
 _INDEX = "model_index.json"
-_SECOND = {"text_encoder_2": CONFIG_FILE, "tokenizer_2": "tokenizer_config.json"}
+_TOKENIZER_FILE = "tokenizer_config.json"
+_SECOND_TEXT_ENCODER = {"text_encoder_2": CONFIG_FILE}
+_SECOND = _SECOND_TEXT_ENCODER | {"tokenizer_2": _TOKENIZER_FILE}
 _INPAINTING_CHANNELS = 9  # latents, a mask, latents of what it leaves
-_DISTILLED = {
-    "_class_name": "EulerAncestralDiscreteScheduler",
-    "timestep_spacing": "trailing",
-    "prediction_type": "epsilon",
-}
+_OF_CONSISTENCY_MODELS = ("LCMScheduler", "TCDScheduler")
+_OF_ADVERSARIAL_MODELS = ("EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler")  # SDXL-Turbo; SDXL-Lightning
 _ADVICE = "Use stabilityai/stable-diffusion-xl-base-1.0, or a model that was made from it."
 
 
@@ -48,7 +61,15 @@ def check_base_model(config: TrainConfig, scheduler: Mapping[str, Any]) -> UNet2
         _check_xl(config, unet, scheduler)
     else:
         _check_no_crops(config)
-    _check_controlnet_is_of_its_kind(config, unet)
+    controlnet = _controlnet_of_its_kind(config, unet)
+    check_models_fit(
+        str(config.pretrained_model_name_or_path),
+        unet,
+        read_config(base_source(config, "text_encoder").file(), CLIPTextConfig),
+        read_config(vae_source(config).file(), AutoencoderKLConfig),
+        controlnet,
+        read_config(base_source(config, "text_encoder_2").file(), CLIPTextConfig) if is_xl(unet) else None,
+    )
     return unet
 
 
@@ -65,7 +86,8 @@ def zeros_for_empty_prompt(config: TrainConfig) -> bool:
 
 
 def _check_xl(config: TrainConfig, unet: UNet2DConditionConfig, scheduler: Mapping[str, Any]) -> None:
-    for folder, file in _SECOND.items():
+    needed = _SECOND if config.tokenizer_name is None else _SECOND_TEXT_ENCODER
+    for folder, file in needed.items():
         if base_source(config, folder).optional_file(file) is None:
             raise UserError(
                 f"{_given(config)} is a Stable Diffusion XL model without {folder}/{file}: expected two text encoders "
@@ -80,16 +102,42 @@ def _check_xl(config: TrainConfig, unet: UNet2DConditionConfig, scheduler: Mappi
             f"{_given(config)} is the refiner of Stable Diffusion XL, which is told a score in place of a size and "
             f"goes on from what the base model draws: expected the base model. {_ADVICE}"
         )
-    if _is_distilled(scheduler):
+    sign = _sign_of_distillation(scheduler)
+    if sign is not None:
         raise UserError(
-            f"{_given(config)} is a distilled model such as SDXL-Turbo (its scheduler_config.json has timestep_spacing "
-            f"'trailing'), which knows few timesteps: expected one that predicts noise at all of them. {_ADVICE}"
+            f"{_given(config)} is a distilled model such as SDXL-Turbo, SDXL-Lightning or an LCM (its "
+            f"scheduler_config.json has {sign}), which knows few timesteps: expected one that predicts noise at all of "
+            f"them. {_ADVICE} If this one was not distilled, correct that file."
         )
+    _check_two_tokenizers(config)
 
 
-def _is_distilled(scheduler: Mapping[str, Any]) -> bool:
-    """As SDXL-Turbo. Models of v_prediction are sampled with trailing timesteps, too."""
-    return _DISTILLED.items() <= ({"prediction_type": "epsilon"} | dict(scheduler)).items()
+def _sign_of_distillation(scheduler: Mapping[str, Any]) -> str | None:
+    """What of a scheduler only models have that were distilled to a few steps; None if nothing.
+
+    Models of v_prediction are sampled with trailing timesteps, too (Lin et al. 2023, section 3.3).
+    """
+    name = scheduler.get("_class_name")
+    if name in _OF_CONSISTENCY_MODELS:
+        return f"_class_name '{name}'"
+    is_trailing = scheduler.get("timestep_spacing") == "trailing"
+    if name in _OF_ADVERSARIAL_MODELS and is_trailing and scheduler.get("prediction_type") != "v_prediction":
+        return f"_class_name '{name}' and timestep_spacing 'trailing'"
+    return None
+
+
+def _check_two_tokenizers(config: TrainConfig) -> None:
+    """diffusers' `train_controlnet_sdxl.py` knows `--tokenizer_name` and passes over it."""
+    if config.tokenizer_name is None:
+        return
+    for source in xl_tokenizer_sources(config):
+        if source.optional_file(_TOKENIZER_FILE) is None:
+            raise UserError(
+                f"--tokenizer_name {shown_name(config.tokenizer_name)} is without "
+                f"{source.subfolder}/{_TOKENIZER_FILE}: expected, for Stable Diffusion XL, a folder or repository with "
+                "two tokenizers in its subfolders tokenizer and tokenizer_2, as a base model has them. Give such a "
+                "one, or leave it out for the base model's own."
+            )
 
 
 def _check_no_crops(config: TrainConfig) -> None:
@@ -101,10 +149,11 @@ def _check_no_crops(config: TrainConfig) -> None:
             )
 
 
-def _check_controlnet_is_of_its_kind(config: TrainConfig, unet: UNet2DConditionConfig) -> None:
+def _controlnet_of_its_kind(config: TrainConfig, unet: UNet2DConditionConfig) -> ControlNetConfig:
+    """The one that training starts from."""
     source = controlnet_source(config)
     if source is None:
-        return
+        return ControlNetConfig.from_unet_config(unet)
     controlnet = read_config(source.file(), ControlNetConfig)
     if is_xl(controlnet) != is_xl(unet):
         raise UserError(
@@ -112,6 +161,7 @@ def _check_controlnet_is_of_its_kind(config: TrainConfig, unet: UNet2DConditionC
             f"{_kind(unet)}, as {shown_name(str(config.pretrained_model_name_or_path))} is. Give such a one, or leave "
             "it out."
         )
+    return controlnet
 
 
 def _kind(model: UNet2DConditionConfig | ControlNetConfig) -> str:

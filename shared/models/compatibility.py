@@ -21,7 +21,13 @@ def check_models_fit(
     Raises:
         UserError: the first thing that does not fit.
     """
-    pairs = _text_features(unet, text_encoder, text_encoder_2) | {
+    for what, (one, other) in _text_features(unet, text_encoder, text_encoder_2).items():
+        if one != other:
+            raise UserError(
+                f"These models do not belong together: the {what} are {one} and {other}. {shown_name(base)} has parts "
+                "of several models: download or copy the whole model again."
+            )
+    pairs = {
         "channels of the UNet (in_channels) and the VAE (latent_channels)": (unet.in_channels, vae.latent_channels),
         "channels of the UNet (in_channels and out_channels)": (unet.in_channels, unet.out_channels),
         "channels of RGB images and the VAE (in_channels)": (3, vae.in_channels),
@@ -43,7 +49,7 @@ def check_models_fit(
             _reduction(controlnet.conditioning_embedding_out_channels),
         ),
         "channels of RGB conditions and the ControlNet (conditioning_channels)": (3, controlnet.conditioning_channels),
-    }
+    } | (_added_features(unet, controlnet) if text_encoder_2 is not None else {})
     for what, (one, other) in pairs.items():
         if _plain(one) != _plain(other):
             raise UserError(
@@ -70,6 +76,14 @@ def _text_features(unet: Any, text_encoder: Any, text_encoder_2: Any | None) -> 
             unet.projection_class_embeddings_input_dim,
             6 * unet.addition_time_embed_dim + text_encoder_2.projection_dim,
         ),
+    }
+
+
+def _added_features(unet: Any, controlnet: Any) -> dict[str, tuple[Any, Any]]:
+    """Both are told the same sizes and pooled text."""
+    return {
+        f"added features ({name}) of the UNet and the ControlNet": (getattr(unet, name), getattr(controlnet, name))
+        for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
     }
 
 

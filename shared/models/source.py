@@ -232,10 +232,21 @@ def controlnet_source(config: TrainConfig) -> ModelSource | None:
 
 
 def tokenizer_source(config: TrainConfig) -> ModelSource:
-    """A run's tokenizer; of SDXL's two the first."""
+    """The tokenizer of a run that has one; Stable Diffusion XL has two."""
     if config.tokenizer_name is None:
         return base_source(config, "tokenizer")
     return ModelSource(config.tokenizer_name, cache_dir=config.cache_dir)
+
+
+def xl_tokenizer_sources(config: TrainConfig) -> tuple[ModelSource, ModelSource]:
+    """Stable Diffusion XL's two, which `--tokenizer_name` has in the same subfolders as the base model."""
+
+    def source(subfolder: str) -> ModelSource:
+        if config.tokenizer_name is None:
+            return base_source(config, subfolder)
+        return ModelSource(config.tokenizer_name, subfolder, cache_dir=config.cache_dir)
+
+    return source("tokenizer"), source("tokenizer_2")
 
 
 def shown_name(path_or_repo: str | Path) -> str:

@@ -15,6 +15,7 @@ from shared.config.learning_rate import LearningRateSchedule
 from shared.data.batches import BatchSpec
 from shared.data.sources import Source, SubsetSource, open_sources
 from shared.data.tokenization import PromptInputs, Tokenize, XLInputs, tokenizer_function
+from shared.diffusion.samplers import validation_plan
 from shared.diffusion.schedule import NoiseSchedule
 from shared.evaluation.fidelity import check_fidelity
 from shared.evaluation.held_out import HeldOutEvaluation
@@ -22,7 +23,7 @@ from shared.evaluation.validation import Validation
 from shared.evaluation.validation_images import ValidationImages
 from shared.models.base_model import check_base_model, zeros_for_empty_prompt
 from shared.models.configs import CLIPTextConfig, read_config
-from shared.models.source import ModelSource, base_source, shown_name, tokenizer_source
+from shared.models.source import ModelSource, base_source, tokenizer_source, xl_tokenizer_sources
 from shared.models.tokenizer_files import check_tokenizer_fits, read_tokenizer
 from shared.models.trained_parts import sd_unlocked_warning
 from shared.models.xl import is_xl, sizes_of_crop
@@ -95,6 +96,8 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
     repository = hub.prepare_repository(config, output_dir) if is_main_process else None
     # The schedule is a small file, so the first to read of a model that may not be there.
     schedule = NoiseSchedule.from_source(base_source(config, "scheduler"))
+    if images is not None or config.evaluation_fidelity != "none":
+        validation_plan(schedule)  # which refuses what cannot be sampled
     unet = check_base_model(config, schedule.config)
     prompt_inputs = _prompt_inputs(config, is_xl=is_xl(unet))
     if images is not None:
@@ -304,16 +307,16 @@ def open_run_tracker(prepared: PreparedRun, first_step: int) -> Tracker:
 
 
 def _prompt_inputs(config: TrainConfig, *, is_xl: bool) -> PromptInputs:
-    name = config.tokenizer_name or str(config.pretrained_model_name_or_path)
-    tokenize = _tokenize_for(base_source(config, "text_encoder"), tokenizer_source(config), name)
     if not is_xl:
-        return PromptInputs(tokenize)
-    second = base_source(config, "tokenizer_2")
+        name = config.tokenizer_name or str(config.pretrained_model_name_or_path)
+        return PromptInputs(_tokenize_for(base_source(config, "text_encoder"), tokenizer_source(config), name))
+    first, second = xl_tokenizer_sources(config)
+    tokenize = _tokenize_for(base_source(config, "text_encoder"), first, first.name)
     tokenize_2 = _tokenize_for(base_source(config, "text_encoder_2"), second, second.name)
     lengths = [tokens([""]).shape[1] for tokens in (tokenize, tokenize_2)]
     if len(set(lengths)) > 1:
         raise UserError(
-            f"The tokenizers of {shown_name(name)} and {second.name} have model_max_length {lengths[0]} and "
+            f"The tokenizers {first.name} and {second.name} have model_max_length {lengths[0]} and "
             f"{lengths[1]}: expected the same, for Stable Diffusion XL reads both texts side by side. Correct their "
             "tokenizer_config.json."
         )

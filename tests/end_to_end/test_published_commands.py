@@ -1,16 +1,20 @@
-"""The command lines of diffusers' guides train as published, in a folder where their names are those of tiny files."""
+"""The command lines of diffusers' guides and of MindONE's port train as published, on tiny files of the same names."""
 
 import io
 from pathlib import Path
 
 import datasets
 import diffusers
+import numpy as np
 import PIL.Image
 import pytest
+import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from shared.config import parse_command_line
+from shared.config import TrainConfig, parse_command_line
 from shared.data.sources.circles import draw
+from shared.diffusion.samplers import initial_latents
 from tests.end_to_end.support.running import (
     launch_torch,
     main_of_train_torch,
@@ -20,9 +24,10 @@ from tests.end_to_end.support.running import (
     train_torch_here,
 )
 from tests.end_to_end.support.tiny_runs import SIZE
-from tests.shared.config.published_commands import FACES, FLAX_COMMANDS, TORCH_COMMANDS
+from tests.shared.config.published_commands import FACES, FLAX_COMMANDS, TORCH_COMMANDS, XL_COMMANDS
 
 STEPS = 2
+LEARNS_FAST = "SDXL, 24 GB"  # in the test of its pictures
 
 # What a machine for tests lacks. `test_what_is_left_out_says_why` has what these flags do there.
 LEFT_OUT = {
@@ -37,6 +42,7 @@ REPLACED = (
     ("512", f"--resolution={SIZE}"),
     ("1024", f"--resolution={SIZE}"),
     ("", f"--max_train_steps={STEPS}"),
+    ("", "--num_validation_images=1"),  # as published, 4 of each pair
 )
 CHANGED_FLAGS = {
     *("push_to_hub", "hub_model_id", "enable_xformers_memory_efficient_attention"),
@@ -122,7 +128,7 @@ def assert_trained_as_told(here: Path, command: list[str], backend: str) -> None
     diffusers.ControlNetModel.from_pretrained(run)
 
 
-@pytest.mark.parametrize("name", [name for name in TORCH_COMMANDS if name != "first"])
+@pytest.mark.parametrize("name", [name for name in TORCH_COMMANDS if name not in ("first", LEARNS_FAST)])
 def test_published_pytorch_command_trains(name: str, here: Path) -> None:
     train_torch_here(local(TORCH_COMMANDS[name]))
     assert_trained_as_told(here, TORCH_COMMANDS[name], "torch")
@@ -145,11 +151,53 @@ def test_published_flax_command_trains(name: str, here: Path) -> None:
     assert_trained_as_told(here, FLAX[name], "flax")
 
 
-def test_published_pytorch_command_for_xl_trains_in_flax(here: Path) -> None:
-    command = TORCH_COMMANDS["SDXL"]
-    train_flax_here(local(command))
-    assert_trained_as_told(here, command, "flax")
+@pytest.mark.parametrize("name", [name for name in XL_COMMANDS if name != LEARNS_FAST])
+def test_published_pytorch_command_for_xl_trains_in_flax(name: str, here: Path) -> None:
+    train_flax_here(local(XL_COMMANDS[name]))
+    assert_trained_as_told(here, XL_COMMANDS[name], "flax")
     assert "StableDiffusionXLControlNetPipeline" in next(here.rglob("README.md")).read_text()
+
+
+@pytest.mark.parametrize("backend", ["flax", "torch"])
+def test_diffusers_draws_what_a_published_xl_command_drew_last(backend: str, here: Path, xl_model: Path) -> None:
+    """With the ControlNet of the run's folder, where it learned enough for that to show, in float32."""
+    command = [*XL_COMMANDS[LEARNS_FAST], "--learning_rate=1e-2"]
+    train = {"flax": train_flax_here, "torch": train_torch_here}[backend]
+    train([*local(command), "--learning_rate=1e-2", "--mixed_precision=no", "--report_to=tensorboard"])
+    assert_trained_as_told(here, command, backend)
+    run = here / "controlnet-model"
+    theirs = drawn_by_diffusers(xl_model, run, parse_command_line(command, backend))
+    events = EventAccumulator(str(run / "logs" / "train_controlnet"), size_guidance={"images": 0}).Reload()
+    for pair, expected in enumerate(theirs):
+        encoded = events.Images(f"validation/{pair}/1")[-1]
+        assert encoded.step == STEPS
+        ours = np.asarray(PIL.Image.open(io.BytesIO(encoded.encoded_image_string)), np.float32) / 255
+        assert np.abs(ours - expected).max() < 2 / 255
+    uncontrolled = drawn_by_diffusers(xl_model, run, parse_command_line(command, backend), conditioning_scale=0.0)
+    assert np.abs(theirs - uncontrolled).max() > 20 / 255
+
+
+def drawn_by_diffusers(base: Path, run: Path, config: TrainConfig, *, conditioning_scale: float = 1.0) -> np.ndarray:
+    """float32 [R, H, W, 3] in [0, 1], of each pair of prompt and condition one."""
+    assert config.validation_prompt is not None
+    assert config.validation_image is not None
+    pipeline = diffusers.StableDiffusionXLControlNetPipeline.from_pretrained(
+        base, controlnet=diffusers.ControlNetModel.from_pretrained(run), add_watermarker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    latents_BHWC = initial_latents(config.seed, range(len(config.validation_prompt)), (SIZE // 8, SIZE // 8, 4))
+    return pipeline(
+        list(config.validation_prompt),
+        image=[PIL.Image.open(path).convert("RGB") for path in config.validation_image],
+        latents=torch.from_numpy(latents_BHWC).permute(0, 3, 1, 2),
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=20,
+        guidance_scale=config.guidance_scale,
+        controlnet_conditioning_scale=conditioning_scale,
+        output_type="np",
+    ).images
 
 
 @pytest.mark.parametrize(

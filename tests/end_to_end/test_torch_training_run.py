@@ -1,5 +1,7 @@
 """Whole training runs in PyTorch: flags that only this backend has. `test_training_run.py` has what concerns both."""
 
+import json
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -23,6 +25,17 @@ def plain(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def optimizer_state(run: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(run / f"checkpoint-{step}" / OPTIMIZER_FILE)
+
+
+def test_a_schedule_that_cannot_be_sampled_trains_without_pictures(
+    base_model: Path, plain: Path, tmp_path: Path
+) -> None:
+    """`test_setup_and_result.py` has what is said where pictures are asked for."""
+    model = shutil.copytree(base_model, tmp_path / "model")
+    file = model / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_karras_sigmas": True}))
+    train_torch_here(arguments(model, tmp_path / "run", "--max_train_steps", 1))
+    assert losses(tmp_path / "run") == losses(plain)[:1]
 
 
 def test_gradient_checkpointing_changes_no_number(base_model: Path, plain: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The honest files of which models and checkpoints are mutated copies: `python3 -m tests.hostile.originals FOLDER`.
 
 FOLDER/model                          a tiny Stable Diffusion with random weights
+FOLDER/{xl_model,xl_controlnet}       a tiny Stable Diffusion XL, and a ControlNet for it
 FOLDER/{flax,torch}_run/checkpoint-2  what a run of `checkpoint_words` would have saved, in the files of either backend
 """
 
@@ -15,7 +16,7 @@ from safetensors.numpy import save_file
 
 from flax_trainer.base_models import BaseModels, load_base_models
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
-from flax_trainer.models import FlaxControlNetModel
+from flax_trainer.models import FlaxControlNetModel, FlaxUNet2DConditionModel
 from flax_trainer.models.params import to_torch_layout
 from flax_trainer.random_model import ARCHITECTURES, write_random_model
 from flax_trainer.training.state import TrainState
@@ -30,6 +31,9 @@ _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 
 def main(folder: Path) -> None:
     write_random_model(ARCHITECTURES["tiny"], folder / "model")
+    write_random_model(ARCHITECTURES["tiny_xl"], folder / "xl_model")
+    unet = FlaxUNet2DConditionModel.from_config(ARCHITECTURES["tiny_xl"].unet)
+    FlaxControlNetModel.from_unet(unet).save_pretrained(folder / "xl_controlnet")
     config = parse_command_line(checkpoint_words(folder, folder / "flax_run"), "flax")
     config = dataclasses.replace(config, mixed_precision="no")
     prepared = prepare(config, "flax")

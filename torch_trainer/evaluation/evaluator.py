@@ -20,12 +20,16 @@ from torch_trainer.training.weight_average import WeightAverage
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What `shared.evaluation.validation` asks of the models; all processes have to ask together."""
+    """What `shared.evaluation.validation` asks of the models; all processes have to ask together.
+
+    Attributes:
+        sampler: None where a run makes no images.
+    """
 
     accelerator: Accelerator
     models: BaseModels
     objective: Objective
-    sampler: ImageSampler
+    sampler: ImageSampler | None
     average: WeightAverage | None = None
 
     def models_in_training(self) -> ModelsInTraining:
@@ -48,6 +52,7 @@ class Evaluator:
     @torch.no_grad()
     def _images(self, prompts: list[str], conditions_RHWC: np.ndarray) -> np.ndarray:
         """uint8 [R,H,W,C]. Image r depends on the seed and r alone, whichever process makes it."""
+        assert self.sampler is not None, "a run that asks for images has a sampler"
         count, processes = len(prompts), self.accelerator.num_processes
         share = -(-count // processes)
         first = share * self.accelerator.process_index

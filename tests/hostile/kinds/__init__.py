@@ -37,8 +37,10 @@ KINDS = {
         Kind("configuration", "shared", "configuration", 2),
         Kind("card", "shared", "card", 1),
         Kind("flax_model", "flax", "flax_model", 2),
+        Kind("flax_xl_model", "flax", "flax_xl_model", 1),
         Kind("flax_checkpoint", "flax", "flax_checkpoint", 2),
         Kind("torch_model", "torch", "torch_model", 2),
+        Kind("torch_xl_model", "torch", "torch_xl_model", 1),
         Kind("torch_checkpoint", "torch", "torch_checkpoint", 2),
     )
 }

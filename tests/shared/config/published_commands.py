@@ -1,9 +1,12 @@
-"""The command lines of diffusers' ControlNet guides, and of the blog post "Train your ControlNet with diffusers".
+"""The command lines of diffusers' ControlNet guides, of its port to MindSpore, and of the blog post "Train your
+ControlNet with diffusers".
 
 https://github.com/huggingface/diffusers/blob/main/examples/controlnet/README.md and README_sdxl.md,
 https://github.com/huggingface/diffusers/blob/main/docs/source/en/training/controlnet.md,
-https://huggingface.co/blog/train-your-controlnet. What follows the script's name, with $MODEL_DIR and the like replaced
-by the values that the guides give them.
+https://huggingface.co/blog/train-your-controlnet,
+https://github.com/mindspore-lab/mindone/blob/master/examples/diffusers/controlnet/README_sdxl.md (the commands of its
+README.md and docs/diffusers/training/controlnet.md are diffusers'). What follows the script's name, with $MODEL_DIR and
+the like replaced by the values that the guides give them.
 """
 
 _PAIRS = [
@@ -28,10 +31,27 @@ _BLOG = [
     *("--enable_xformers_memory_efficient_attention", "--checkpointing_steps=5000", "--validation_steps=5000"),
     *("--report_to", "wandb", "--push_to_hub"),
 ]
-_SDXL = "--pretrained_model_name_or_path=stabilityai/stable-diffusion-xl-base-1.0"
+_SDXL = [
+    "--pretrained_model_name_or_path=stabilityai/stable-diffusion-xl-base-1.0",
+    *("--dataset_name=fusing/fill50k", "--mixed_precision=fp16", "--learning_rate=1e-5", *_PAIRS),
+    *("--validation_steps=100", "--train_batch_size=1"),
+]
 _ACCUMULATE = ["--train_batch_size=1", "--gradient_accumulation_steps=4"]
 _LOW_MEMORY = ["--gradient_checkpointing", "--enable_xformers_memory_efficient_attention", "--set_grads_to_none"]
 
+XL_COMMANDS = {
+    "SDXL": [
+        *(*_SDXL, "--output_dir=path to save model", "--resolution=1024", "--max_train_steps=15000"),
+        *("--gradient_accumulation_steps=4", "--report_to=wandb", "--seed=42", "--push_to_hub"),
+    ],
+    "SDXL, 24 GB": [
+        *(*_SDXL, "--resolution=512", "--max_train_steps=15000"),
+        *("--gradient_accumulation_steps=4", "--report_to=wandb", "--seed=1337", "--push_to_hub"),
+    ],
+    "SDXL, MindONE": [
+        *(*_SDXL, "--output_dir=path to save model", "--resolution=1024", "--max_train_steps=60000", "--seed=42"),
+    ],
+}
 TORCH_COMMANDS = {
     "first": [*_FILL50K, "--train_batch_size=4"],
     "accumulation": [*_FILL50K, *_ACCUMULATE],
@@ -47,11 +67,7 @@ TORCH_COMMANDS = {
     "blog": _BLOG,
     "blog, 16 GB": [*_BLOG, *_ACCUMULATE, "--gradient_checkpointing", "--use_8bit_adam"],
     "blog, 12 GB": [*_BLOG, *_ACCUMULATE, "--gradient_checkpointing", "--use_8bit_adam", "--set_grads_to_none"],
-    "SDXL": [
-        *(_SDXL, "--output_dir=path to save model", "--dataset_name=fusing/fill50k", "--mixed_precision=fp16"),
-        *("--resolution=1024", "--learning_rate=1e-5", "--max_train_steps=15000", *_PAIRS, "--validation_steps=100"),
-        *(*_ACCUMULATE, "--report_to=wandb", "--seed=42", "--push_to_hub"),
-    ],
+    **XL_COMMANDS,
 }
 FLAX_COMMANDS = {
     "fill50k": [

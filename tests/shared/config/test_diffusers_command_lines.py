@@ -4,10 +4,10 @@ import pathlib
 
 import pytest
 
-from shared.config import parse_command_line
+from shared.config import Backend, parse_command_line
 from shared.config.arguments import read_arguments, value_of
 from shared.config.options import FLAGS
-from tests.shared.config.published_commands import FACES, FLAX_COMMANDS, TORCH_COMMANDS
+from tests.shared.config.published_commands import FACES, FLAX_COMMANDS, TORCH_COMMANDS, XL_COMMANDS
 
 _LISTED = pathlib.Path(__file__).with_name("diffusers_flags.txt").read_text(encoding="utf-8").splitlines()
 _DIFFUSERS_FLAGS = [tuple(line.split(" | ")) for line in _LISTED if not line.startswith("#")]
@@ -29,6 +29,25 @@ def test_published_flax_commands_parse_on_both_backends(argv: list[str]) -> None
     assert config.resolution == 512
     assert config.learning_rate == 1e-5
     assert parse_command_line([*argv, "--output_dir=run"], "torch").image_column == "image"
+
+
+@pytest.mark.parametrize("argv", XL_COMMANDS.values(), ids=XL_COMMANDS)
+def test_published_commands_for_xl_mean_the_same_to_both_backends(argv: list[str]) -> None:
+    config = parse_command_line(argv, "flax")
+    assert config == parse_command_line(argv, "torch")
+    assert config.pretrained_model_name_or_path == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert config.mixed_precision == "fp16"
+
+
+@pytest.mark.parametrize("flag", ["--distributed", "--enable_mindspore_data_sink"])
+@pytest.mark.parametrize("backend", ["flax", "torch"])
+def test_flags_of_mindones_script_alone_are_refused_by_name(
+    flag: str, backend: Backend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its guide's command has none of them."""
+    with pytest.raises(SystemExit):
+        parse_command_line([*XL_COMMANDS["SDXL, MindONE"], flag], backend)
+    assert f"unknown flag {flag};" in capsys.readouterr().err
 
 
 def test_values_of_a_published_command_arrive() -> None:

@@ -177,6 +177,8 @@ def test_numbers_stay_in_their_ranges(name: str, smallest: float, largest: float
         ("lr_warmup_steps", -1),
         ("max_skipped_samples", -1),
         ("profile_steps", -1),
+        ("crops_coords_top_left_h", -1),
+        ("crops_coords_top_left_w", -1),
     ],
 )
 def test_whole_numbers_stay_in_their_ranges(name: str, value: int) -> None:

@@ -24,7 +24,11 @@ def folder(tmp_path: Path) -> Folder:
 
     def write(name: str = "tiny_xl", *without: str, **unet: Any) -> Path:
         parts = ARCHITECTURES[name]
-        files: dict[str, Any] = {"unet/config.json": parts.unet | unet}
+        files: dict[str, Any] = {
+            "unet/config.json": parts.unet | unet,
+            "vae/config.json": parts.vae,
+            "text_encoder/config.json": parts.text_encoder,
+        }
         if parts.text_encoder_2 is not None:
             files["text_encoder_2/config.json"] = parts.text_encoder_2
             files["tokenizer_2/tokenizer_config.json"] = {}
@@ -70,12 +74,75 @@ def test_an_inpainting_model_is_told_so(folder: Folder, name: str) -> None:
     assert "inpainting" in refusal(folder(name, in_channels=9))
 
 
-def test_a_distilled_xl_is_refused(folder: Folder) -> None:
-    scheduler = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
-    assert "SDXL-Turbo" in refusal(folder(), scheduler)
-    config = TrainConfig(pretrained_model_name_or_path=str(folder()))
-    check_base_model(config, scheduler | {"prediction_type": "v_prediction"})
-    check_base_model(config, scheduler | {"timestep_spacing": "leading"})
+TRAILING = {"timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sign"),
+    [
+        ({"_class_name": "EulerAncestralDiscreteScheduler", **TRAILING}, "timestep_spacing 'trailing'"),  # SDXL-Turbo
+        ({"_class_name": "EulerDiscreteScheduler", **TRAILING}, "timestep_spacing 'trailing'"),  # SDXL-Lightning
+        (
+            {"_class_name": "EulerDiscreteScheduler", **TRAILING, "prediction_type": "sample"},  # its one-step model
+            "timestep_spacing 'trailing'",
+        ),
+        ({"_class_name": "LCMScheduler"}, "_class_name 'LCMScheduler'"),
+        ({"_class_name": "TCDScheduler", "timestep_spacing": "leading"}, "_class_name 'TCDScheduler'"),  # Hyper-SD
+    ],
+)
+def test_a_distilled_xl_is_refused(folder: Folder, scheduler: dict[str, Any], sign: str) -> None:
+    message = refusal(folder(), scheduler)
+    assert "SDXL-Turbo, SDXL-Lightning or an LCM" in message
+    assert f"scheduler_config.json has {'' if sign.startswith('_') else '_class_name '}" in message
+    assert sign in message
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"_class_name": "EulerAncestralDiscreteScheduler", **TRAILING, "prediction_type": "v_prediction"},
+        {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "leading"},
+        {"_class_name": "DDIMScheduler", **TRAILING},
+    ],
+)
+def test_other_schedulers_are_no_sign_of_distillation(folder: Folder, scheduler: dict[str, Any]) -> None:
+    check_base_model(TrainConfig(pretrained_model_name_or_path=str(folder())), scheduler)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "expected"),
+    [
+        ("text_encoder", {"hidden_size": 64}, "both text encoders (hidden_size) are 96 and 128"),
+        ("text_encoder_2", {"hidden_size": 32}, "both text encoders (hidden_size) are 96 and 64"),
+        ("text_encoder_2", {"projection_dim": 64}, "(projection_dim) are 96 and 112"),
+        ("vae", {"latent_channels": 16}, "the VAE (latent_channels) are 4 and 16"),
+    ],
+)
+def test_parts_of_another_width_do_not_fit_an_xl(
+    folder: Folder, part: str, changes: dict[str, int], expected: str
+) -> None:
+    model = folder()
+    file = model / part / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    assert expected in refusal(model)
+
+
+def test_a_vae_of_another_width_does_not_replace_an_xls(folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps(XL.vae | {"latent_channels": 16}))
+    message = refusal(folder(), pretrained_vae_model_name_or_path=str(tmp_path / "other"))
+    assert "the VAE (latent_channels) are 4 and 16" in message
+
+
+def test_one_tokenizer_does_not_replace_an_xls_two(folder: Folder, tmp_path: Path) -> None:
+    model, other = folder(), tmp_path / "other"
+    for place, lacking in (("", "tokenizer/"), ("tokenizer", "tokenizer_2/")):
+        (other / place).mkdir(exist_ok=True)
+        (other / place / "tokenizer_config.json").write_text("{}")
+        with pytest.raises(UserError, match=rf"--tokenizer_name .*other is without {lacking}tokenizer_config"):
+            check_base_model(
+                TrainConfig(pretrained_model_name_or_path=str(model), tokenizer_name=str(other)), XL.scheduler
+            )
 
 
 def test_only_xl_is_told_of_crops(folder: Folder) -> None:

@@ -92,10 +92,10 @@ def test_what_does_not_fit_is_named_with_both_values(changes: dict[str, Any], pa
 def xl_configurations(**changes: Any) -> dict[str, SimpleNamespace]:
     """Those of stable-diffusion-xl-base-1.0, but for `projection_dim` and the like of its second text encoder."""
     given = configurations(unet__cross_attention_dim=2048, controlnet__cross_attention_dim=2048)
-    vars(given["unet"]).update(
-        addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816
-    )
-    given["controlnet"].addition_embed_type = "text_time"
+    for model in ("unet", "controlnet"):
+        vars(given[model]).update(
+            addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816
+        )
     given["text_encoder_2"] = SimpleNamespace(**({"hidden_size": 1280, "projection_dim": 1280} | changes))
     return given
 
@@ -116,3 +116,16 @@ def test_another_second_text_encoder_does_not_fit(changes: dict[str, int], parts
         check_models_fit(BASE, **xl_configurations(**changes))
     for part in parts:
         assert part in str(refused.value)
+    assert "copy the whole model again" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("addition_time_embed_dim", 128), ("projection_class_embeddings_input_dim", 2560)]
+)
+def test_a_controlnet_that_is_told_other_sizes_does_not_fit(name: str, value: int) -> None:
+    """That of the refiner has another width of these."""
+    given = xl_configurations()
+    expected = getattr(given["unet"], name)
+    setattr(given["controlnet"], name, value)
+    with pytest.raises(ValueError, match=rf"\({name}\) of the UNet and the ControlNet are {expected} and {value}"):
+        check_models_fit(BASE, **given)

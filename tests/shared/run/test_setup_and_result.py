@@ -109,6 +109,23 @@ def test_crops_are_refused_for_a_base_model_that_is_told_none(tmp_path: Path) ->
         prepared_at(tmp_path, crops_coords_top_left_h=3)
 
 
+def test_a_schedule_that_cannot_be_sampled_is_refused_where_pictures_are_asked_for(tmp_path: Path) -> None:
+    model = shutil.copytree(DEMO_MODEL, tmp_path / "model")
+    file = model / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_karras_sigmas": True}))
+    settings = {"pretrained_model_name_or_path": str(model), "num_evaluation_samples": 2}
+    prepared_at(tmp_path / "run", **settings)
+    picture = tmp_path / "condition.png"
+    PIL.Image.new("RGB", (64, 64)).save(picture)
+    asked_for: list[dict[str, Any]] = [
+        {"evaluation_fidelity": "circles"},
+        {"validation_image": (str(picture),), "validation_prompt": ("a circle",)},
+    ]
+    for flags in asked_for:
+        with pytest.raises(ValueError, match="use_karras_sigmas is True, which UniPC does not support"):
+            prepared_at(tmp_path / "run", **settings, **flags)
+
+
 def test_xls_tokenizers_are_of_one_length(tmp_path: Path, xl_model: Path) -> None:
     """What the text encoders make of their tokens is laid side by side."""
     flags = {"pretrained_model_name_or_path": str(xl_model), "crops_coords_top_left_h": 3}
@@ -120,6 +137,26 @@ def test_xls_tokenizers_are_of_one_length(tmp_path: Path, xl_model: Path) -> Non
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 60}))
     with pytest.raises(ValueError, match=r"model_max_length 77 and 60: expected the same.*tokenizer_config.json"):
         prepared_at(tmp_path / "run", pretrained_model_name_or_path=str(changed))
+
+
+def test_xls_tokenizers_both_come_from_where_the_flag_says(tmp_path: Path, xl_model: Path) -> None:
+    """Each of those has two letters exchanged, which shows in the text."""
+    texts = ["ab"]
+    flags = {"pretrained_model_name_or_path": str(xl_model)}
+    before = prepared_at(tmp_path / "run", **flags).prompt_inputs(texts)
+    for name in ("tokenizer", "tokenizer_2"):
+        folder = shutil.copytree(xl_model / name, tmp_path / "own" / name)
+        vocabulary = json.loads((folder / "vocab.json").read_text())
+        first, second = ("a", "b") if name == "tokenizer" else ("b</w>", "c</w>")
+        vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    flags["pretrained_model_name_or_path"] = str(tmp_path / "model")
+    shutil.copytree(xl_model, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
+    after = prepared_at(tmp_path / "run", **flags, tokenizer_name=str(tmp_path / "own")).prompt_inputs(texts)
+    places = {name: np.flatnonzero(before[name] != after[name]).tolist() for name in ("input_ids", "input_ids_2")}
+    assert places == {"input_ids": [1], "input_ids_2": [2]}
+    with pytest.raises(ValueError, match=r"is without tokenizer/tokenizer_config.json: expected, for Stable"):
+        prepared_at(tmp_path / "run", **flags, tokenizer_name=str(xl_model / "tokenizer"))
 
 
 @pytest.mark.parametrize("sd_unlocked", [False, True])
