@@ -61,7 +61,9 @@ def without_weights(parts: Architecture, *, checkpointing: bool) -> BaseModels:
     """As `load_base_models` and `place` leave them."""
     upcast = vae_in_float32(UNet2DConditionConfig.from_dict(parts.unet), AutoencoderKLConfig.from_dict(parts.vae))
     with _parameters_in(torch.float32):
-        controlnet = ControlNetModel.from_unet(UNet2DConditionModel(**_fields(parts.unet)), load_weights_from_unet=False)
+        controlnet = ControlNetModel.from_unet(
+            UNet2DConditionModel(**_fields(parts.unet)), load_weights_from_unet=False
+        )
     with _parameters_in(torch.float32 if upcast else torch.bfloat16):
         vae = AutoencoderKL(**_fields(parts.vae))
     text_encoder_2 = None

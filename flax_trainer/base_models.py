@@ -28,7 +28,7 @@ from flax_trainer.models.params import HostParams, ModelDef, split
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.compatibility import check_models_fit
-from shared.models.source import base_source, controlnet_source, vae_source
+from shared.models.source import ModelSource, base_source, controlnet_source, vae_source
 from shared.models.trained_parts import (
     DOWN_RESIDUALS,
     is_decoder,
@@ -137,10 +137,10 @@ class BaseModels:
     configs: ModelConfigs
     schedule: NoiseSchedule
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(H, W, C) of the latents of a square image."""
-        side = resolution // self.configs.vae.scale_factor
-        return side, side, self.configs.vae.latent_channels
+    def latent_shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
+        """(H, W, C) of the latents of an image, of a square one without `width`."""
+        factor = self.configs.vae.scale_factor
+        return height // factor, (width or height) // factor, self.configs.vae.latent_channels
 
 
 class InitialParams(NamedTuple):
@@ -156,8 +156,12 @@ class InitialParams(NamedTuple):
         return self.controlnet | with_unet_prefix(self.decoder)
 
 
-def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[BaseModels, InitialParams]:
+def load_base_models(
+    config: TrainConfig, schedule: NoiseSchedule, *, unet_source: ModelSource | None = None
+) -> tuple[BaseModels, InitialParams]:
     """Read the UNet, VAE and text encoders, and the ControlNet, which starts from the UNet's encoder if none is named.
+
+    `unet_source` is of a UNet in place of the base model's.
 
     Raises:
         UserError: something is missing, does not fit its configuration or the others, or is not supported.
@@ -166,7 +170,7 @@ def load_base_models(config: TrainConfig, schedule: NoiseSchedule) -> tuple[Base
     dtype, asked_for = COMPUTE_DTYPES[config.mixed_precision or "no"], config.enable_xformers_memory_efficient_attention
     kernel = kernel_that_runs(attention_kernel(asked_for, jax.devices()[0]), dtype, asked_for=asked_for is True)
     models = define_models(config, configs, schedule, jax.devices()[0], kernel)
-    _, unet = load_unet(config)
+    _, unet = load_unet(config, unet_source)
     _, vae = FlaxAutoencoderKL.load_params(vae_source(config), dtype=configs.vae_dtype(dtype))
     _, text_encoder = FlaxCLIPTextModel.load_params(base_source(config, "text_encoder"), dtype=dtype)
     text_encoder_2: HostParams = {}
@@ -245,13 +249,13 @@ def define_models(
     return BaseModels(defs, configs, schedule)
 
 
-def load_unet(config: TrainConfig) -> tuple[UNet2DConditionConfig, HostParams]:
-    """The base model's UNet as it is stored, in float32.
+def load_unet(config: TrainConfig, source: ModelSource | None = None) -> tuple[UNet2DConditionConfig, HostParams]:
+    """The base model's UNet, or that of another source, as it is stored, in float32.
 
     Raises:
         UserError: it is missing or not supported.
     """
-    return FlaxUNet2DConditionModel.load_params(base_source(config, "unet"))
+    return FlaxUNet2DConditionModel.load_params(source or base_source(config, "unet"))
 
 
 def _load_controlnet(config: TrainConfig, controlnet_config: ControlNetConfig, unet: HostParams) -> HostParams:

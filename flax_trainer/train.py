@@ -44,6 +44,7 @@ from shared.checkpoints.choice import check_same_choice
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
 from shared.data.workers import threads_beside_accelerators
+from shared.diffusion.drawing import Drawing
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.evaluation.validation import most_images_at_once
 from shared.profiling.device_peaks import peak_tflops
@@ -275,7 +276,8 @@ def _sampler(run: _Run) -> ImageSampler | None:
     if most == 0:
         return None
     per_device = min(run.config.train_batch_size, -(-most // jax.device_count()))
-    return ImageSampler(run.engine, run.models, run.prepared.prompt_inputs, run.config, images_per_device=per_device)
+    drawing = Drawing.of_training(run.config, run.models.schedule)
+    return ImageSampler(run.engine, run.models, run.prepared.prompt_inputs, drawing, images_per_device=per_device)
 
 
 def _publish(run: _Run, loop: Loop, state: TrainState, started: float) -> None:

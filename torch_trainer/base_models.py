@@ -43,6 +43,13 @@ class Prompt(NamedTuple):
     encoder_hidden_states_BLD: torch.Tensor
     added_cond_kwargs: dict[str, torch.Tensor] | None = None
 
+    def after(self, rows: int) -> "Prompt":
+        """Of the captions that follow the first ones."""
+        added = self.added_cond_kwargs
+        if added is not None:
+            added = {name: tensor[rows:] for name, tensor in added.items()}
+        return Prompt(self.encoder_hidden_states_BLD[rows:], added)
+
 
 @dataclass
 class BaseModels:
@@ -81,20 +88,22 @@ class BaseModels:
         """As `as_input`, for the VAE."""
         return maps_BCHW.to(next(self.vae.parameters()).dtype, memory_format=self.memory_format)
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(H, W, C) of the latents of a square image."""
-        side = resolution // self.vae_scale_factor
-        return side, side, self.vae.config.latent_channels
+    def latent_shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
+        """(H, W, C) of the latents of an image, of a square one without `width`."""
+        factor = self.vae_scale_factor
+        return height // factor, (width or height) // factor, self.vae.config.latent_channels
 
 
-def load_base_models(config: TrainConfig, dtype: torch.dtype) -> BaseModels:
+def load_base_models(config: TrainConfig, dtype: torch.dtype, *, unet_source: ModelSource | None = None) -> BaseModels:
     """Read the UNet, VAE and text encoders, and the ControlNet, which starts from the UNet's encoder if none is named.
+
+    `unet_source` is of a UNet in place of the base model's.
 
     Raises:
         UserError: something is missing, does not fit its configuration or the others, or is not supported.
     """
     base = str(config.pretrained_model_name_or_path)
-    unet, unet_config = _load_unet(config)
+    unet, unet_config = _load_unet(config, unet_source)
     text_encoder, text_config = load_model(CLIPTextModel, CLIPTextConfig, base_source(config, "text_encoder"))
     text_encoder_2, text_config_2 = _load_text_encoder_2(config) if is_xl(unet_config) else (None, None)
     vae, vae_config = load_model(AutoencoderKL, AutoencoderKLConfig, vae_source(config))
@@ -125,8 +134,8 @@ def load_unet(config: TrainConfig) -> Any:
     return _load_unet(config)[0]
 
 
-def _load_unet(config: TrainConfig) -> tuple[Any, UNet2DConditionConfig]:
-    return load_model(UNet2DConditionModel, UNet2DConditionConfig, base_source(config, UNET_FOLDER))
+def _load_unet(config: TrainConfig, source: ModelSource | None = None) -> tuple[Any, UNet2DConditionConfig]:
+    return load_model(UNet2DConditionModel, UNet2DConditionConfig, source or base_source(config, UNET_FOLDER))
 
 
 def _load_text_encoder_2(config: TrainConfig) -> tuple[Any, CLIPTextConfig]:

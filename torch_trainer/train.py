@@ -21,7 +21,7 @@ from shared.checkpoints.policy import check_resumable
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
 from shared.data.workers import threads_beside_accelerators
-from shared.diffusion.samplers import validation_plan
+from shared.diffusion.drawing import Drawing
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.evaluation.validation import most_images_at_once
 from shared.profiling.device_peaks import peak_tflops
@@ -47,7 +47,7 @@ from shared.threads import in_background
 from torch_trainer.base_models import BaseModels, load_base_models
 from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints, checkpoint_record_of, result_to_save
 from torch_trainer.compilation import keep_compiled_programs
-from torch_trainer.distributed.accelerator import COMPUTE_DTYPES, make_accelerator, peak_device_memory_gib
+from torch_trainer.distributed.accelerator import COMPUTE_DTYPES, device_name, make_accelerator, peak_device_memory_gib
 from torch_trainer.distributed.placement import place
 from torch_trainer.distributed.trainable_state import TrainableState
 from torch_trainer.evaluation.evaluator import Evaluator
@@ -153,7 +153,7 @@ class _Run:
 
     @property
     def devices(self) -> str:
-        return f"{self.accelerator.num_processes} × {_device_name(self.accelerator.device)}"
+        return f"{self.accelerator.num_processes} × {device_name(self.accelerator.device)}"
 
 
 def _place_run(prepared: PreparedRun, steps: Steps, accelerator: Accelerator, models: BaseModels) -> _Run:
@@ -235,7 +235,7 @@ def _build_loop(run: _Run, profiled: range, started: float, ending: ExitStack) -
 
 def _utilisation(run: _Run) -> Utilisation:
     dtype = str(run.models.dtype).removeprefix("torch.")
-    peak = peak_tflops(_device_name(run.accelerator.device), dtype)
+    peak = peak_tflops(device_name(run.accelerator.device), dtype)
     return Utilisation(run.flops_per_image, run.accelerator.num_processes, peak)
 
 
@@ -269,16 +269,8 @@ def _sampler(run: _Run) -> ImageSampler | None:
         return None
     return ImageSampler(
         run.models,
-        validation_plan(run.prepared.schedule),
+        Drawing.of_training(run.config, run.prepared.schedule),
         run.prepared.prompt_inputs,
         run.accelerator.device,
-        resolution=run.config.resolution,
-        seed=run.config.seed,
-        guidance_scale=run.config.guidance_scale,
         images_at_once=min(run.config.train_batch_size, -(-most_images // run.accelerator.num_processes)),
     )
-
-
-def _device_name(device: torch.device) -> str:
-    module = getattr(torch, device.type)
-    return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type

@@ -3,6 +3,7 @@
 Axes: R images asked for, B images at once, H W pixels, C channels, L tokens.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,9 +17,10 @@ from flax_trainer.distributed.engine import Engine
 from flax_trainer.evaluation.sampling import decode_latents, sample_latents
 from flax_trainer.models.params import Params
 from flax_trainer.training.step import ComputeParams, GatherParams, encode_captions, normalise_condition
-from shared.config import TrainConfig
 from shared.data.tokenization import PromptInputs
-from shared.diffusion.samplers import SamplerPlan, initial_latents, validation_plan
+from shared.diffusion.control import Control
+from shared.diffusion.drawing import Drawing
+from shared.diffusion.samplers import SamplerPlan, initial_latents
 
 
 class _Rows(NamedTuple):
@@ -32,10 +34,11 @@ class _Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class _Guidance:
-    """Classifier-free guidance: away from what the encoders make of the empty text, or from zeros."""
+    """Classifier-free guidance: away from what the encoders make of the negative prompt, or from zeros."""
 
     scale: float
     from_zeros: bool
+    control: Control
 
 
 class ImageSampler:
@@ -46,38 +49,51 @@ class ImageSampler:
         engine: Engine,
         models: BaseModels,
         prompt_inputs: PromptInputs,
-        config: TrainConfig,
+        drawing: Drawing,
         *,
         images_per_device: int,
     ):
-        self._prompt_inputs = prompt_inputs.of_whole_images(config.resolution)
-        self._latent_shape = models.latent_shape(config.resolution)
-        self._seed = config.seed
+        self._prompt_inputs = prompt_inputs.of_whole_images(drawing.height, drawing.width)
+        self._latent_shape = models.latent_shape(drawing.height, drawing.width)
+        self.drawing = drawing
         self._rows = images_per_device * jax.device_count()
-        guidance = _Guidance(config.guidance_scale, from_zeros=prompt_inputs.zeros_for_empty_prompt)
-        plan = validation_plan(models.schedule)
-        self._sample = engine.compile_for_rows(partial(_sample, models, plan, guidance, engine.gather_params))
+        from_zeros = drawing.negative_prompt is None and prompt_inputs.zeros_for_empty_prompt
+        guidance = _Guidance(drawing.guidance_scale, from_zeros, drawing.control)
+        self._sample = engine.compile_for_rows(partial(_sample, models, drawing.plan, guidance, engine.gather_params))
+
+    def like(self, drawing: Drawing) -> "ImageSampler":
+        """For pictures that differ in their seed and the words of their negative prompt alone, by the same program."""
+        other = copy.copy(self)
+        other.drawing = drawing
+        return other
 
     def __call__(
-        self, params: Params, frozen: FrozenParams, prompts: list[str], conditions_RHWC: np.ndarray
+        self,
+        params: Params,
+        frozen: FrozenParams,
+        prompts: list[str],
+        conditions_RHWC: np.ndarray,
+        indices: list[int] | None = None,
     ) -> np.ndarray:
         """uint8 [R,H,W,C], one image for each prompt with its condition (uint8).
 
-        Image r starts from latents that depend on the seed and r alone, so images of different steps, device counts
-        and backends can be compared.
+        An image starts from latents that depend on the seed and its index alone (without `indices`, its row), so images
+        of different steps, device counts and backends can be compared.
         """
         count = len(prompts)
+        indices = list(range(count)) if indices is None else indices
         rows = [min(row, count - 1) for row in range(-(-count // self._rows) * self._rows)]
         wanted = self._prompt_inputs(prompts)
-        empty = {name: np.repeat(array, self._rows, axis=0) for name, array in self._prompt_inputs([""]).items()}
+        negative_inputs = self._prompt_inputs([self.drawing.negative_prompt or ""])
+        negative = {name: np.repeat(array, self._rows, axis=0) for name, array in negative_inputs.items()}
         images = []
         for start in range(0, len(rows), self._rows):
             chosen = rows[start : start + self._rows]
             batch = _Rows(
-                empty,
+                negative,
                 {name: array[chosen] for name, array in wanted.items()},
                 conditions_RHWC[chosen],
-                initial_latents(self._seed, chosen, self._latent_shape),
+                initial_latents(self.drawing.seed, [indices[row] for row in chosen], self._latent_shape),
             )
             images.append(self._sample(params, frozen, batch))
         return np.concatenate(images)[:count]
@@ -106,6 +122,7 @@ def _sample(
         normalise_condition(rows.condition_BHWC),
         rows.latents_BHWC,
         guidance_scale=guidance.scale,
+        control=guidance.control,
     )
     images_BHWC = decode_latents(models.defs, frozen.vae, latents_BHWC, models.configs.vae.scaling_factor)
     return jnp.round(images_BHWC * 255).astype(jnp.uint8)

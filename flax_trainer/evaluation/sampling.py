@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax_trainer.base_models import ModelDefs, Prompt
 from flax_trainer.models.params import Params
 from flax_trainer.training.step import ComputeParams, predict
+from shared.diffusion.control import FULL_CONTROL, Control
 from shared.diffusion.samplers import (
     SamplerPlan,
     SamplerState,
@@ -30,12 +31,12 @@ def sample_latents(
     latents_BHWC: jax.Array,
     *,
     guidance_scale: float,
-    conditioning_scale: float = 1.0,
+    control: Control = FULL_CONTROL,
 ) -> jax.Array:
     """ControlNet sampling with classifier-free guidance, as diffusers' pipelines for Stable Diffusion (XL) do it.
 
     Args:
-        models, plan, guidance_scale, conditioning_scale: fixed when compiled.
+        models, plan, guidance_scale, control: fixed when compiled.
         prompt, negative_prompt: encoded prompts; the negative one may be None where `guidance_scale` ≤ 1.
         controlnet_cond_BHWC: the condition, values in [0, 1], at the size of the image.
         latents_BHWC: unit Gaussian noise to start from, float32, at the size of the latents.
@@ -54,11 +55,13 @@ def sample_latents(
             )
         # Unconditional first: one forward pass serves both.
         prompt = jax.tree.map(lambda *both: jnp.concatenate(both), negative_prompt, prompt)
-        controlnet_cond_BHWC = jnp.concatenate([controlnet_cond_BHWC] * 2)
+        if not control.only_conditional:
+            controlnet_cond_BHWC = jnp.concatenate([controlnet_cond_BHWC] * 2)
     dtype = next(iter(params.unet.values())).dtype
     prompt, controlnet_cond_BHWC = prompt.astype(dtype), controlnet_cond_BHWC.astype(dtype)
 
-    def step(state: SamplerState, coefficients: StepCoefficients) -> tuple[SamplerState, None]:
+    def step(state: SamplerState, of_step: tuple[StepCoefficients, jax.Array]) -> tuple[SamplerState, None]:
+        coefficients, conditioning_scale = of_step
         sample_BHWC = (jnp.concatenate([state.sample] * 2) if guidance_scale > 1.0 else state.sample).astype(dtype)
         timesteps_B = jnp.broadcast_to(coefficients.timestep, sample_BHWC.shape[:1])
         output_BHWC = predict(
@@ -68,15 +71,17 @@ def sample_latents(
             timesteps_B,
             prompt,
             controlnet_cond_BHWC,
-            conditioning_scale=conditioning_scale,
+            conditioning_scale=conditioning_scale.astype(dtype),
+            graded=control.graded,
         )
         if guidance_scale > 1.0:
             unconditional_BHWC, conditional_BHWC = jnp.split(output_BHWC, 2)
             output_BHWC = guided(unconditional_BHWC, conditional_BHWC, guidance_scale)
         return sampler_step(plan, coefficients, state, output_BHWC), None
 
-    start = initial_state(latents_BHWC.astype(jnp.float32))
-    final, _ = jax.lax.scan(step, start, jax.tree.map(jnp.asarray, plan.coefficients))
+    start = initial_state(plan, latents_BHWC.astype(jnp.float32))
+    steps = (plan.coefficients, control.scales(plan.num_inference_steps))
+    final, _ = jax.lax.scan(step, start, jax.tree.map(jnp.asarray, steps))
     return final.sample
 
 

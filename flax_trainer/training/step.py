@@ -20,6 +20,7 @@ from flax_trainer.training.loss_scaling import unscaled_gradients
 from flax_trainer.training.optimizer import AdamWSettings, Scalar, adamw_update, where_tree
 from flax_trainer.training.state import TrainState
 from shared.config import TrainConfig
+from shared.diffusion.control import grades
 from shared.diffusion.loss_weighting import loss_weights
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
 from shared.models.trained_parts import split_trained
@@ -235,25 +236,48 @@ def predict(
     prompt: Prompt,
     controlnet_cond_BHWC: jax.Array,
     *,
-    conditioning_scale: float = 1.0,
+    conditioning_scale: float | jax.Array = 1.0,
+    graded: bool = False,
 ) -> jax.Array:
-    """The UNet's output under the ControlNet's control, float32. Inputs are in the compute dtype."""
+    """The UNet's output under the ControlNet's control, float32. Inputs are in the compute dtype.
+
+    There may be fewer conditions than samples: they are those of the last, and the first get no control.
+    `conditioning_scale` and `graded` are `shared.diffusion.control.Control`'s.
+    """
+    uncontrolled = len(sample_BHWC) - len(controlnet_cond_BHWC)
+    controlled = (sample_BHWC, timesteps_B, prompt)
+    if uncontrolled:
+        controlled = jax.tree.map(lambda array: array[uncontrolled:], controlled)
+    controlled_sample_BHWC, controlled_timesteps_B, controlled_prompt = controlled
     with jax.named_scope("controlnet"):
-        down_residuals, mid_residual = models.controlnet.bind(params.controlnet)(
-            sample_BHWC,
-            timesteps_B,
-            prompt.encoder_hidden_states_BLD,
+        down, mid = models.controlnet.bind(params.controlnet)(
+            controlled_sample_BHWC,
+            controlled_timesteps_B,
+            controlled_prompt.encoder_hidden_states_BLD,
             controlnet_cond_BHWC,
             conditioning_scale=conditioning_scale,
-            added_cond_kwargs=prompt.added_cond_kwargs,
+            added_cond_kwargs=controlled_prompt.added_cond_kwargs,
         )
+        residuals = [*down, mid]
+        if graded:
+            residuals = _graded(residuals)
+        if uncontrolled:
+            residuals = _after_zeros(residuals, uncontrolled)
     with jax.named_scope("unet"):
         prediction_BHWC = models.unet.bind(params.unet)(
             sample_BHWC,
             timesteps_B,
             prompt.encoder_hidden_states_BLD,
-            down_block_additional_residuals=down_residuals,
-            mid_block_additional_residual=mid_residual,
+            down_block_additional_residuals=tuple(residuals[:-1]),
+            mid_block_additional_residual=residuals[-1],
             added_cond_kwargs=prompt.added_cond_kwargs,
         )
     return prediction_BHWC.astype(jnp.float32)
+
+
+def _graded(residuals: list[jax.Array]) -> list[jax.Array]:
+    return [residual * factor for residual, factor in zip(residuals, grades(len(residuals)), strict=True)]
+
+
+def _after_zeros(residuals: list[jax.Array], rows: int) -> list[jax.Array]:
+    return [jnp.pad(residual, [(rows, 0), (0, 0), (0, 0), (0, 0)]) for residual in residuals]

@@ -108,6 +108,16 @@ def open_arrays(checkpoint: Path) -> StoredArrays:
     return StoredArrays(checkpoint, stores)
 
 
+def torch_layout(array: np.ndarray) -> np.ndarray:
+    """Flax's WHIO and [in, out] → OIHW and [out, in]. (What is trained has no other arrays of these ranks.)"""
+    return np.ascontiguousarray(array.T if array.ndim in (2, 4) else array)
+
+
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that `torch_layout` gives an array of this one."""
+    return shape[::-1] if len(shape) in (2, 4) else shape
+
+
 def _zarr(database: dict[str, Any], name: str) -> dict[str, Any]:
     # What is not stored would otherwise be read as zeros.
     return {"driver": "zarr", "kvstore": database | {"path": name}, "fill_missing_data_reads": False}

@@ -3,13 +3,14 @@
 import itertools
 import shutil
 import textwrap
+from collections.abc import Mapping
 
 from shared.config.flags import Backend, Flag, Missing
 from shared.config.options import FLAGS
 from shared.config.support import BACKEND_NAMES
 
 _PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT"}
-_LARGEST_WIDTH = 120
+LARGEST_WIDTH = 120
 _INTRODUCTION = (
     "Trains a ControlNet for Stable Diffusion. --pretrained_model_name_or_path and one source of data are needed "
     "(--dataset_name, --train_data_dir, --train_shards or --generated_circles). With no flags at all, a small "
@@ -31,12 +32,19 @@ _COMMANDS = (
 
 def help_text(program: str, backend: Backend) -> str:
     """All flags with their meanings and defaults, as wide as the terminal, up to 120 columns."""
-    width = min(shutil.get_terminal_size().columns, _LARGEST_WIDTH)
+    width = min(shutil.get_terminal_size().columns, LARGEST_WIDTH)
     intro = [textwrap.fill(text, width) for text in (_INTRODUCTION, _CONVENTIONS)]
     sections = [_section("commands", [_entry(head, text, width) for head, text in _COMMANDS])]
-    for group, flags in itertools.groupby(FLAGS.values(), key=lambda flag: flag.group):
-        sections.append(_section(group, [_entry(_heading(flag), _body(flag, backend), width) for flag in flags]))
+    sections += flag_sections(FLAGS, backend, width)
     return "\n\n".join([f"usage: {program} [--flag value ...]", *intro, *sections]) + "\n"
+
+
+def flag_sections(declared: Mapping[str, Flag], backend: Backend, width: int) -> list[str]:
+    """Flags with their meanings and defaults, a section for each group."""
+    return [
+        _section(group, [_entry(_heading(flag), _body(flag, backend), width) for flag in flags])
+        for group, flags in itertools.groupby(declared.values(), key=lambda flag: flag.group)
+    ]
 
 
 def _section(title: str, entries: list[str]) -> str:

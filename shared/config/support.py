@@ -1,5 +1,6 @@
 """What each backend does not do yet, and what it does in its own way, as the flags' declarations say."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from shared.config.flags import Backend, Equivalent, Flag, Missing
@@ -25,13 +26,13 @@ def check_support(config: TrainConfig, backend: Backend) -> None:
             )
 
 
-def notices(config: TrainConfig, backend: Backend) -> list[str]:
+def notices(config: Any, backend: Backend, flags: Mapping[str, Flag] = FLAGS) -> list[str]:
     """One line for each flag given that `backend` honours in another way than literally."""
-    found = {name: flag.in_backend(backend) for name, flag in FLAGS.items()}
+    found = {name: flag.in_backend(backend) for name, flag in flags.items()}
     return [
         f"--{name}: {fact.notice}."
         for name, fact in found.items()
-        if isinstance(fact, Equivalent) and getattr(config, name) != FLAGS[name].default
+        if isinstance(fact, Equivalent) and getattr(config, name) != flags[name].default
     ]
 
 

@@ -1,8 +1,10 @@
 """The checks that need nothing but the configuration itself: no files, no models, no devices."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
-from shared.config.flags import Backend
+from shared.config.flags import Backend, Flag
 from shared.config.options import FLAGS, TrainConfig
 from shared.config.support import check_support
 from shared.outgoing.redaction import described, is_shell_command, redacted
@@ -24,8 +26,9 @@ def validate(config: TrainConfig, backend: Backend) -> None:
     Raises:
         UserError: for the first mistake found, with what was given, what was expected and how to fix it.
     """
-    _check_values(config)
-    _check_output_dir(config)
+    check_values(config, FLAGS)
+    _check_batch_fits(config)
+    check_output_dir(config.output_dir)
     _check_sources(config)
     _check_validation_pairs(config)
     _check_evaluation(config)
@@ -37,8 +40,13 @@ def validate(config: TrainConfig, backend: Backend) -> None:
     check_support(config, backend)
 
 
-def _check_values(config: TrainConfig) -> None:
-    for flag in FLAGS.values():
+def check_values(config: Any, flags: Mapping[str, Flag]) -> None:
+    """Hold each value against what is declared of its flag.
+
+    Raises:
+        UserError: for the first that does not keep to it.
+    """
+    for flag in flags.values():
         value = getattr(config, flag.name)
         texts = value if flag.is_list and value is not None else (value,)
         # An empty prompt means something; any other empty text is a shell variable that was never set.
@@ -49,11 +57,14 @@ def _check_values(config: TrainConfig) -> None:
             )
         if flag.choices and value not in flag.choices and not (flag.is_optional and value is None):
             raise UserError(f"--{flag.name} must be one of {', '.join(flag.choices)}, but it is {described(value)}.")
-    for flag in FLAGS.values():
+    for flag in flags.values():
         value = getattr(config, flag.name)
         for rule in flag.must_be:
             if value is not None and not rule.is_kept_by(value):
                 raise UserError(f"--{flag.name} must be {rule.words}, but it is {value}.")
+
+
+def _check_batch_fits(config: TrainConfig) -> None:
     if config.train_batch_size * config.resolution**2 > _LARGEST_PIXELS:
         raise UserError(
             f"--train_batch_size {config.train_batch_size} images of --resolution {config.resolution} fit into no "
@@ -61,10 +72,11 @@ def _check_values(config: TrainConfig) -> None:
         )
 
 
-def _check_output_dir(config: TrainConfig) -> None:
-    if "://" in config.output_dir:
+def check_output_dir(output_dir: str) -> None:
+    """Raises UserError for what is no folder of this machine."""
+    if "://" in output_dir:
         raise UserError(
-            f"--output_dir is {shown(redacted(config.output_dir))!r}, an address; expected a folder of this "
+            f"--output_dir is {shown(redacted(output_dir))!r}, an address; expected a folder of this "
             "machine. Mount the bucket and give the folder that it is mounted on."
         )
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from transformers import CLIPTokenizer
 
 from shared.data.sample import BadSampleError, check_text
-from shared.models.xl import Sizes, sizes_of_crop
+from shared.models.xl import Sizes, sizes_of_image
 from shared.untrusted import foreign_library, shown
 from shared.user_errors import UserError
 
@@ -66,9 +66,9 @@ class PromptInputs:
         """See `XLInputs`."""
         return self.xl is not None and self.xl.zeros_for_empty_prompt
 
-    def of_whole_images(self, resolution: int) -> "PromptInputs":
+    def of_whole_images(self, height: int, width: int) -> "PromptInputs":
         """For sampling: nothing is cut off at the top and left, as diffusers' pipelines ask for an image."""
-        return self if self.xl is None else replace(self, xl=replace(self.xl, sizes=sizes_of_crop(resolution)))
+        return self if self.xl is None else replace(self, xl=replace(self.xl, sizes=sizes_of_image(height, width)))
 
     def report(self) -> None:
         """Say in the log how many captions were cut, if any; SDXL's tokenizers cut at the same length."""

@@ -2,18 +2,27 @@
 
 S inference steps; B batch. Samples are in any layout (BHWC in JAX, BCHW in PyTorch).
 
-Both samplers are linear: every step forms the clean sample x0 that the network's output implies, corrects the sample
+All samplers are linear: every step forms the clean sample x0 that the network's output implies, corrects the sample
 with it, and moves on, each time by a fixed linear combination of what it already holds. The coefficients depend on the
 schedule alone, so they are computed here, once, in float64, and a step is the same few multiplications whichever
 backend runs it: a body of `jax.lax.scan` over `plan.coefficients`, or of a Python loop over `plan.steps()`.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from shared.diffusion.sampler_timesteps import (
+    ddim_timesteps,
+    euler_timesteps,
+    refuse_undefined,
+    sigmas_at,
+    signal_and_noise,
+    unipc_timesteps,
+)
 from shared.diffusion.schedule import Array, NoiseSchedule, PredictionType, predicted_noise, predicted_x0
 from shared.randomness import Purpose, generator
 from shared.untrusted import shown
@@ -21,7 +30,7 @@ from shared.user_errors import UserError
 
 
 class StepCoefficients(NamedTuple):
-    """One step's numbers (for all steps: the same with a leading S axis). int32 and float32."""
+    """One step's numbers (for all steps: the same with a leading S axis). float32, and int32 where they are whole."""
 
     timestep: Array  # [] what the network is told
     x0: Array  # [2] x0 from (sample, model output)
@@ -40,10 +49,11 @@ class SamplerState(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SamplerPlan:
-    """All steps of one sampler on one schedule. Start from unit Gaussian noise."""
+    """All steps of one sampler on one schedule, in the coordinates of what the network is given."""
 
     coefficients: StepCoefficients
-    clip_range: float | None  # the predicted x0 is clipped to [-clip_range, clip_range]
+    clip_range: float | None = None  # the predicted x0 is clipped to [-clip_range, clip_range]
+    initial_scale: float = 1.0  # the first sample is unit Gaussian noise times this
 
     @property
     def num_inference_steps(self) -> int:
@@ -56,8 +66,9 @@ class SamplerPlan:
             yield StepCoefficients(*step)
 
 
-def initial_state(sample: Array) -> SamplerState:
-    """The state before the first step. `sample`: float32 unit Gaussian noise."""
+def initial_state(plan: SamplerPlan, noise: Array) -> SamplerState:
+    """The state before the first step. `noise`: float32 unit Gaussian noise."""
+    sample = noise * plan.initial_scale
     nothing = sample * 0
     return SamplerState(sample, nothing, nothing, nothing)
 
@@ -99,7 +110,7 @@ def initial_latents(seed: int, indices: list[int], shape: tuple[int, ...]) -> np
 
 
 def sampler_plan(name: str, schedule: NoiseSchedule, num_inference_steps: int) -> SamplerPlan:
-    """The plan of the sampler called `name`: "ddim" or "unipc".
+    """The plan of the sampler called `name`, one of `SAMPLERS`.
 
     Raises:
         UserError: unknown name, or as the sampler's own function raises.
@@ -125,7 +136,7 @@ def ddim_plan(schedule: NoiseSchedule, num_inference_steps: int) -> SamplerPlan:
     """
     config = schedule.config
     _refuse_unless_neutral("DDIM", config, {"thresholding": (False,)})
-    timesteps = _ddim_timesteps(schedule, num_inference_steps)
+    timesteps = ddim_timesteps(schedule, num_inference_steps)
     alphas_bar = schedule.alphas_cumprod.astype(np.float64)
     final_alpha_bar = 1.0 if config.get("set_alpha_to_one", True) else alphas_bar[0]
     before = timesteps - schedule.num_train_timesteps // num_inference_steps
@@ -139,7 +150,7 @@ def ddim_plan(schedule: NoiseSchedule, num_inference_steps: int) -> SamplerPlan:
         _checked_coefficients(
             timesteps,
             _linear_in_sample_and_output(predicted_x0, schedule.prediction_type, a_S, s_S),
-            corrector=np.tile([1.0, 0.0, 0.0, 0.0, 0.0], (len(timesteps), 1)),
+            corrector=_without_corrector(len(timesteps)),
             predictor=predictor,
         ),
         clip_range=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else None,
@@ -156,27 +167,94 @@ def unipc_plan(schedule: NoiseSchedule, num_inference_steps: int) -> SamplerPlan
         UserError: an option or a number of steps that has no such plan.
     """
     _refuse_unless_neutral("UniPC", schedule.config, _UNIPC_SUPPORTED)
-    timesteps = _unipc_timesteps(schedule, num_inference_steps)
-    sigmas = _unipc_sigmas(schedule, timesteps)
-    a_S, s_S = _signal_and_noise(sigmas[:-1])
+    timesteps = unipc_timesteps(schedule, num_inference_steps)
+    sigmas = sigmas_at(schedule, timesteps)
+    a_S, s_S = signal_and_noise(sigmas[:-1])
     steps = len(timesteps)
     # Order 1 where history or future is short: the first step, and the last (diffusers' lower_order_final).
     orders = [min(2, step + 1, steps - step) for step in range(steps)]
-    uncorrected = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
     return SamplerPlan(
         _checked_coefficients(
             timesteps,
             _linear_in_sample_and_output(predicted_x0, schedule.prediction_type, a_S, s_S),
             corrector=np.stack(
-                [uncorrected] + [_unipc_corrector(sigmas, step, orders[step - 1]) for step in range(1, steps)]
+                [_UNCORRECTED] + [_unipc_corrector(sigmas, step, orders[step - 1]) for step in range(1, steps)]
             ),
             predictor=np.stack([_unipc_predictor(sigmas, step, orders[step]) for step in range(steps)]),
         ),
-        clip_range=None,
     )
 
 
-SAMPLERS: dict[str, Callable[[NoiseSchedule, int], SamplerPlan]] = {"ddim": ddim_plan, "unipc": unipc_plan}
+def euler_plan(schedule: NoiseSchedule, num_inference_steps: int) -> SamplerPlan:
+    """Euler's method in sigma (Karras et al. 2022, "Elucidating the Design Space…", Algorithm 1 without its noise).
+
+    diffusers keeps a + s·noise over a, whose noise has the size sigma = s/a; the plan keeps what the network is given,
+    that times a. There x0 + (next sigma)·noise is a step of DDIM between these sigmas.
+
+    Options and their defaults are those of diffusers' EulerDiscreteScheduler: timestep_spacing "linspace",
+    steps_offset 0 and final_sigmas_type "zero"; sigmas are those of the schedule.
+
+    Raises:
+        UserError: an option or a number of steps that has no such plan.
+    """
+    config = schedule.config
+    _refuse_unless_neutral("Euler's method", config, _EULER_SUPPORTED)
+    timesteps = euler_timesteps(schedule, num_inference_steps)
+    sigmas = sigmas_at(schedule, timesteps)
+    a_S, s_S = signal_and_noise(sigmas[:-1])
+    # What diffusers ends with it decodes as it is, without a factor a that final_sigmas_type sigma_min would bring.
+    a_after_S, s_after_S = np.append(a_S[1:], 1.0), np.append(s_S[1:], sigmas[-1])
+
+    noise = _linear_in_sample_and_output(predicted_noise, schedule.prediction_type, a_S, s_S) * s_after_S[:, None]
+    return SamplerPlan(
+        _checked_coefficients(
+            timesteps,
+            _linear_in_sample_and_output(predicted_x0, schedule.prediction_type, a_S, s_S),
+            corrector=_without_corrector(len(timesteps)),
+            predictor=np.stack([noise[:, 0], noise[:, 1], a_after_S, np.zeros_like(a_S)], axis=1),
+        ),
+        # diffusers starts from unit noise times sqrt(sigma² + 1) with leading, times sigma otherwise.
+        initial_scale=1.0 if config.get("timestep_spacing", "linspace") == "leading" else float(s_S[0]),
+    )
+
+
+def dpm_solver_plan(schedule: NoiseSchedule, num_inference_steps: int) -> SamplerPlan:
+    """DPM-Solver++(2M) by midpoints (Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling…", Algorithm 2).
+
+    Its step is that of UniPC's predictor. Options and their defaults are those of diffusers'
+    DPMSolverMultistepScheduler: timestep_spacing "linspace", steps_offset 0, final_sigmas_type "zero",
+    lower_order_final and euler_at_final; of its solver's options only the defaults are supported.
+
+    Raises:
+        UserError: an option or a number of steps that has no such plan.
+    """
+    config = schedule.config
+    _refuse_unless_neutral("DPM-Solver++", config, _DPM_SOLVER_SUPPORTED)
+    timesteps = unipc_timesteps(schedule, num_inference_steps)
+    sigmas = sigmas_at(schedule, timesteps)
+    a_S, s_S = signal_and_noise(sigmas[:-1])
+    steps = len(timesteps)
+    lower_at_end = sigmas[-1] == 0 or config.get("euler_at_final", False) or steps < _FEW_STEPS
+    orders = [1 if step == 0 or (step == steps - 1 and lower_at_end) else 2 for step in range(steps)]
+    return SamplerPlan(
+        _checked_coefficients(
+            timesteps,
+            _linear_in_sample_and_output(predicted_x0, schedule.prediction_type, a_S, s_S),
+            corrector=_without_corrector(steps),
+            predictor=np.stack([_unipc_predictor(sigmas, step, orders[step]) for step in range(steps)]),
+        ),
+    )
+
+
+SAMPLERS: dict[str, Callable[[NoiseSchedule, int], SamplerPlan]] = {
+    "ddim": ddim_plan,
+    "unipc": unipc_plan,
+    "euler": euler_plan,
+    "dpmsolver++": dpm_solver_plan,
+}
+
+_UNCORRECTED = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
+_FEW_STEPS = 15  # with fewer, diffusers' DPMSolverMultistepScheduler ends with order 1 (its lower_order_final)
 
 # What each option may be. The other solver types belong to DPM-Solver++'s configurations; UniPC reads them as bh2.
 _UNIPC_SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -192,6 +270,28 @@ _UNIPC_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_beta_sigmas": (False,),
     "use_flow_sigmas": (False,),
 }
+_EULER_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "use_karras_sigmas": (False, None),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+}
+_DPM_SOLVER_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "thresholding": (False,),
+    "solver_order": (2,),
+    "algorithm_type": ("dpmsolver++", "deis"),  # diffusers reads deis as dpmsolver++
+    "solver_type": ("midpoint", "logrho", "bh1", "bh2"),  # and other solvers' types as midpoint
+    "lower_order_final": (True,),
+    "euler_at_final": (False, True),
+    "lambda_min_clipped": (-math.inf,),
+    "variance_type": (None,),
+    "use_karras_sigmas": (False, None),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "use_flow_sigmas": (False, None),
+}
 
 
 def _linear_in_sample_and_output(
@@ -205,27 +305,23 @@ def _linear_in_sample_and_output(
     return np.stack([from_sample, from_output], axis=1)
 
 
+def _without_corrector(steps: int) -> np.ndarray:
+    """[S, 5]."""
+    return np.tile(_UNCORRECTED, (steps, 1))
+
+
 def _checked_coefficients(
     timesteps: np.ndarray, x0: np.ndarray, corrector: np.ndarray, predictor: np.ndarray
 ) -> StepCoefficients:
     coefficients = StepCoefficients(
-        timesteps.astype(np.int32),
+        timesteps.astype(np.int32 if np.issubdtype(timesteps.dtype, np.integer) else np.float32),
         x0.astype(np.float32),
         corrector.astype(np.float32),
         predictor.astype(np.float32),
     )
     finite = np.isfinite(np.concatenate([x0, corrector, predictor], axis=1)).all(axis=1)
-    _refuse_undefined(timesteps, ~finite)
+    refuse_undefined(timesteps, ~finite)
     return coefficients
-
-
-def _refuse_undefined(timesteps: np.ndarray, undefined: np.ndarray) -> None:
-    if undefined.any():
-        raise UserError(
-            f"Sampling is undefined at timestep {timesteps[undefined][0]}: the network's output cannot be turned into "
-            "a clean sample there, because the schedule has no signal or no noise left at that timestep "
-            "(rescale_betas_zero_snr goes with v_prediction). Use timestep_spacing 'leading', or a v_prediction model."
-        )
 
 
 def _refuse_unless_neutral(sampler: str, config: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
@@ -238,87 +334,9 @@ def _refuse_unless_neutral(sampler: str, config: Mapping[str, Any], supported: M
             )
 
 
-def _ddim_timesteps(schedule: NoiseSchedule, count: int) -> np.ndarray:
-    """int64 [S], descending (Lin et al. 2023, Table 2)."""
-    total = _checked_step_count(schedule, count)
-    spacing = schedule.config.get("timestep_spacing", "leading")
-    if spacing == "leading":
-        timesteps = np.arange(count)[::-1] * (total // count) + schedule.config.get("steps_offset", 0)
-    elif spacing == "linspace":
-        timesteps = np.linspace(0, total - 1, count).round()[::-1].astype(np.int64)
-    else:
-        timesteps = _trailing_timesteps(spacing, total, count)
-    return _checked_timesteps(schedule, timesteps)
-
-
-def _unipc_timesteps(schedule: NoiseSchedule, count: int) -> np.ndarray:
-    """int64 [S], descending: unlike DDIM's, leading and linspace leave out the last of count + 1 timesteps."""
-    total = _checked_step_count(schedule, count)
-    spacing = schedule.config.get("timestep_spacing", "linspace")
-    if spacing == "leading":
-        timesteps = np.arange(1, count + 1)[::-1] * (total // (count + 1)) + schedule.config.get("steps_offset", 0)
-    elif spacing == "linspace":
-        timesteps = np.linspace(0, total - 1, count + 1).round()[:0:-1].astype(np.int64)
-    else:
-        timesteps = _trailing_timesteps(spacing, total, count)
-    return _checked_timesteps(schedule, timesteps)
-
-
-def _trailing_timesteps(spacing: str, total: int, count: int) -> np.ndarray:
-    if spacing != "trailing":
-        raise UserError(
-            f"The scheduler's timestep_spacing is {shown(repr(spacing))}; expected leading, linspace or trailing. "
-            "Correct its scheduler_config.json."
-        )
-    return np.arange(total, 0, -total / count).round()[:count].astype(np.int64) - 1
-
-
-def _checked_step_count(schedule: NoiseSchedule, count: int) -> int:
-    """The number of training timesteps, of which sampling takes `count`."""
-    total = schedule.num_train_timesteps
-    if not 1 <= count <= total:
-        raise UserError(f"The number of inference steps is {count}; expected 1 to {total}, the training timesteps.")
-    return total
-
-
-def _checked_timesteps(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
-    total = schedule.num_train_timesteps
-    if timesteps[0] >= total or timesteps[-1] < 0 or (np.diff(timesteps) >= 0).any():
-        raise UserError(
-            f"{len(timesteps)} inference steps come to timesteps {timesteps[0]} … {timesteps[-1]}; expected distinct "
-            f"ones between 0 and {total - 1}. Take fewer steps, or correct steps_offset in scheduler_config.json."
-        )
-    return timesteps
-
-
-def _unipc_sigmas(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
-    """float64 [S + 1]: s/a at each timestep, and at the end."""
-    alphas_bar = schedule.alphas_cumprod.astype(np.float64)
-    if schedule.config.get("rescale_betas_zero_snr", False):
-        alphas_bar[-1] = 2.0**-24  # diffusers' stand-in for zero, which keeps sigma finite
-    with np.errstate(divide="ignore"):  # _refuse_undefined reports it in words
-        sigmas = np.sqrt((1 - alphas_bar) / alphas_bar)
-    chosen = sigmas[timesteps]
-    stands_still = np.append(np.diff(chosen) >= 0, False)
-    _refuse_undefined(timesteps, ~np.isfinite(chosen) | (chosen <= 0) | stands_still)
-    final = schedule.config.get("final_sigmas_type", "zero")
-    if final not in ("zero", "sigma_min"):
-        raise UserError(
-            f"The scheduler's final_sigmas_type is {shown(repr(final))}; expected zero or sigma_min. "
-            "Correct its scheduler_config.json."
-        )
-    return np.append(chosen, sigmas[0] if final == "sigma_min" else 0.0)
-
-
-def _signal_and_noise(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(a, s) of a variance-preserving process from sigma = s/a."""
-    a = 1 / np.sqrt(np.square(sigmas) + 1)
-    return a, sigmas * a
-
-
 def _unipc_predictor(sigmas: np.ndarray, step: int, order: int) -> np.ndarray:
     """[4] UniP from `step` to `step + 1` (Zhao et al. 2023, Algorithm 2)."""
-    a, s = _signal_and_noise(sigmas)
+    a, s = signal_and_noise(sigmas)
     if order == 1:
         growth = np.expm1(-_log_snr_gain(sigmas, step, step + 1))
         return np.array([s[step + 1] / s[step], 0.0, -a[step + 1] * growth, 0.0])
@@ -331,7 +349,7 @@ def _unipc_predictor(sigmas: np.ndarray, step: int, order: int) -> np.ndarray:
 
 def _unipc_corrector(sigmas: np.ndarray, step: int, order: int) -> np.ndarray:
     """[5] UniC at `step`, redoing the move from `step - 1` now that x0 is known (Zhao et al. 2023, Algorithm 1)."""
-    a, s = _signal_and_noise(sigmas)
+    a, s = signal_and_noise(sigmas)
     gain = _log_snr_gain(sigmas, step - 1, step)
     growth = np.expm1(-gain)
     now, before = 0.5, 0.0

@@ -18,6 +18,11 @@ def sizes_of_crop(resolution: int, top: int = 0, left: int = 0) -> Sizes:
     return resolution, resolution, top, left, resolution, resolution
 
 
+def sizes_of_image(height: int, width: int) -> Sizes:
+    """What SDXL is told of an image that nothing was cut from, as its pipelines are (`original_size` not given)."""
+    return height, width, 0, 0, height, width
+
+
 def vae_in_float32(unet: Any, vae: Any) -> bool:
     """Whether the VAE has to compute in float32 whatever the mixed precision.
 

@@ -99,7 +99,7 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
     if images is not None or config.evaluation_fidelity != "none":
         validation_plan(schedule)  # which refuses what cannot be sampled
     unet = check_base_model(config, schedule.config)
-    prompt_inputs = _prompt_inputs(config, is_xl=is_xl(unet))
+    prompt_inputs = prompt_inputs_of(config, is_xl=is_xl(unet))
     if images is not None:
         images.show_used_text(prompt_inputs.tokenize)
     source, held_out_source = open_sources(config)
@@ -306,7 +306,12 @@ def open_run_tracker(prepared: PreparedRun, first_step: int) -> Tracker:
     return tracker
 
 
-def _prompt_inputs(config: TrainConfig, *, is_xl: bool) -> PromptInputs:
+def prompt_inputs_of(config: TrainConfig, *, is_xl: bool) -> PromptInputs:
+    """What turns captions into what the base model's text encoders read.
+
+    Raises:
+        UserError: a tokenizer is missing or damaged, or does not fit its text encoder or the other one.
+    """
     if not is_xl:
         name = config.tokenizer_name or str(config.pretrained_model_name_or_path)
         return PromptInputs(_tokenize_for(base_source(config, "text_encoder"), tokenizer_source(config), name))

@@ -22,6 +22,8 @@ from packaging.requirements import Requirement
 
 from shared.compare.command import read_command
 from shared.config import Backend, parse_command_line
+from shared.generate.command import read_command as read_generate_command
+from shared.generate.options import GENERATE_FLAGS
 from tests.docs.pages import ROOT
 from tests.tpu_vm.cloud import Cloud
 
@@ -138,6 +140,8 @@ def _module(name: str, words: list[str]) -> None:
         read_command(_without_ellipsis(words))
     elif name == "flax_trainer.compile_report":
         _compile_report(words)
+    elif name in ("flax_trainer.generate", "torch_trainer.generate"):
+        read_generate_command(words)
     else:
         _argparse(name, words)
 
@@ -245,7 +249,15 @@ def known_flags() -> set[str]:
     from shared.config.flags import flags_of
     from shared.config.options import FLAGS
 
-    names = {"help", "config", "print_config", *FLAGS, *(f"no_{name}" for name in FLAGS), *flags_of(OwnFlags)}
+    names = {
+        "help",
+        "config",
+        "print_config",
+        *FLAGS,
+        *(f"no_{name}" for name in FLAGS),
+        *flags_of(OwnFlags),
+        *GENERATE_FLAGS,
+    }
     usage = (ROOT / "tpu_setup.sh").read_text(encoding="utf-8")
     return {f"--{name}" for name in names} | set(re.findall(r"^  (--\w+)", usage, re.MULTILINE))
 

@@ -1,10 +1,12 @@
 """Every flag as a page: `python3 -m tests.docs.flags_page > docs/flags.md`, which a test compares with the page."""
 
 import itertools
+from collections.abc import Iterator, Mapping
 
 from shared.config.flags import Backend, Equivalent, Flag, Missing
 from shared.config.options import FLAGS
 from shared.config.support import BACKEND_NAMES
+from shared.generate.options import GENERATE_FLAGS
 
 _PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT"}
 
@@ -21,14 +23,23 @@ that a command line means, in that form, and starts nothing.
 `python3 -m tests.docs.flags_page > docs/flags.md`.
 """
 
+_HEAD_OF_GENERATE = """## Flags of the command that draws
+
+Those of `python3 -m flax_trainer.generate` and `python3 -m torch_trainer.generate`, which
+[docs/generating.md](generating.md) is about.
+"""
+
 
 def flags_page() -> str:
     """All flags by group: what they take, their default and meaning, and what a backend does otherwise."""
-    sections = [_HEAD]
-    for group, flags in itertools.groupby(FLAGS.values(), key=lambda flag: flag.group):
+    return "\n".join([_HEAD, *_tables(FLAGS, "## "), _HEAD_OF_GENERATE, *_tables(GENERATE_FLAGS, "### Generate: ")])
+
+
+def _tables(declared: Mapping[str, Flag], heading: str) -> Iterator[str]:
+    for group, flags in itertools.groupby(declared.values(), key=lambda flag: flag.group):
         rows = "\n".join(f"| {_heading(flag)} | {_default(flag)} | {_meaning(flag)} |" for flag in flags)
-        sections.append(f"## {group.capitalize()}\n\n| flag | default | |\n|---|---|---|\n{rows}\n")
-    return "\n".join(sections)
+        title = group.capitalize() if heading == "## " else group
+        yield f"{heading}{title}\n\n| flag | default | |\n|---|---|---|\n{rows}\n"
 
 
 def _heading(flag: Flag) -> str:

@@ -2,14 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from diffusers import ControlNetModel, UNet2DConditionModel
+from PIL import Image
 
+import flax_trainer.generate
+import torch_trainer.generate
+from shared.checkpoints.trained_params import read_trained_params
+from shared.models.trained_parts import is_decoder, with_unet_prefix
 from tests.end_to_end.support.comparing import distance, picture, relative, trained_weights
 from tests.end_to_end.support.running import metrics
 from tests.end_to_end.support.tiny_runs import FLAX_HERE, PROMPT, SIZE, TORCH, begin_from
+from tests.torch_trainer.tiny_training import forget_accelerate_state
 
 STEPS, HALF_WAY = 4, 2
 
@@ -63,3 +70,41 @@ def test_the_results_are_the_same_and_load_in_diffusers(base_model: Path, runs: 
 def test_pictures_are_the_same(runs: tuple[Path, Path]) -> None:
     expected, given = (picture(run / "validation" / f"step-{STEPS}" / "0.png") for run in runs)
     assert np.abs(given - expected).mean() < 3
+
+
+def test_a_checkpoint_holds_what_the_run_ends_with(runs: tuple[Path, Path]) -> None:
+    """As pictures of it are drawn: the average, the decoder too."""
+    for run in runs:
+        controlnet, unet = trained_weights(run), trained_weights(run / "unet")
+        expected = controlnet | with_unet_prefix({name: unet[name] for name in unet if is_decoder(name)})
+        given = read_trained_params(run / f"checkpoint-{STEPS}", {name: x.shape for name, x in expected.items()})
+        assert given.keys() == expected.keys()
+        assert all(np.array_equal(given[name], expected[name]) for name in expected)
+        with pytest.raises(ValueError, match="nothing expected"):
+            read_trained_params(run / f"checkpoint-{STEPS}", {"conv_in.weight": (1, 2)})
+
+
+def test_pictures_of_a_checkpoint_are_those_of_the_run(
+    runs: tuple[Path, Path], condition: Path, tmp_path: Path
+) -> None:
+    """Of either backend's in either."""
+    words = ["--conditioning_image", str(condition), "--prompt", PROMPT, "--num_inference_steps", "2"]
+
+    def drawn(program: Any, controlnet: Path) -> np.ndarray:
+        folder = tmp_path / f"{program.__name__}-{controlnet.parent.name}-{controlnet.name}"
+        where = ["--controlnet_model_name_or_path", str(controlnet), "--output_dir", str(folder)]
+        forget_accelerate_state()
+        assert program.main([*words, *where]) == 0
+        return np.asarray(Image.open(folder / "000.png")).astype(int)
+
+    flax_run, torch_run = runs
+    expected = drawn(torch_trainer.generate, flax_run)
+    assert expected.std() > 5
+    for program, checkpoint in (
+        (torch_trainer.generate, flax_run / f"checkpoint-{STEPS}"),
+        (torch_trainer.generate, torch_run / f"checkpoint-{STEPS}"),
+        (flax_trainer.generate, torch_run / f"checkpoint-{STEPS}"),
+    ):
+        assert np.abs(drawn(program, checkpoint) - expected).mean() < 0.5
+    half_way = drawn(torch_trainer.generate, flax_run / f"checkpoint-{HALF_WAY}")
+    assert np.abs(half_way - expected).max() > 0, "which checkpoint it is matters"

@@ -7,15 +7,17 @@ import jax
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLControlNetPipeline, UniPCMultistepScheduler
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLControlNetPipeline, UniPCMultistepScheduler
 from PIL import Image
 
 from flax_trainer.base_models import load_base_models as load_flax_models
 from flax_trainer.distributed.pmap import PmapEngine
-from flax_trainer.evaluation import image_sampler as flax_image_sampler
+from flax_trainer.evaluation.image_sampler import ImageSampler as FlaxImageSampler
 from flax_trainer.models.params import from_torch_layout
 from shared.data.tokenization import PromptInputs, XLInputs, tokenizer_function
-from shared.diffusion.samplers import initial_latents, unipc_plan
+from shared.diffusion.drawing import Drawing
+from shared.diffusion.samplers import SamplerPlan, euler_plan, initial_latents, unipc_plan
+from shared.diffusion.schedule import NoiseSchedule
 from shared.models.source import ModelSource
 from shared.models.tokenizer_files import read_tokenizer
 from shared.models.xl import sizes_of_crop
@@ -51,15 +53,19 @@ def prompt_inputs(xl_model: Path, *, zeros: bool = True) -> PromptInputs:
     return PromptInputs(first, XLInputs(second, sizes_of_crop(RESOLUTION, 9, 7), zeros))
 
 
-def drawn(models: BaseModels, xl_model: Path, conditions_RHWC: np.ndarray, *, zeros: bool = True) -> np.ndarray:
+def drawn(
+    models: BaseModels,
+    xl_model: Path,
+    conditions_RHWC: np.ndarray,
+    *,
+    zeros: bool = True,
+    plan: SamplerPlan | None = None,
+) -> np.ndarray:
     sampler = ImageSampler(
         models,
-        unipc_plan(schedule_of(xl_model), STEPS),
+        Drawing(plan or unipc_plan(schedule_of(xl_model), STEPS), RESOLUTION, RESOLUTION, SEED, GUIDANCE),
         prompt_inputs(xl_model, zeros=zeros),
         torch.device("cpu"),
-        resolution=RESOLUTION,
-        seed=SEED,
-        guidance_scale=GUIDANCE,
         images_at_once=2,
     )
     with torch.no_grad():
@@ -71,17 +77,18 @@ def expected(models: BaseModels, xl_model: Path, conditions_RHWC: np.ndarray) ->
     return drawn(models, xl_model, conditions_RHWC)
 
 
-@pytest.mark.parametrize("zeros", [True, False], ids=["from zeros", "from the empty prompt"])
-def test_they_are_those_of_diffusers_pipeline(
-    models: BaseModels, xl_model: Path, conditions_RHWC: np.ndarray, expected: np.ndarray, zeros: bool
-) -> None:
+def pipeline_of(models: BaseModels, xl_model: Path, **options: bool) -> Any:
     pipeline: Any = StableDiffusionXLControlNetPipeline.from_pretrained(
-        xl_model, controlnet=models.controlnet, force_zeros_for_empty_prompt=zeros, add_watermarker=False
+        xl_model, controlnet=models.controlnet, add_watermarker=False, **options
     )
-    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def drawn_by(pipeline: Any, models: BaseModels, conditions_RHWC: np.ndarray) -> np.ndarray:
+    """float32 [R,H,W,C] in [0, 1]."""
     latents_BHWC = initial_latents(SEED, INDICES, models.latent_shape(RESOLUTION))
-    theirs = pipeline(
+    images: np.ndarray = pipeline(
         PROMPTS,
         image=[Image.fromarray(condition) for condition in conditions_RHWC],
         num_inference_steps=STEPS,
@@ -91,10 +98,34 @@ def test_they_are_those_of_diffusers_pipeline(
         width=RESOLUTION,
         output_type="np",
     ).images
+    return images
+
+
+@pytest.mark.parametrize("zeros", [True, False], ids=["from zeros", "from the empty prompt"])
+def test_they_are_those_of_diffusers_pipeline(
+    models: BaseModels, xl_model: Path, conditions_RHWC: np.ndarray, expected: np.ndarray, zeros: bool
+) -> None:
+    pipeline = pipeline_of(models, xl_model, force_zeros_for_empty_prompt=zeros)
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    theirs = drawn_by(pipeline, models, conditions_RHWC)
     ours = expected if zeros else drawn(models, xl_model, conditions_RHWC, zeros=False)
     assert theirs.std() > 0.05, "a blank picture compares to anything"
     assert np.abs(ours - theirs * 255).mean() < 0.5
     assert zeros or np.abs(ours.astype(int) - expected).max() > 2, "what is guided away from matters"
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_by_eulers_method_too(
+    models: BaseModels, xl_model: Path, conditions_RHWC: np.ndarray, expected: np.ndarray, spacing: str
+) -> None:
+    """As the scheduler of Stable Diffusion XL says; its pipeline starts from other noise where it says otherwise."""
+    pipeline = pipeline_of(models, xl_model)
+    config = dict(pipeline.scheduler.config) | {"timestep_spacing": spacing}
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(config)
+    theirs = drawn_by(pipeline, models, conditions_RHWC)
+    ours = drawn(models, xl_model, conditions_RHWC, plan=euler_plan(NoiseSchedule.from_config(config), STEPS))
+    assert np.abs(ours - theirs * 255).mean() < 0.5
+    assert np.abs(ours.astype(int) - expected).mean() > 1, "another sampler draws another picture"
 
 
 def test_flax_draws_the_same(
@@ -102,9 +133,7 @@ def test_flax_draws_the_same(
     xl_model: Path,
     conditions_RHWC: np.ndarray,
     expected: np.ndarray,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(flax_image_sampler, "validation_plan", lambda schedule: unipc_plan(schedule, STEPS))
     config = configuration(xl_model, seed=SEED, resolution=RESOLUTION, guidance_scale=GUIDANCE)
     flax_models, initial = load_flax_models(config, schedule_of(xl_model))
     layouts = flax_models.defs.controlnet.layouts
@@ -113,7 +142,8 @@ def test_flax_draws_the_same(
         for name, param in models.controlnet.named_parameters()
     }
     engine = PmapEngine()
-    sample = flax_image_sampler.ImageSampler(engine, flax_models, prompt_inputs(xl_model), config, images_per_device=1)
+    drawing = Drawing(unipc_plan(flax_models.schedule, STEPS), RESOLUTION, RESOLUTION, SEED, GUIDANCE)
+    sample = FlaxImageSampler(engine, flax_models, prompt_inputs(xl_model), drawing, images_per_device=1)
     with jax.default_matmul_precision("highest"):
         images = sample(engine.place_state(params), engine.place_frozen(initial.frozen), PROMPTS, conditions_RHWC)
     assert np.abs(images.astype(int) - expected).mean() < 0.5

@@ -20,3 +20,15 @@ assert len(names) > 30, names
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_drawing_in_flax_imports_no_torch() -> None:
+    """A TPU VM has neither torch nor diffusers."""
+    code = """
+import sys
+for name in ("torch", "diffusers", "accelerate"):
+    sys.modules[name] = None
+import flax_trainer.generate, flax_trainer.pipeline
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

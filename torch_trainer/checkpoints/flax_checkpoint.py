@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shared.checkpoints.arrays import Layout, check_layouts
-from shared.checkpoints.orbax_files import is_orbax_checkpoint, open_arrays, read_record
+from shared.checkpoints.orbax_files import is_orbax_checkpoint, open_arrays, read_record, torch_layout, torch_shape
 from shared.checkpoints.policy import check_step
 from shared.checkpoints.portable import FLAX_MOMENTS
 from shared.eight_bit_moments import blocks_of, dequantised, to_bitsandbytes
@@ -59,7 +59,7 @@ def read_flax_checkpoint(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]]
         UserError: it is damaged, or holds arrays of other names, shapes or types.
     """
     stored = open_arrays(checkpoint)
-    layouts = {name: layout._replace(shape=_torch_shape(layout.shape)) for name, layout in stored.layouts.items()}
+    layouts = {name: layout._replace(shape=torch_shape(layout.shape)) for name, layout in stored.layouts.items()}
     check_layouts(checkpoint, layouts, _expected(layouts, shapes))
     params: dict[str, np.ndarray] = {}
     state: dict[str, dict[str, np.ndarray]] = {}
@@ -71,15 +71,15 @@ def read_flax_checkpoint(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]]
     for path, array in arrays.items():
         tree, _, name = path.partition("/")
         if tree == "params":
-            params[name] = _torch_layout(array)
+            params[name] = torch_layout(array)
         elif tree == "ema":
-            average[name] = _torch_layout(array)
+            average[name] = torch_layout(array)
         elif tree in _MOMENTS and in_eight_bits:
             scales = arrays.get(f"{tree}_scales/{name}")
             moment = array if scales is None else dequantised(array, scales, signed=tree == "mu")
-            state.setdefault(name, {}).update(to_bitsandbytes(_torch_layout(moment), _OF_8_BITS[tree]))
+            state.setdefault(name, {}).update(to_bitsandbytes(torch_layout(moment), _OF_8_BITS[tree]))
         elif tree in _MOMENTS:
-            state.setdefault(name, {})[_MOMENTS[tree]] = _torch_layout(array)
+            state.setdefault(name, {})[_MOMENTS[tree]] = torch_layout(array)
         elif tree == "loss_scaler":
             loss_scaler[_LOSS_SCALER[name]] = array.item()
     return FlaxCheckpoint(int(arrays["step"]), params, state, loss_scaler, average)
@@ -99,25 +99,16 @@ def _expected(saved: Mapping[str, Layout], shapes: Mapping[str, tuple[int, ...]]
 
 
 def _moments_of_8_bits(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Layout]:
-    """Those that are stored so; shapes as `_torch_shape` leaves them."""
+    """Those that are stored so; shapes as `torch_shape` leaves them."""
     layouts = {}
     for name, shape in shapes.items():
-        in_flax = _torch_shape(shape)  # which is its own inverse
+        in_flax = torch_shape(shape)  # which is its own inverse
         blocks = blocks_of(in_flax)
         if blocks is not None:
-            scales = _torch_shape(blocks.scales(in_flax))
+            scales = torch_shape(blocks.scales(in_flax))
             for tree in _OF_8_BITS:
                 layouts |= {
                     f"{tree}/{name}": Layout("uint8", shape),
                     f"{tree}_scales/{name}": Layout("float32", scales),
                 }
     return layouts
-
-
-def _torch_layout(array: np.ndarray) -> np.ndarray:
-    """Flax's WHIO and [in, out] → OIHW and [out, in]. (A ControlNet has no other arrays of these ranks.)"""
-    return np.ascontiguousarray(array.T if array.ndim in (2, 4) else array)
-
-
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[::-1] if len(shape) in (2, 4) else shape

@@ -105,6 +105,12 @@ def _launched_with(plugin: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() == "true"
 
 
+def device_name(device: torch.device) -> str:
+    """What its maker calls it, where PyTorch knows."""
+    module = getattr(torch, device.type)
+    return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type
+
+
 def peak_device_memory_gib() -> float | None:
     """Of this process's device; None where there is none beside the CPU, or it counts no peak, as Apple's."""
     if not torch.accelerator.is_available():

@@ -8,7 +8,8 @@ import torch
 from torch.profiler import record_function
 
 from shared.data.tokenization import PromptInputs
-from shared.diffusion.samplers import SamplerPlan, guided, initial_latents, initial_state, sampler_step
+from shared.diffusion.drawing import Drawing
+from shared.diffusion.samplers import guided, initial_latents, initial_state, sampler_step
 from torch_trainer.base_models import BaseModels, Prompt
 from torch_trainer.training.step import encode_captions, normalise_condition, predict
 
@@ -19,19 +20,16 @@ class ImageSampler:
     def __init__(
         self,
         models: BaseModels,
-        plan: SamplerPlan,
+        drawing: Drawing,
         prompt_inputs: PromptInputs,
         device: torch.device,
         *,
-        resolution: int,
-        seed: int,
-        guidance_scale: float,
         images_at_once: int,
     ):
-        self._models, self._plan, self._device = models, plan, device
-        self._prompt_inputs = prompt_inputs.of_whole_images(resolution)
-        self._latent_shape = models.latent_shape(resolution)
-        self._seed, self._guidance_scale, self._images_at_once = seed, guidance_scale, images_at_once
+        self._models, self._drawing, self._device = models, drawing, device
+        self._prompt_inputs = prompt_inputs.of_whole_images(drawing.height, drawing.width)
+        self._latent_shape = models.latent_shape(drawing.height, drawing.width)
+        self._images_at_once = images_at_once
 
     def __call__(self, prompts: list[str], conditions_RHWC: np.ndarray, indices: list[int]) -> torch.Tensor:
         """uint8 [R,H,W,C], one image for each prompt with its condition (uint8).
@@ -46,33 +44,43 @@ class ImageSampler:
         return torch.cat(images)
 
     def _sample(self, prompts: list[str], conditions_BHWC: np.ndarray, indices: list[int]) -> torch.Tensor:
-        models, is_guided = self._models, self._guidance_scale > 1
-        prompt = self._encode(prompts, is_guided=is_guided)
+        drawing, plan, control = self._drawing, self._drawing.plan, self._drawing.control
+        prompt = self._encode(prompts)
         condition_BCHW = normalise_condition(torch.from_numpy(conditions_BHWC).to(self._device).permute(0, 3, 1, 2))
-        latents_BHWC = torch.from_numpy(initial_latents(self._seed, indices, self._latent_shape)).to(self._device)
-        state = initial_state(latents_BHWC.permute(0, 3, 1, 2))
-        for step in self._plan.steps():
-            # Unconditional first: one forward pass serves both.
-            copies = 2 if is_guided else 1
+        # Unconditional first: one forward pass serves both.
+        copies = 2 if drawing.is_guided else 1
+        if not control.only_conditional:
+            condition_BCHW = torch.cat([condition_BCHW] * copies)
+        latents_BHWC = torch.from_numpy(initial_latents(drawing.seed, indices, self._latent_shape)).to(self._device)
+        state = initial_state(plan, latents_BHWC.permute(0, 3, 1, 2))
+        for step, scale in zip(plan.steps(), control.scales(plan.num_inference_steps).tolist(), strict=True):
             sample_BCHW = torch.cat([state.sample] * copies)
             timesteps_B = torch.full((len(sample_BCHW),), step.timestep, device=self._device)
-            output_BCHW = predict(models, sample_BCHW, timesteps_B, prompt, torch.cat([condition_BCHW] * copies))
-            if is_guided:
+            output_BCHW = predict(
+                self._models,
+                sample_BCHW,
+                timesteps_B,
+                prompt,
+                condition_BCHW,
+                conditioning_scale=scale,
+                graded=control.graded,
+            )
+            if drawing.is_guided:
                 unconditional_BCHW, conditional_BCHW = output_BCHW.chunk(2)
-                output_BCHW = guided(unconditional_BCHW, conditional_BCHW, self._guidance_scale)
-            state = sampler_step(self._plan, step, state, output_BCHW)
+                output_BCHW = guided(unconditional_BCHW, conditional_BCHW, drawing.guidance_scale)
+            state = sampler_step(plan, step, state, output_BCHW)
         return self._decode(state.sample)
 
-    def _encode(self, prompts: list[str], *, is_guided: bool) -> Prompt:
-        """With the empty prompts before them that they are guided away from."""
-        empty = [""] * len(prompts) if is_guided else []
-        arrays = self._prompt_inputs(empty + prompts)
+    def _encode(self, prompts: list[str]) -> Prompt:
+        """With the prompts before them that they are guided away from."""
+        negative = [self._drawing.negative_prompt or ""] * len(prompts) if self._drawing.is_guided else []
+        arrays = self._prompt_inputs(negative + prompts)
         inputs = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
         prompt = encode_captions(self._models, inputs)
-        if self._prompt_inputs.zeros_for_empty_prompt:
+        if self._drawing.negative_prompt is None and self._prompt_inputs.zeros_for_empty_prompt:
             assert prompt.added_cond_kwargs is not None
             for encoded in (prompt.encoder_hidden_states_BLD, prompt.added_cond_kwargs["text_embeds"]):
-                encoded[: len(empty)] = 0
+                encoded[: len(negative)] = 0
         return prompt
 
     def _decode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from torch.profiler import record_function
 
 from shared.config import TrainConfig
 from shared.data.batches import Batch
+from shared.diffusion.control import grades
 from shared.diffusion.loss_weighting import loss_weights
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
 from torch_trainer.base_models import BaseModels, Prompt
@@ -110,29 +111,55 @@ def predict(
     timesteps_B: torch.Tensor,
     prompt: Prompt,
     controlnet_cond_BCHW: torch.Tensor,
+    *,
+    conditioning_scale: float = 1.0,
+    graded: bool = False,
 ) -> torch.Tensor:
-    """The UNet's output under the ControlNet's control, float32."""
+    """The UNet's output under the ControlNet's control, float32.
+
+    There may be fewer conditions than samples: they are those of the last, and the first get no control.
+    `conditioning_scale` and `graded` are `shared.diffusion.control.Control`'s.
+    """
     sample_BCHW, controlnet_cond_BCHW = models.as_input(sample_BCHW), models.as_input(controlnet_cond_BCHW)
+    uncontrolled = len(sample_BCHW) - len(controlnet_cond_BCHW)
+    controlled = (sample_BCHW, timesteps_B, prompt)
+    if uncontrolled:
+        controlled = (sample_BCHW[uncontrolled:], timesteps_B[uncontrolled:], prompt.after(uncontrolled))
+    controlled_sample_BCHW, controlled_timesteps_B, controlled_prompt = controlled
     with record_function("controlnet"):
-        down_residuals, mid_residual = models.controlnet(
-            sample_BCHW,
-            timesteps_B,
-            encoder_hidden_states=prompt.encoder_hidden_states_BLD,
-            added_cond_kwargs=prompt.added_cond_kwargs,
+        down, mid = models.controlnet(
+            controlled_sample_BCHW,
+            controlled_timesteps_B,
+            encoder_hidden_states=controlled_prompt.encoder_hidden_states_BLD,
+            added_cond_kwargs=controlled_prompt.added_cond_kwargs,
             controlnet_cond=controlnet_cond_BCHW,
+            conditioning_scale=conditioning_scale,
             return_dict=False,
         )
+        residuals = [residual.to(models.dtype) for residual in (*down, mid)]
+        if graded:
+            residuals = _graded(residuals)
+        if uncontrolled:
+            residuals = _after_zeros(residuals, uncontrolled)
     with record_function("unet"):
         (prediction_BCHW,) = models.unet(
             sample_BCHW,
             timesteps_B,
             encoder_hidden_states=prompt.encoder_hidden_states_BLD,
             added_cond_kwargs=prompt.added_cond_kwargs,
-            down_block_additional_residuals=tuple(residual.to(models.dtype) for residual in down_residuals),
-            mid_block_additional_residual=mid_residual.to(models.dtype),
+            down_block_additional_residuals=tuple(residuals[:-1]),
+            mid_block_additional_residual=residuals[-1],
             return_dict=False,
         )
     return prediction_BCHW.float()
+
+
+def _graded(residuals: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [residual * factor for residual, factor in zip(residuals, grades(len(residuals)), strict=True)]
+
+
+def _after_zeros(residuals: list[torch.Tensor], rows: int) -> list[torch.Tensor]:
+    return [torch.cat([residual.new_zeros((rows, *residual.shape[1:])), residual]) for residual in residuals]
 
 
 class StepResult:

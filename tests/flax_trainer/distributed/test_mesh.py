@@ -20,7 +20,6 @@ from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
 from flax_trainer.distributed.engine import Engine
 from flax_trainer.distributed.mesh import FSDP, SMALLEST_DIVIDED, WHOLE, MeshEngine, spec_of
 from flax_trainer.distributed.pmap import PmapEngine
-from flax_trainer.evaluation import image_sampler
 from flax_trainer.evaluation.image_sampler import ImageSampler
 from flax_trainer.models.kernels.attention import dot_product_attention
 from flax_trainer.training.optimizer import AdamWSettings
@@ -29,6 +28,7 @@ from flax_trainer.training.step import Objective, make_train_step
 from shared.checkpoints.policy import checkpoint_record
 from shared.config import TrainConfig
 from shared.data.tokenization import PromptInputs
+from shared.diffusion.drawing import Drawing
 from shared.diffusion.samplers import unipc_plan
 from shared.diffusion.schedule import NoiseSchedule
 from tests.flax_trainer.training.stand_in_models import NOTHING_FROZEN, STAND_INS, StandIn, batch_of
@@ -235,16 +235,16 @@ def test_steps_are_those_of_pmap_and_leave_the_state_divided(base_model: Path, d
             assert np.linalg.norm(difference) <= tolerance * np.linalg.norm(np.float64(other))
 
 
-def test_pictures_are_those_of_pmap(base_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_those_of_pmap(base_model: Path) -> None:
     """More of them than are made at once, and a number that nothing divides."""
-    monkeypatch.setattr(image_sampler, "validation_plan", lambda schedule: unipc_plan(schedule, 2))
     config = TrainConfig(pretrained_model_name_or_path=str(base_model), resolution=64)
     models, initial = load_base_models(config, NoiseSchedule.from_pretrained(str(base_model)))
     conditions_RHWC = np.random.default_rng(0).integers(0, 256, (N + 1, 64, 64, 3), np.uint8)
+    drawing = Drawing(unipc_plan(models.schedule, 2), 64, 64, config.seed, config.guidance_scale)
     drawn = []
     engines: list[Engine] = [PmapEngine(), MeshEngine.over(jax.devices(), 2)]
     for engine in engines:
-        sampler = ImageSampler(engine, models, PromptInputs(tokenize), config, images_per_device=1)
+        sampler = ImageSampler(engine, models, PromptInputs(tokenize), drawing, images_per_device=1)
         params, frozen = engine.place_state(initial.trained), engine.place_frozen(initial.frozen)
         drawn.append(sampler(params, frozen, ["a circle"] * (N + 1), conditions_RHWC))
     assert drawn[0].shape == (N + 1, 64, 64, 3)

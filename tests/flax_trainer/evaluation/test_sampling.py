@@ -18,6 +18,7 @@ from flax_trainer.base_models import ModelDefs, Prompt
 from flax_trainer.evaluation.sampling import decode_latents, sample_latents
 from flax_trainer.models.params import Params, cast, split
 from flax_trainer.training.step import ComputeParams
+from shared.diffusion.control import Control
 from shared.diffusion.samplers import SamplerPlan, ddim_plan, initial_latents, unipc_plan
 from shared.diffusion.schedule import NoiseSchedule
 from shared.user_errors import UserError
@@ -168,7 +169,7 @@ def test_images_are_those_of_diffusers_loop(
 ) -> None:
     defs, params, vae_params = fakes
     plan = plan_function(NoiseSchedule.from_config(SCHEDULER), 6)
-    sample = jax.jit(partial(sample_images, defs, plan, guidance_scale=guidance_scale, conditioning_scale=0.7))
+    sample = jax.jit(partial(sample_images, defs, plan, guidance_scale=guidance_scale, control=Control(0.7)))
     images = sample(params, vae_params, *arguments(inputs))
     expected = reference_images(
         scheduler.from_config(SCHEDULER),

@@ -40,6 +40,6 @@ def test_batches_for_xl_have_two_rows_of_tokens_and_the_sizes(proportion_empty_p
 
 
 def test_pictures_are_asked_for_whole() -> None:
-    asked = XL.of_whole_images(32)(["red"])
+    asked = XL.of_whole_images(32, 32)(["red"])
     np.testing.assert_array_equal(asked["time_ids"], [[32, 32, 0, 0, 32, 32]])
-    assert PromptInputs(tokenize).of_whole_images(32)(["red"]).keys() == {"input_ids"}
+    assert PromptInputs(tokenize).of_whole_images(32, 32)(["red"]).keys() == {"input_ids"}

@@ -14,6 +14,7 @@ from flax_trainer.distributed.pmap import PmapEngine
 from flax_trainer.evaluation.image_sampler import ImageSampler as FlaxImageSampler
 from flax_trainer.models.params import from_torch_layout
 from shared.data.tokenization import PromptInputs, tokenizer_function
+from shared.diffusion.drawing import Drawing
 from shared.diffusion.samplers import initial_latents, validation_plan
 from shared.models.source import ModelSource
 from shared.models.tokenizer_files import read_tokenizer
@@ -55,12 +56,9 @@ def sampler(
 ) -> ImageSampler:
     return ImageSampler(
         models,
-        validation_plan(schedule_of(DEMO_MODEL)),
+        Drawing(validation_plan(schedule_of(DEMO_MODEL)), RESOLUTION, RESOLUTION, seed, guidance_scale),
         prompt_inputs,
         torch.device("cpu"),
-        resolution=RESOLUTION,
-        seed=seed,
-        guidance_scale=guidance_scale,
         images_at_once=images_at_once,
     )
 
@@ -160,7 +158,8 @@ def test_flax_draws_the_same_picture(
         for name, param in models.controlnet.named_parameters()
     }
     engine = PmapEngine()
-    sample = FlaxImageSampler(engine, flax_models, prompt_inputs, config, images_per_device=1)
+    drawing = Drawing.of_training(config, flax_models.schedule)
+    sample = FlaxImageSampler(engine, flax_models, prompt_inputs, drawing, images_per_device=1)
     with jax.default_matmul_precision("highest"):
         images = sample(engine.place_state(params), engine.place_frozen(initial.frozen), PROMPTS, conditions_RHWC)
     expected = draw(models, prompt_inputs, conditions_RHWC, [0, 1, 2], guidance_scale=3.0)

@@ -1,0 +1,89 @@
+"""Pictures of a trained ControlNet, on all local devices at once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, FrozenParams, InitialParams, load_base_models
+from flax_trainer.compilation import matmul_precision, use_compilation_cache
+from flax_trainer.distributed.pmap import PmapEngine
+from flax_trainer.evaluation.image_sampler import ImageSampler
+from flax_trainer.models.params import HostParams, from_torch_layout, torch_shape
+from shared.checkpoints.trained_params import read_trained_params
+from shared.generate.models import NamedModels
+from shared.generate.pictures import Artist, does_not_fit
+from shared.generate.preparation import Job
+
+
+@dataclass(frozen=True)
+class PlacedModels:
+    """Models on all local devices, ready to draw. `params` are the ControlNet's, and a decoder's that was trained."""
+
+    engine: PmapEngine
+    models: BaseModels
+    params: Any
+    frozen: FrozenParams
+
+
+def place_models(named: NamedModels) -> PlacedModels:
+    """Load them, as this process computes from then on: JAX's precision and cache of programs are the process's.
+
+    Raises:
+        UserError: weights are missing or damaged, or do not fit their configuration.
+    """
+    config = named.config
+    use_compilation_cache(config.ccache)
+    jax.config.update("jax_default_matmul_precision", matmul_precision(config))
+    models, initial = load_base_models(config, named.schedule, unet_source=named.unet)
+    trained = initial.trained if named.checkpoint is None else _of_checkpoint(named.checkpoint, models, initial)
+    engine, dtype = PmapEngine(), COMPUTE_DTYPES[config.mixed_precision or "no"]
+    # Rounded on the host: a program would otherwise do it for every batch, and the devices hold both.
+    params = engine.place_state({name: value.astype(dtype) for name, value in trained.items()})
+    return PlacedModels(engine, models, params, engine.place_frozen(initial.frozen))
+
+
+def make_artist(job: Job) -> Artist:
+    """Load the models onto the devices.
+
+    Raises:
+        UserError: as `place_models`, or their memory is too small.
+    """
+    with _memory_in_words(job):
+        placed, devices = place_models(job.models), jax.device_count()
+    per_device = min(job.config.batch_size, -(-len(job.requests) // devices))
+    sampler = ImageSampler(
+        placed.engine, placed.models, job.models.prompt_inputs, job.drawing, images_per_device=per_device
+    )
+
+    def draw(prompts: list[str], conditions_RHWC: np.ndarray, indices: list[int]) -> np.ndarray:
+        with _memory_in_words(job):
+            return sampler(placed.params, placed.frozen, prompts, conditions_RHWC, indices)
+
+    return Artist(
+        backend="flax",
+        devices=f"{devices} × {jax.devices()[0].device_kind}",
+        draw=draw,
+        at_once=per_device * devices,
+    )
+
+
+@contextmanager
+def _memory_in_words(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise does_not_fit(job) from error
+        raise
+
+
+def _of_checkpoint(checkpoint: Path, models: BaseModels, initial: InitialParams) -> HostParams:
+    layouts = models.defs.trained_layouts
+    shapes = {name: torch_shape(value.shape, layouts[name]) for name, value in initial.trained.items()}
+    trained = read_trained_params(checkpoint, shapes)
+    return {name: np.asarray(from_torch_layout(value, layouts[name])) for name, value in trained.items()}

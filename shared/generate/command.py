@@ -1,0 +1,85 @@
+"""From the words of a command line to a checked configuration."""
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from shared.config import Backend
+from shared.config.arguments import read_arguments, value_of
+from shared.config.flags import Flag
+from shared.config.help_text import LARGEST_WIDTH, flag_sections
+from shared.config.validation import check_output_dir, check_values
+from shared.generate.options import GENERATE_FLAGS, GenerateConfig
+from shared.user_errors import UserError
+
+_HELP = Flag("help", bool, False, False, (), False, "commands", "")
+_INTRODUCTION = (
+    "Draws pictures with a ControlNet. --controlnet_model_name_or_path, --conditioning_image and --prompt are needed; "
+    "the base model too, where the ControlNet is not the folder of a training run. The same seed gives the same "
+    "pictures on both backends, whatever the number of devices and pictures at once."
+)
+
+
+def wants_help(words: Sequence[str]) -> bool:
+    return bool({"-h", "--help"} & set(words))
+
+
+def print_help(backend: Backend) -> None:
+    """On stdout, as wide as the terminal."""
+    width = min(shutil.get_terminal_size().columns, LARGEST_WIDTH)
+    usage = f"usage: python3 -m {backend}_trainer.generate [--flag value ...]"
+    sections = flag_sections(GENERATE_FLAGS, backend, width)
+    sys.stdout.write("\n\n".join([usage, textwrap.fill(_INTRODUCTION, width), *sections]) + "\n")
+
+
+def read_command(words: Sequence[str]) -> GenerateConfig:
+    """What the words after the program's name ask for; no file is read.
+
+    Raises:
+        UserError: for the first mistake found.
+    """
+    given = read_arguments(words, GENERATE_FLAGS)
+    values = {assignment.name: value_of(assignment, GENERATE_FLAGS[assignment.name]) for assignment in given}
+    config = GenerateConfig(**values)
+    check_values(config, GENERATE_FLAGS)
+    check_output_dir(config.output_dir)
+    _check_what_is_needed(config)
+    _check_size(config)
+    check_what_goes_together(config)
+    return config
+
+
+def _check_what_is_needed(config: GenerateConfig) -> None:
+    if config.controlnet_model_name_or_path is None:
+        raise UserError(
+            "--controlnet_model_name_or_path is missing: name the ControlNet, the --output_dir of a training run, for "
+            "example, or lllyasviel/control_v11p_sd15_canny."
+        )
+    if config.conditioning_image is None:
+        raise UserError("--conditioning_image is missing: name the condition images, or a folder with them.")
+    if config.prompt is None and config.prompt_file is None:
+        raise UserError("--prompt is missing: say what to draw; --prompt '' is an empty one.")
+    if config.prompt is not None and config.prompt_file is not None:
+        raise UserError("--prompt and --prompt_file both say what to draw: keep one of them.")
+
+
+def _check_size(config: GenerateConfig) -> None:
+    if (config.height is None) != (config.width is None):
+        raise UserError("--height and --width go together: give both, or --resolution for square pictures.")
+    if config.height is not None and config.resolution is not None:
+        raise UserError("--resolution is about square pictures: leave it out, or --height and --width.")
+
+
+def check_what_goes_together(config: GenerateConfig) -> None:
+    """Raises UserError for values that mean nothing beside each other."""
+    start, end = config.control_guidance_start, config.control_guidance_end
+    if start >= end:
+        raise UserError(
+            f"--control_guidance_start is {start} and --control_guidance_end {end}: expected a start before the end."
+        )
+    if config.negative_prompt is not None and not config.is_guided:
+        raise UserError(
+            f"--negative_prompt has no effect at --guidance_scale {config.guidance_scale}, which is no guidance: give "
+            "more than 1, or leave it out."
+        )

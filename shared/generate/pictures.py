@@ -1,0 +1,122 @@
+"""Drawing what is asked for, part by part, and writing it down as it is made."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from shared.config import Backend
+from shared.generate.options import GENERATE_FLAGS
+from shared.generate.output_folder import CONTACT_SHEET, ContactSheet, begin_output, write_picture, write_record
+from shared.generate.preparation import Job
+from shared.generate.requests import Request
+from shared.outgoing.redaction import masked, redacted
+from shared.untrusted import shown
+from shared.user_errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Draw = Callable[[list[str], np.ndarray, list[int]], np.ndarray]
+"""(prompts, conditions uint8 [R,H,W,3], numbers of the pictures) → uint8 [R,H,W,3]."""
+
+
+@dataclass(frozen=True)
+class Artist:
+    """A backend with its models on its devices."""
+
+    backend: Backend
+    devices: str
+    draw: Draw
+    at_once: int
+
+
+def does_not_fit(job: Job) -> UserError:
+    """What to say where a device's memory was too small."""
+    size = f"{job.drawing.width}x{job.drawing.height} pixels"
+    advice = [f"a --batch_size below {job.config.batch_size}"] if job.config.batch_size > 1 else []
+    advice += ["--mixed_precision bf16"] if job.config.mixed_precision == "no" else []
+    return UserError(
+        f"The models, and the pictures of {size} that are drawn at once (--batch_size {job.config.batch_size}), do not "
+        f"fit into the device's memory: give {' or '.join([*advice, 'a smaller size'])}."
+    )
+
+
+def generate(job: Job, artist: Artist) -> Path:
+    """Draw and write all pictures; returns their folder.
+
+    Raises:
+        UserError: a file cannot be written, or the devices' memory is too small.
+    """
+    folder = Path(job.config.output_dir)
+    record = _record(job, artist)
+    pictures = [_picture(job, request) for request in job.requests]
+    begin_output(folder, record, pictures)
+    logger.info(
+        "Drawing %d pictures of %d × %d pixels on %s, %d at once; the first take longer",
+        *(len(pictures), job.drawing.width, job.drawing.height, artist.devices, artist.at_once),
+    )
+    sheet = ContactSheet(job.config.num_images_per_prompt)
+    with logging_redirect_tqdm(), tqdm(total=len(job.requests), unit="picture", dynamic_ncols=True) as bar:
+        for start in range(0, len(job.requests), artist.at_once):
+            part = job.requests[start : start + artist.at_once]
+            drawn_RHWC = artist.draw(
+                [request.prompt for request in part],
+                job.conditions_NHWC[[request.condition for request in part]],
+                [request.number for request in part],
+            )
+            for request, image_HWC in zip(part, drawn_RHWC, strict=True):
+                texts = _texts(record, pictures[request.number])
+                write_picture(folder / request.file_name, image_HWC, texts)
+                condition_HWC = job.conditions_NHWC[request.condition]
+                sheet.add(request.number, job.headings[request.number], request.file_name, condition_HWC, image_HWC)
+            bar.update(len(part))
+    sheet.write(folder)
+    write_record(folder, record, pictures, finished=True)
+    logger.info("%d pictures are in %s, side by side in %s", len(job.requests), shown(folder), CONTACT_SHEET)
+    return folder
+
+
+def _record(job: Job, artist: Artist) -> dict[str, Any]:
+    """What all pictures have in common, without what addresses hold of secrets."""
+    settings = dataclasses.asdict(job.config)
+    for name, flag in GENERATE_FLAGS.items():
+        if flag.kind is str:
+            settings[name] = _public(settings[name], is_prompt=flag.is_prompt)
+    resolved = {
+        "base_model": redacted(str(job.models.config.pretrained_model_name_or_path)),
+        "height": job.drawing.height,
+        "width": job.drawing.width,
+    }
+    return {"backend": artist.backend, "devices": artist.devices, "settings": settings, **resolved}
+
+
+def _picture(job: Job, request: Request) -> dict[str, Any]:
+    return {
+        "file": request.file_name,
+        "number": request.number,
+        "seed": job.config.seed,
+        "prompt": masked(request.prompt),
+        "conditioning_image": redacted(str(job.condition_files[request.condition])),
+    }
+
+
+def _texts(record: dict[str, Any], picture: dict[str, Any]) -> dict[str, str]:
+    """The metadata of a PNG: the prompt, and everything else as JSON."""
+    settings = {name: value for name, value in record["settings"].items() if name not in ("prompt", "output_dir")}
+    whole = record | {"settings": settings} | {name: picture[name] for name in ("number", "seed", "conditioning_image")}
+    return {"prompt": picture["prompt"], "generation": json.dumps(whole, ensure_ascii=False)}
+
+
+def _public(value: Any, *, is_prompt: bool) -> Any:
+    if isinstance(value, tuple | list):
+        return [_public(item, is_prompt=is_prompt) for item in value]
+    if not isinstance(value, str):
+        return value
+    return masked(value) if is_prompt else redacted(value)

@@ -1,0 +1,114 @@
+"""From flags to everything that drawing needs, checked before a model is loaded."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shared.config import Backend, TrainConfig
+from shared.config.support import notices
+from shared.data.tokenization import Tokenize, used_text
+from shared.diffusion.control import Control
+from shared.diffusion.drawing import Drawing
+from shared.diffusion.samplers import sampler_plan
+from shared.generate.models import NamedModels, find_models
+from shared.generate.options import GENERATE_FLAGS, LARGEST_SIDE, GenerateConfig
+from shared.generate.output_folder import check_output_folder
+from shared.generate.requests import Request, condition_files, pair, prompts_of, read_condition
+from shared.untrusted import shown
+from shared.user_errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is to be drawn and with what; nothing of it is on a device.
+
+    Attributes:
+        conditions_NHWC: uint8, the condition images at the size of the pictures.
+        headings: of each request, the part of its prompt that its tokens hold.
+    """
+
+    config: GenerateConfig
+    models: NamedModels
+    drawing: Drawing
+    requests: list[Request]
+    condition_files: list[Path]
+    conditions_NHWC: np.ndarray
+    headings: list[str]
+
+
+def prepare_job(config: GenerateConfig, backend: Backend) -> Job:
+    """Check and open everything that can be wrong before a device is touched or a model loaded.
+
+    Raises:
+        UserError: a mistake in the flags, the models' small files, the conditions or the prompts.
+    """
+    for notice in notices(config, backend, GENERATE_FLAGS):
+        logger.info(notice)
+    files, prompts = condition_files(config), prompts_of(config)
+    requests = pair(prompts, len(files), config.num_images_per_prompt)
+    check_output_folder(Path(config.output_dir))
+    models = find_models(config)
+    drawing = drawing_of(config, models)
+    interpolation = (TrainConfig() if models.run is None else models.run.config).image_interpolation_mode
+    conditions = [read_condition(path, drawing.height, drawing.width, interpolation) for path in files]
+    return Job(
+        config=config,
+        models=models,
+        drawing=drawing,
+        requests=requests,
+        condition_files=files,
+        conditions_NHWC=np.stack(conditions),
+        headings=_headings(requests, models.prompt_inputs.tokenize),
+    )
+
+
+def drawing_of(config: GenerateConfig, models: NamedModels) -> Drawing:
+    """How these models draw what the flags say.
+
+    Raises:
+        UserError: the VAE cannot take the size, or the scheduler has no such plan.
+    """
+    height, width = _size(config, models)
+    control = Control.of(
+        config.controlnet_conditioning_scale,
+        config.control_guidance_start,
+        config.control_guidance_end,
+        guess_mode=config.guess_mode,
+        pools_globally=models.controlnet_config.global_pool_conditions,
+    )
+    plan = sampler_plan(config.scheduler, models.schedule, config.num_inference_steps)
+    return Drawing(plan, height, width, config.seed, config.guidance_scale, control, config.negative_prompt)
+
+
+def _size(config: GenerateConfig, models: NamedModels) -> tuple[int, int]:
+    """(height, width) of the pictures, of which the VAE can make latents."""
+    factor, usual = models.vae_config.scale_factor, models.usual_size
+    height, width = (config.resolution, config.resolution) if config.resolution is not None else usual
+    size = {"height": config.height or height, "width": config.width or width}
+    if max(size.values()) > LARGEST_SIDE:
+        raise UserError(
+            f"The base model's configuration asks for pictures of {size['width']}x{size['height']} pixels, more than "
+            f"{LARGEST_SIDE} on a side: give --resolution."
+        )
+    for name, value in size.items():
+        if value % factor:
+            flag = name if config.height is not None else "resolution"
+            below = value // factor * factor
+            raise UserError(
+                f"--{flag} is {value}, but the base model's VAE works on multiples of {factor} pixels. Use "
+                f"{below + factor}{f' or {below}' if below else ''}."
+            )
+    return size["height"], size["width"]
+
+
+def _headings(requests: list[Request], tokenize: Tokenize) -> list[str]:
+    """Says in the log where a prompt is too long for the text encoder."""
+    used = {prompt: used_text(tokenize, prompt) for prompt in {request.prompt for request in requests}}
+    for prompt, heading in used.items():
+        if prompt != heading:
+            logger.warning("--prompt: of %r only this is used: %r", shown(prompt), shown(heading))
+    return [used[request.prompt] for request in requests]

@@ -1,0 +1,147 @@
+"""The pictures that are asked for: each a prompt with a condition, and a number."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from shared.data.preprocessing import INTERPOLATION_MODES, decode
+from shared.data.sample import BadSampleError
+from shared.generate.options import GenerateConfig
+from shared.untrusted import MIB, read_file, shown
+from shared.untrusted.pictures import check_pixels
+from shared.user_errors import UserError
+
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".avif", ".jp2")
+_MOST_CONDITIONS = 1000  # they are held in memory: 3 GiB at 1024 px
+_MOST_PICTURES = 10_000  # of one generation.json
+_LARGEST_PROMPT_FILE = MIB
+
+
+class Request(NamedTuple):
+    """One picture. `number`, from 0, decides its noise; `condition` counts the condition images."""
+
+    number: int
+    prompt: str
+    condition: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.number:03}.png"
+
+
+def prompts_of(config: GenerateConfig) -> list[str]:
+    """Those of the command line, or of the file that it names.
+
+    Raises:
+        UserError: the file cannot be read, or holds none.
+    """
+    if config.prompt_file is None:
+        return list(config.prompt or ())
+    try:
+        text = read_file(config.prompt_file, _LARGEST_PROMPT_FILE).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--prompt_file {shown(config.prompt_file)} is not UTF-8 at byte {error.start}. Write it in UTF-8."
+        ) from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise UserError(f"--prompt_file {shown(config.prompt_file)} holds no prompt; expected one on each line.")
+    return prompts
+
+
+def condition_files(config: GenerateConfig) -> list[Path]:
+    """The files that are named, and in place of folders the pictures in them, in the order of their names.
+
+    Raises:
+        UserError: there is no such file or folder, no picture in a folder, or more than are held in memory.
+    """
+    files: list[Path] = []
+    for name in config.conditioning_image or ():
+        path = Path(name)
+        if os.path.isdir(path):
+            files += _pictures_in(path)
+        elif os.path.lexists(path):
+            files.append(path)
+        else:
+            raise UserError(
+                f"--conditioning_image: there is no file {shown(path)}. Give paths of existing images, or a folder."
+            )
+    if len(files) > _MOST_CONDITIONS:
+        raise UserError(
+            f"--conditioning_image comes to {len(files)} images, more than the {_MOST_CONDITIONS} that are held in "
+            "memory. Give them in several parts, each with its own --output_dir."
+        )
+    return files
+
+
+def pair(prompts: Sequence[str], conditions: int, images_per_prompt: int) -> list[Request]:
+    """A request for every picture: each pair's pictures have numbers that follow each other.
+
+    Raises:
+        UserError: there are neither as many of one as of the other nor a single one of either, or too many.
+    """
+    if len(prompts) != conditions and 1 not in (len(prompts), conditions):
+        raise UserError(
+            f"There are {len(prompts)} prompts and {conditions} condition images: give as many of one as of the "
+            "other, or a single one of either."
+        )
+    pairs = max(len(prompts), conditions)
+    if pairs * images_per_prompt > _MOST_PICTURES:
+        raise UserError(
+            f"{pairs} pairs of prompt and condition with --num_images_per_prompt {images_per_prompt} are more than "
+            f"{_MOST_PICTURES} pictures: ask for them in several parts, each with its own --output_dir."
+        )
+    return [
+        Request(place * images_per_prompt + copy, prompts[place % len(prompts)], place % conditions)
+        for place in range(pairs)
+        for copy in range(images_per_prompt)
+    ]
+
+
+def read_condition(path: Path, height: int, width: int, interpolation: str) -> np.ndarray:
+    """uint8 [H,W,3], RGB: resized until it covers the picture, then cropped at the centre, as in training.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return fitted(decode(path), height, width, interpolation)
+    except (BadSampleError, UserError) as error:
+        raise UserError(
+            f"--conditioning_image {shown(path)} cannot be used: {error}. Give a readable image."
+        ) from error
+
+
+def fitted(image: PIL.Image.Image, height: int, width: int, interpolation: str) -> np.ndarray:
+    """uint8 [H,W,3] of an RGB image, as `read_condition`; UserError where it would have too many pixels on the way."""
+    covering = _covering(image.width, image.height, width, height)
+    check_pixels(*covering)
+    resized = image.resize(covering, INTERPOLATION_MODES[interpolation])
+    left, top = round((covering[0] - width) / 2), round((covering[1] - height) / 2)
+    return np.asarray(resized.crop((left, top, left + width, top + height)))
+
+
+def _covering(width: int, height: int, wanted_width: int, wanted_height: int) -> tuple[int, int]:
+    """(width, height) of an image after one side is as wanted and the other at least so, truncated as in training."""
+    if width * wanted_height <= height * wanted_width:
+        return wanted_width, wanted_width * height // width
+    return wanted_height * width // height, wanted_height
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS and path.is_file())
+    except OSError as error:
+        raise UserError(
+            f"--conditioning_image {shown(folder)} cannot be read ({error.strerror}). Give a folder that you may read."
+        ) from error
+    if not files:
+        raise UserError(
+            f"--conditioning_image {shown(folder)} holds no picture ({', '.join(_ENDINGS)}). Give another folder, or "
+            "the files themselves."
+        )
+    return files
