@@ -129,5 +129,5 @@ def to_bitsandbytes(moment: npt.NDArray[np.float32], number: int) -> dict[str, n
     }
 
 
-def _nearest(values: npt.NDArray[np.float32], shares: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def _nearest(values: npt.NDArray[np.float32], shares: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     return np.searchsorted((values[:-1] + values[1:]) / 2, shares).astype(np.uint8)

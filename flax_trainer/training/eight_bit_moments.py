@@ -74,7 +74,9 @@ def _value_of(codes: jax.Array, numbers: _Numbers) -> jax.Array:
 def _nearest_code(shares: jax.Array, numbers: _Numbers) -> jax.Array:
     """Of numbers from -1 to 1."""
     size = jnp.abs(shares)
-    decade = sum((size > edge).astype(jnp.int32) for edge in _lower_edges(numbers)[1:])
+    decade = jnp.zeros(size.shape, jnp.int32)
+    for edge in _lower_edges(numbers)[1:]:
+        decade += size > edge
     exponent = decade + numbers.exponent
     power = jax.lax.bitcast_convert_type((exponent + 127) << _MANTISSA_BITS, jnp.float32)
     fraction = (size / _upper_end(decade) - _LOWEST) / _SPAN

@@ -100,7 +100,7 @@ def _expected(saved: Mapping[str, Layout], shapes: Mapping[str, tuple[int, ...]]
 
 def _moments_of_8_bits(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Layout]:
     """Those that are stored so; shapes as `torch_shape` leaves them."""
-    layouts = {}
+    layouts: dict[str, Layout] = {}
     for name, shape in shapes.items():
         in_flax = torch_shape(shape)  # which is its own inverse
         blocks = blocks_of(in_flax)
