@@ -209,7 +209,12 @@ def _plan_run(prepared: PreparedRun, models: BaseModels, steps: Steps) -> _Run:
 def _initial_state(run: _Run, initial: InitialParams) -> TrainState:
     """Fresh, or that of the checkpoint to resume; numpy."""
     scales_loss = run.objective.compute_dtype == jnp.float16
-    fresh = TrainState.create(initial.trained, scales_loss=scales_loss, averages=run.config.use_ema)
+    fresh = TrainState.create(
+        initial.trained,
+        scales_loss=scales_loss,
+        averages=run.config.use_ema,
+        eight_bits=run.config.use_8bit_adam,
+    )
     if run.prepared.resume_from is None:
         return fresh
     return restore(run.prepared.resume_from, fresh, run.steps.record, run.models.defs.trained_layouts)

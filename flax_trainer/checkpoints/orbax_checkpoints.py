@@ -109,6 +109,7 @@ class Checkpoints:
         path = self._path(step)
         with self._explained_failure_to_read(step):
             stored = open_arrays(path)
+        check_moments(path, in_eight_bits=any(name.startswith("mu_scales/") for name in stored.layouts), like=like)
         check_layouts(path, stored.layouts, _expected_of(stored.layouts, like))
         with self._explained_failure_to_read(step):
             arrays = stored.read()
@@ -216,6 +217,15 @@ class _QuietAboutGivenUpWrites:
     def __call__(self, unraisable: "sys.UnraisableHookArgs") -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             self._hook(unraisable)
+
+
+def check_moments(checkpoint: Path, *, in_eight_bits: bool, like: TrainState) -> None:
+    """Raises UserError where a checkpoint stores the optimizer's moments otherwise than `like` does."""
+    if in_eight_bits != bool(like.mu_scales):
+        raise UserError(
+            f"{shown(checkpoint)} was saved {'with' if in_eight_bits else 'without'} --use_8bit_adam, and the "
+            f"optimizer's state is not converted. {'Add' if in_eight_bits else 'Leave out'} that flag to resume."
+        )
 
 
 def check_same_arrays(checkpoint: Path, saved: TrainState, like: TrainState) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flax_trainer.checkpoints.orbax_checkpoints import check_moments
 from flax_trainer.models.params import from_torch_layout, torch_shape
 from flax_trainer.training.loss_scaling import LossScaler
 from flax_trainer.training.state import TrainState
@@ -16,14 +17,13 @@ from shared.checkpoints.portable import (
     SavedLossScaler,
     check_arrays,
     is_saved_with_8_bits,
+    read_8_bit_moments,
     read_average,
     read_optimizer_state,
     read_params,
     read_training_state,
     shapes_of_params,
 )
-from shared.untrusted import shown
-from shared.user_errors import UserError
 
 
 def is_torch_checkpoint(checkpoint: Path) -> bool:
@@ -47,18 +47,15 @@ def read_torch_checkpoint(
 
     `layouts` are those of the trained parameters. Parameters that it does not know keep the layout they have. `like`
     gives the names and shapes expected, which are compared before any array is read; without it, the caller compares
-    the state.
+    the state. Moments in eight bits are rounded anew, for the backends cut them into blocks of different numbers.
 
     Raises:
-        UserError: it is damaged, holds other parameters than `like`, or holds the optimizer's state in another form
-            than whole float32 moments.
+        UserError: it is damaged, holds other parameters than `like`, or stores the optimizer's moments otherwise.
     """
     saved = read_training_state(checkpoint)
-    if is_saved_with_8_bits(checkpoint):
-        raise UserError(
-            f"{shown(checkpoint)} was saved with --use_8bit_adam, whose state only that optimizer can read. Resume it "
-            "with the PyTorch backend and that flag."
-        )
+    in_eight_bits = is_saved_with_8_bits(checkpoint)
+    if like is not None:
+        check_moments(checkpoint, in_eight_bits=in_eight_bits, like=like)
     check_arrays(checkpoint, shapes_of_params(checkpoint) if like is None else _torch_shapes(like, layouts))
 
     def in_our_layout(name: str, array: np.ndarray) -> np.ndarray:
@@ -66,13 +63,14 @@ def read_torch_checkpoint(
 
     params = {name: in_our_layout(name, array) for name, array in read_params(checkpoint)}
     moments: dict[str, dict[str, np.ndarray]] = {"mu": {}, "nu": {}}
-    for kind, name, array in read_optimizer_state(checkpoint):
+    read_moments = read_8_bit_moments if in_eight_bits else read_optimizer_state
+    for kind, name, array in read_moments(checkpoint):
         moments[FLAX_MOMENTS[kind]][name] = in_our_layout(name, array)
     step = np.array(saved["step"], np.int32)
     loss_scaler = _loss_scaler(saved["loss_scaler"])
     ema = {name: in_our_layout(name, array) for name, array in read_average(checkpoint)}
     state = TrainState(step, params, moments["mu"], moments["nu"], np.array(False), loss_scaler, ema)
-    return state, {**saved["record"]}
+    return state.with_moments_in_eight_bits() if in_eight_bits else state, {**saved["record"]}
 
 
 def _torch_shapes(like: TrainState, layouts: Mapping[str, str]) -> dict[str, tuple[int, ...]]:

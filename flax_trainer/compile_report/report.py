@@ -4,6 +4,7 @@ import dataclasses
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -28,6 +29,7 @@ from flax_trainer.models import (
 )
 from flax_trainer.models.params import split
 from flax_trainer.profiling.model_flops import flops_of, model_flops_per_image
+from flax_trainer.training.eight_bit_moments import quantise
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective
 from shared.config import TrainConfig
@@ -37,6 +39,7 @@ from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources.circles import CirclesSource
 from shared.data.tokenization import PromptInputs, Tokenize, XLInputs
 from shared.diffusion.schedule import NoiseSchedule
+from shared.eight_bit_moments import blocks_of
 from shared.models.configs import CLIPTextConfig
 from shared.models.trained_parts import is_decoder, with_unet_prefix
 from shared.models.xl import sizes_of_crop
@@ -197,6 +200,8 @@ def step_shapes(
     state = TrainState.create({}, scales_loss=dtype == jnp.float16)._replace(
         params=trained, mu=trained, nu=trained, ema=trained if config.use_ema else {}
     )
+    if config.use_8bit_adam:
+        state = _with_moments_in_eight_bits(state)
     frozen = FrozenParams(
         unet,
         split(FlaxAutoencoderKL.abstract(configs.vae))[1],
@@ -217,6 +222,14 @@ def step_shapes(
         in_dtype = in_dtype._replace(text_encoder={}, text_encoder_2={})
         batch = _with_captions_encoded(batch, models, dtype)
     return state, in_dtype, batch
+
+
+def _with_moments_in_eight_bits(state: TrainState) -> TrainState:
+    large = {name: value for name, value in state.mu.items() if blocks_of(value.shape) is not None}
+    stored = {name: jax.eval_shape(partial(quantise, signed=True), value) for name, value in large.items()}
+    moments = state.mu | {name: codes for name, (codes, _) in stored.items()}
+    scales = {name: scales for name, (_, scales) in stored.items()}
+    return state._replace(mu=moments, nu=moments, mu_scales=scales, nu_scales=scales)
 
 
 def _with_images_encoded(batch: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +283,7 @@ def _memory(compiled: jax.stages.Compiled, state: TrainState, frozen: FrozenPara
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return Memory(
         _bytes_per_chip(state.params),
-        _bytes_per_chip((state.mu, state.nu, state.ema)),
+        _bytes_per_chip((state.mu, state.nu, state.mu_scales, state.nu_scales, state.ema)),
         _bytes_per_chip(frozen),
         analysis.argument_size_in_bytes,
         analysis.temp_size_in_bytes,

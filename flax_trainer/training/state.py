@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from flax_trainer.training.loss_scaling import initial_loss_scaler
+from shared.eight_bit_moments import blocks_of, quantised
 
 Array = jax.Array | np.ndarray
 Arrays = dict[str, Any]  # jax.Array or numpy.ndarray
@@ -17,24 +18,38 @@ class TrainState(NamedTuple):
     `step` counts optimizer steps taken. `non_finite` is set by the first loss or gradient that is not finite, and
     freezes everything else, so that what is saved afterwards is what was last good, however many steps were already on
     their way. `loss_scaler` is that of `loss_scaling.py`; it is empty in runs that scale no loss. `ema` is the moving
-    average of `params`, under the same names; it is empty in runs that keep none.
+    average of `params`, under the same names; it is empty in runs that keep none. With `--use_8bit_adam`, the moments
+    of large parameters are codes, and `mu_scales` and `nu_scales` hold the scales of their blocks
+    (`shared.eight_bit_moments`), under the same names; without it they are empty.
     """
 
     step: Array  # int32 []
     params: Arrays  # float32
-    mu: Arrays  # float32
-    nu: Arrays  # float32
+    mu: Arrays  # float32, or uint8
+    nu: Arrays  # float32, or uint8
     non_finite: Array  # bool []
     loss_scaler: Arrays = {}  # noqa: RUF012 (nothing writes to it)
     ema: Arrays = {}  # noqa: RUF012 (nothing writes to it); float32
+    mu_scales: Arrays = {}  # noqa: RUF012 (nothing writes to it); float32
+    nu_scales: Arrays = {}  # noqa: RUF012 (nothing writes to it); float32
 
     @classmethod
-    def create(cls, params: Arrays, *, scales_loss: bool = False, averages: bool = False) -> "TrainState":
+    def create(
+        cls, params: Arrays, *, scales_loss: bool = False, averages: bool = False, eight_bits: bool = False
+    ) -> "TrainState":
         """Step 0: these parameters, zero moments."""
         mu, nu = ({name: np.zeros_like(value) for name, value in params.items()} for _ in range(2))
         loss_scaler = initial_loss_scaler() if scales_loss else {}
         ema = {name: np.array(value) for name, value in params.items()} if averages else {}
-        return cls(np.array(0, np.int32), params, mu, nu, np.array(False), loss_scaler, ema)
+        state = cls(np.array(0, np.int32), params, mu, nu, np.array(False), loss_scaler, ema)
+        return state.with_moments_in_eight_bits() if eight_bits else state
+
+    def with_moments_in_eight_bits(self) -> "TrainState":
+        """The same on the host with float32 moments stored as `--use_8bit_adam` stores them."""
+        (mu, mu_scales), (nu, nu_scales) = (
+            _in_eight_bits(moments, signed=signed) for moments, signed in ((self.mu, True), (self.nu, False))
+        )
+        return self._replace(mu=mu, nu=nu, mu_scales=mu_scales, nu_scales=nu_scales)
 
     @property
     def result(self) -> Arrays:
@@ -58,3 +73,14 @@ class TrainState(NamedTuple):
         The precision may change from one part of a run to the next.
         """
         return self if self.loss_scaler and fresh.loss_scaler else self._replace(loss_scaler=fresh.loss_scaler)
+
+
+def _in_eight_bits(moments: Arrays, *, signed: bool) -> tuple[Arrays, Arrays]:
+    """Codes, or what stays in float32, and scales."""
+    stored = {
+        name: quantised(moment, signed=signed)
+        for name, moment in moments.items()
+        if blocks_of(moment.shape) is not None
+    }
+    codes = {name: array for name, (array, _) in stored.items()}
+    return moments | codes, {name: scales for name, (_, scales) in stored.items()}

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from shared.checkpoints.arrays import Layout, check_layouts
 from shared.checkpoints.policy import RESUME_FROM_ANOTHER, Record, check_step
+from shared.eight_bit_moments import from_bitsandbytes
 from shared.models.weight_files import DIFFUSERS
 from shared.untrusted import check_plain_files, check_plain_tree, foreign_library, read_json, shown
 from shared.user_errors import UserError
@@ -135,6 +136,27 @@ def read_optimizer_state(checkpoint: Path) -> Iterator[tuple[str, str, np.ndarra
     """
     for name, value in _read_arrays(checkpoint / OPTIMIZER_FILE):
         yield *_kind_and_parameter(name), value
+
+
+def read_8_bit_moments(checkpoint: Path) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(`exp_avg` or `exp_avg_sq`, parameter, float32 moment) of a checkpoint that `is_saved_with_8_bits`.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    states: dict[str, dict[str, np.ndarray]] = {}
+    for kind, name, value in read_optimizer_state(checkpoint):
+        states.setdefault(name, {})[kind] = value
+    for name, shape in shapes_of_params(checkpoint).items():
+        for number, kind in ((1, "exp_avg"), (2, "exp_avg_sq")):
+            try:
+                yield kind, name, from_bitsandbytes(states.get(name, {}), number, shape)
+            except ValueError as error:
+                path = checkpoint / OPTIMIZER_FILE
+                raise UserError(
+                    f"{shown(path)} does not hold the state of 8-bit AdamW for {shown(name)} ({error}). "
+                    f"{RESUME_FROM_ANOTHER}"
+                ) from error
 
 
 def read_average(checkpoint: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -309,8 +309,7 @@ class TrainConfig:
     )
     use_8bit_adam: bool = _optimizer(
         False,
-        "Hold the optimizer's moments in 8 bits (bitsandbytes, NVIDIA GPUs).",
-        flax=Missing("Leave it out; it is a feature of PyTorch on GPUs."),
+        "Hold the optimizer's moments in 8 bits (in PyTorch with bitsandbytes).",
     )
     set_grads_to_none: bool = _optimizer(
         False,

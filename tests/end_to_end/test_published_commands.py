@@ -56,7 +56,7 @@ def local(command: list[str]) -> list[str]:
 
 
 # The Flax guide's other commands differ in flags that the PyTorch backend tries here and other tests try in Flax.
-FLAX = {name: FLAX_COMMANDS[name] for name in ("fill50k", "streaming")}
+FLAX = {name: FLAX_COMMANDS[name] for name in ("fill50k", "streaming")} | {"12 GB": TORCH_COMMANDS["12 GB"]}
 
 
 @pytest.fixture(scope="session")

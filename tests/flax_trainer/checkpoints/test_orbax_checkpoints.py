@@ -483,6 +483,19 @@ def test_the_state_is_what_a_checkpoint_holds() -> None:
     assert set(saved) == {"step", "params", "mu", "nu"}
 
 
+def test_moments_in_eight_bits_are_kept_as_they_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    trees = [{"weight": rng.random((80, 64), np.float32), "bias": rng.random(64, np.float32)} for _ in range(3)]
+    state = TrainState(np.array(3, np.int32), *trees, non_finite=np.array(False)).with_moments_in_eight_bits()
+    checkpoints = Checkpoints(tmp_path, keep=None)
+    checkpoints.save(state, RECORD)
+    checkpoints.wait()
+    assert_same(checkpoints.restore(3, TrainState.create(trees[0], eight_bits=True)), state)
+    with pytest.raises(ValueError, match=r"checkpoint-3 was saved with --use_8bit_adam.*Add that flag"):
+        checkpoints.restore(3, TrainState.create(trees[0]))
+    checkpoints.close()
+
+
 def test_a_new_state_has_no_moments_yet() -> None:
     new = TrainState.create(params(5))
     assert (new.step.dtype, int(new.step), bool(new.non_finite)) == (np.int32, 0, False)

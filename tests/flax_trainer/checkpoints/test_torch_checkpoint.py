@@ -17,6 +17,7 @@ from flax_trainer.models.params import from_torch_layout
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.policy import check_resumable, checkpoint_record
 from shared.config import TrainConfig
+from shared.eight_bit_moments import dequantised, from_bitsandbytes
 from tests.torch_trainer.tiny_training import Training, batch_of, configuration, schedule_of, training_of
 from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints
 from torch_trainer.distributed.trainable_state import StateTensors
@@ -125,10 +126,32 @@ def test_a_controlnet_of_another_architecture_is_refused(saved: tuple[Path, Stat
         check_same_arrays(saved[0], state, TrainState.create(other))
 
 
-def test_8_bit_moments_are_refused(base_model: Path, tmp_path: Path, expected: Expected) -> None:
-    checkpoint, _ = save(training_of(base_model, use_8bit_adam=True), tmp_path)
-    with pytest.raises(ValueError, match=r"checkpoint-3 was saved with --use_8bit_adam.*PyTorch backend"):
-        read_torch_checkpoint(checkpoint, expected.layouts)
+def test_8_bit_moments_arrive_but_for_their_rounding(base_model: Path, tmp_path: Path, expected: Expected) -> None:
+    checkpoint, (params, kept, _) = save(training_of(base_model, use_8bit_adam=True), tmp_path)
+    like = TrainState.create(expected.fresh.params, eight_bits=True)
+    state, _ = read_torch_checkpoint(checkpoint, expected.layouts, like)
+    check_same_arrays(checkpoint, state, like)
+    assert len(state.mu_scales) > 20
+    for number, (moments, scales) in enumerate(((state.mu, state.mu_scales), (state.nu, state.nu_scales)), start=1):
+        for name, moment in moments.items():
+            arrays = {kind: value.numpy() for kind, value in kept[name].items()}
+            meant = from_torch_layout(from_bitsandbytes(arrays, number, params[name].shape), expected.layouts[name])
+            if name in scales:
+                moment = dequantised(moment, scales[name], signed=number == 1)
+                assert np.linalg.norm(moment - meant) < 0.05 * np.linalg.norm(meant), name
+            else:
+                np.testing.assert_array_equal(moment, meant, err_msg=name)
+
+
+@pytest.mark.parametrize("saved_with", [False, True])
+def test_moments_of_the_other_optimizer_are_refused(
+    base_model: Path, tmp_path: Path, expected: Expected, saved_with: bool
+) -> None:
+    checkpoint, _ = save(training_of(base_model, use_8bit_adam=saved_with), tmp_path)
+    like = TrainState.create(expected.fresh.params, eight_bits=not saved_with)
+    told = r"saved with --use_8bit_adam.* Add that flag" if saved_with else r"without --use_8bit_adam.* Leave out that"
+    with pytest.raises(ValueError, match=told):
+        read_torch_checkpoint(checkpoint, expected.layouts, like)
 
 
 def test_damaged_files_are_found_and_named(saved: tuple[Path, StateTensors], expected: Expected) -> None:

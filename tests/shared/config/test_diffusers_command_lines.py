@@ -19,8 +19,9 @@ def test_each_flag_of_diffusers_exists_with_its_type(name: str, type_name: str, 
 
 
 @pytest.mark.parametrize("argv", TORCH_COMMANDS.values(), ids=TORCH_COMMANDS)
-def test_published_pytorch_commands_parse(argv: list[str]) -> None:
+def test_published_pytorch_commands_parse_on_both_backends(argv: list[str]) -> None:
     assert parse_command_line(argv, "torch").dataset_name in ("fusing/fill50k", FACES)
+    assert parse_command_line(argv, "flax").dataset_name in ("fusing/fill50k", FACES)
 
 
 @pytest.mark.parametrize("argv", FLAX_COMMANDS.values(), ids=FLAX_COMMANDS)

@@ -16,6 +16,7 @@ from flax_trainer.models.params import CONV, LINEAR, PLAIN, split, to_torch_layo
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.policy import checkpoint_record
 from shared.config import TrainConfig
+from shared.eight_bit_moments import from_bitsandbytes
 from shared.models.configs.unet import ControlNetConfig
 from tests.flax_trainer.models.unet_reference import (
     TINY_SD1,
@@ -139,6 +140,46 @@ def test_8_bit_adam_cannot_take_whole_moments(base_model: Path, tmp_path: Path, 
     checkpoints = Checkpoints(training.accelerator, training.models.controlnet, training.state, tmp_path, None)
     with pytest.raises(ValueError, match=r"without --use_8bit_adam.*Leave out that flag"):
         checkpoints.restore(saved.checkpoint)
+
+
+@pytest.fixture(scope="module")
+def saved_in_8_bits(base_model: Path, saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint `saved`, by a run with --use_8bit_adam."""
+    _, initial = load_flax_models(configuration(base_model), schedule_of(base_model))
+    fresh = TrainState.create(initial.controlnet)
+    checkpoints = FlaxCheckpoints(saved.checkpoint.parent, keep=None, read_only=True)
+    folder = tmp_path_factory.mktemp("flax-run")
+    writer = FlaxCheckpoints(folder, keep=None)
+    writer.save(checkpoints.restore(STEP, fresh).with_moments_in_eight_bits(), RECORD)
+    writer.close()
+    return folder / f"checkpoint-{STEP}"
+
+
+def test_8_bit_moments_arrive_but_for_their_rounding(
+    base_model: Path, tmp_path: Path, saved: Saved, saved_in_8_bits: Path
+) -> None:
+    training = training_of(base_model, use_8bit_adam=True)
+    checkpoints = Checkpoints(training.accelerator, training.models.controlnet, training.state, tmp_path, None)
+    checkpoints.restore(saved_in_8_bits)
+    large = 0
+    for name, param in training.controlnet.named_parameters():
+        np.testing.assert_array_equal(param.detach().numpy(), saved.params[name], err_msg=name)
+        state = training.optimizer.state[param]
+        arrays = {kind: value.numpy() for kind, value in state.items() if isinstance(value, torch.Tensor)}
+        large += arrays["state1"].dtype == np.uint8
+        for number, meant in ((1, saved.exp_avg[name]), (2, saved.exp_avg_sq[name])):
+            moment = from_bitsandbytes(arrays, number, meant.shape)
+            assert np.linalg.norm(moment - meant) < 0.05 * np.linalg.norm(meant), name
+    assert large > 20
+    loss, norm = training.step(batch_of(2), 1e-3)
+    assert np.isfinite([loss, norm]).all()
+
+
+def test_adamw_cannot_take_moments_of_8_bits(base_model: Path, tmp_path: Path, saved_in_8_bits: Path) -> None:
+    training = training_of(base_model)
+    checkpoints = Checkpoints(training.accelerator, training.models.controlnet, training.state, tmp_path, None)
+    with pytest.raises(ValueError, match=r"saved with --use_8bit_adam.*Add that flag"):
+        checkpoints.restore(saved_in_8_bits)
 
 
 @pytest.mark.parametrize(
