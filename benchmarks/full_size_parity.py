@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--architecture", choices=["tiny", "tiny_xl", "sd15", "sd21", "sdxl"], default="sd15")
     parser.add_argument("--resolution", type=int, default=512)
-    parser.add_argument("--backend", choices=["flax", "torch"], help="only this one's part (used by the script itself)")
+    parser.add_argument("--part", choices=["models", "flax", "torch"], help="only this one (used by the script itself)")
     arguments = parser.parse_args()
 
     folder = arguments.folder / arguments.architecture
@@ -48,14 +48,15 @@ def main() -> None:
         report_to="none",
         output_dir=str(folder / "run"),
     )
-    if arguments.backend is not None:
-        _measure(arguments.backend, config, folder)
-        return
-    _write_models(arguments.architecture, folder)
-    for backend in ("flax", "torch"):
-        command = [sys.executable, "-m", "benchmarks.full_size_parity", *sys.argv[1:], "--backend", backend]
-        subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": XLA_FLAGS})
-    _compare(folder)
+    if arguments.part == "models":
+        _write_models(arguments.architecture, folder)
+    elif arguments.part is not None:
+        _measure(arguments.part, config, folder)
+    else:
+        for part in ("models", "flax", "torch"):  # each in a process that gives its memory back
+            command = [sys.executable, "-m", "benchmarks.full_size_parity", *sys.argv[1:], "--part", part]
+            subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": XLA_FLAGS})
+        _compare(folder)
 
 
 def _write_models(architecture: str, folder: Path) -> None:
@@ -125,9 +126,11 @@ def _flax(config: TrainConfig) -> tuple[float, dict[str, np.ndarray]]:
 
         return jax.value_and_grad(loss)(params)
 
-    controlnet, unet = initial.controlnet, initial.frozen.unet
     encoded = encode(initial.frozen._replace(unet={}), batch)
+    params = [initial.controlnet, initial.frozen.unet]
     del initial  # the encoders are not needed any more, and large
+    # One array after the other, so that host and device do not both hold all of them.
+    controlnet, unet = ({name: jnp.array(host.pop(name)) for name in list(host)} for host in params)
     loss, grads = loss_and_grads(controlnet, unet, *encoded, batch)
     layouts = models.defs.controlnet.layouts
     return float(loss), {

@@ -87,7 +87,7 @@ def test_what_is_written_for_bitsandbytes_reads_back(shape: tuple[int, ...], num
     state = to_bitsandbytes(value, number)
     read = from_bitsandbytes(state, number, shape)
     again = from_bitsandbytes(to_bitsandbytes(read, number), number, shape)
-    assert np.abs(read - value).max() <= (0.007 if value.size >= 4096 else 0)  # half the distance of the largest codes
+    assert np.abs(read - value).max() <= (0.0071 if value.size >= 4096 else 0)  # the lowest code stands for -0.99297
     assert np.linalg.norm(again - read) <= 0.02 * np.linalg.norm(read)
 
 

@@ -179,7 +179,7 @@ def test_xl_keeps_two_texts_as_one_and_the_pooled_one(tmp_path: Path, xl_model: 
     encoder = Encoder(96, 48, np.uint16)
     ready = precomputed(run, encoder)
     check_all(ready, encoder, ["", *all_captions(run)])
-    told = ready.prompt_inputs.of_whole_images(64)([""])
+    told = ready.prompt_inputs.of_whole_images(64, 64)([""])
     assert told.keys() == {"prompt_embeds", "pooled_prompt_embeds", "time_ids"}
     assert ready.is_xl
     assert ready.prompt_inputs.zeros_for_empty_prompt == run.prompt_inputs.zeros_for_empty_prompt
