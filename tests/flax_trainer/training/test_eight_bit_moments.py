@@ -80,7 +80,7 @@ def nearest_codes(value: torch.Tensor, code: torch.Tensor, scales: torch.Tensor,
 
 
 def test_steps_are_bitsandbytes_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its kernel for CPUs is coarse for shares below 1e-4, unlike that for GPUs: here both take the nearest codes."""
+    """Its kernel for CPUs is coarse for shares below 1e-4: here both take the nearest codes."""
     monkeypatch.setattr(bitsandbytes_on_cpus, "_quant_blockwise_fp32_direct", nearest_codes)
     start = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
     expected, moments = steps_of_bitsandbytes(start, decades=3)
