@@ -1,41 +1,24 @@
 """Draw pictures with a ControlNet in JAX: `python3 -m flax_trainer.generate --help` lists every flag."""
 
 import sys
+from typing import TYPE_CHECKING
 
-from shared.generate.command import print_help, read_command, wants_help
-from shared.outgoing.messages import explain
-from shared.run.interruption import forgiving_output
+from shared.generate.command import generate_by_command
 
-INTERRUPTED = 130
+if TYPE_CHECKING:
+    from shared.generate.pictures import Artist
+    from shared.generate.preparation import Job
 
 
 def main(words: list[str]) -> int:
-    """0: the pictures are there; 2: a mistake of the user, told in a sentence; 130: Ctrl-C; 1: a defect."""
-    with forgiving_output():
-        try:
-            return _generate(words)
-        except ValueError as error:
-            return explain(error)
-        except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
-            return INTERRUPTED
+    """The exit code: see `generate_by_command`."""
+    return generate_by_command(words, "flax", _make_artist)
 
 
-def _generate(words: list[str]) -> int:
-    if wants_help(words):
-        print_help("flax")
-        return 0
-    config = read_command(words)
-    from shared.generate.pictures import generate  # here, so that mistakes in flags need not wait for libraries
-    from shared.generate.preparation import prepare_job
-    from shared.run.setup import set_up_logging
+def _make_artist(job: "Job") -> "Artist":
+    from flax_trainer.evaluation.artist import make_artist  # here, so that mistakes need not wait for JAX
 
-    set_up_logging("flax_trainer")
-    job = prepare_job(config, "flax")
-    from flax_trainer.evaluation.artist import make_artist  # here, so that other mistakes need not wait for JAX
-
-    generate(job, make_artist(job))
-    return 0
+    return make_artist(job)
 
 
 if __name__ == "__main__":

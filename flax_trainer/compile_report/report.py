@@ -201,7 +201,7 @@ def step_shapes(
         params=trained, mu=trained, nu=trained, ema=trained if config.use_ema else {}
     )
     if config.use_8bit_adam:
-        state = _with_moments_in_eight_bits(state)
+        state = moments_in_eight_bits(state)
     frozen = FrozenParams(
         unet,
         split(FlaxAutoencoderKL.abstract(configs.vae))[1],
@@ -224,7 +224,8 @@ def step_shapes(
     return state, in_dtype, batch
 
 
-def _with_moments_in_eight_bits(state: TrainState) -> TrainState:
+def moments_in_eight_bits(state: TrainState) -> TrainState:
+    """Of shapes: the state that `--use_8bit_adam` has where this one has float32 moments."""
     large = {name: value for name, value in state.mu.items() if blocks_of(value.shape) is not None}
     stored = {name: jax.eval_shape(partial(quantise, signed=True), value) for name, value in large.items()}
     moments = state.mu | {name: codes for name, (codes, _) in stored.items()}

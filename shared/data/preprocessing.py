@@ -57,8 +57,9 @@ def preprocess_with_sizes(image: EncodedImage, resolution: int, interpolation: s
     `train_text_to_image_sdxl.py` does it with a centre crop.
     """
     decoded = decode(image)
-    pixels = np.asarray(resize_and_crop(decoded, resolution, interpolation))
-    left, top = crop_corner(*resized_size(decoded.width, decoded.height, resolution), resolution)
+    pixels = np.asarray(resize_and_crop(decoded, resolution, resolution, interpolation))
+    resized = resized_size(decoded.width, decoded.height, resolution, resolution)
+    left, top = crop_corner(*resized, resolution, resolution)
     return Preprocessed(pixels, (decoded.height, decoded.width, top, left, resolution, resolution))
 
 
@@ -85,9 +86,10 @@ def decode(image: EncodedImage) -> PIL.Image.Image:
         raise BadSampleError(f"{_describe(image)} cannot be decoded: there is not enough memory for it") from error
 
 
-def resize_and_crop(image: PIL.Image.Image, resolution: int, interpolation: str) -> PIL.Image.Image:
-    """torchvision's `Resize(resolution, interpolation)` then `CenterCrop(resolution)` on PIL images, same rounding.
+def resize_and_crop(image: PIL.Image.Image, height: int, width: int, interpolation: str) -> PIL.Image.Image:
+    """An image resized until it covers `height` and `width`, then cropped at its centre.
 
+    For squares that is torchvision's `Resize(resolution, interpolation)` then `CenterCrop(resolution)`, same rounding.
     Reference: torchvision 0.21, `transforms.functional._compute_resized_output_size` (the longer side is truncated)
     and `center_crop` (offsets rounded half to even).
 
@@ -98,23 +100,23 @@ def resize_and_crop(image: PIL.Image.Image, resolution: int, interpolation: str)
     if interpolation not in INTERPOLATION_MODES:
         known = ", ".join(INTERPOLATION_MODES)
         raise UserError(f"--image_interpolation_mode is {interpolation!r}; use one of {known}")
-    width, height = resized_size(image.width, image.height, resolution)
-    _check_pixels(width, height)
-    resized = image.resize((width, height), INTERPOLATION_MODES[interpolation])
-    left, top = crop_corner(width, height, resolution)
-    return resized.crop((left, top, left + resolution, top + resolution))
+    covering = resized_size(image.width, image.height, width, height)
+    _check_pixels(*covering)
+    resized = image.resize(covering, INTERPOLATION_MODES[interpolation])
+    left, top = crop_corner(*covering, width, height)
+    return resized.crop((left, top, left + width, top + height))
 
 
-def resized_size(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """(width, height) after the shorter side became `resolution`, the longer one truncated as torchvision does."""
-    if width <= height:
-        return resolution, int(resolution * height / width)
-    return int(resolution * width / height), resolution
+def resized_size(width: int, height: int, wanted_width: int, wanted_height: int) -> tuple[int, int]:
+    """(width, height) after one side is as wanted and the other at least so, truncated as torchvision does."""
+    if width * wanted_height <= height * wanted_width:
+        return wanted_width, int(wanted_width * height / width)
+    return int(wanted_height * width / height), wanted_height
 
 
-def crop_corner(width: int, height: int, resolution: int) -> tuple[int, int]:
+def crop_corner(width: int, height: int, wanted_width: int, wanted_height: int) -> tuple[int, int]:
     """(left, top) of the centre crop of a resized image, halves rounded to even as torchvision does."""
-    return round((width - resolution) / 2), round((height - resolution) / 2)
+    return round((width - wanted_width) / 2), round((height - wanted_height) / 2)
 
 
 def _decode(image: EncodedImage) -> PIL.Image.Image:

@@ -3,7 +3,8 @@
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from shared.config import Backend
 from shared.config.arguments import read_arguments, value_of
@@ -11,7 +12,15 @@ from shared.config.flags import Flag
 from shared.config.help_text import LARGEST_WIDTH, flag_sections
 from shared.config.validation import check_output_dir, check_values
 from shared.generate.options import GENERATE_FLAGS, GenerateConfig
+from shared.outgoing.messages import explain
+from shared.run.interruption import forgiving_output
 from shared.user_errors import UserError
+
+if TYPE_CHECKING:
+    from shared.generate.pictures import Artist
+    from shared.generate.preparation import Job
+
+INTERRUPTED = 130
 
 _HELP = Flag("help", bool, False, False, (), False, "commands", "")
 _INTRODUCTION = (
@@ -21,8 +30,34 @@ _INTRODUCTION = (
 )
 
 
-def wants_help(words: Sequence[str]) -> bool:
-    return bool({"-h", "--help"} & set(words))
+def generate_by_command(words: Sequence[str], backend: Backend, make_artist: "Callable[[Job], Artist]") -> int:
+    """0: the pictures are there; 2: a mistake of the user, told in a sentence; 130: Ctrl-C; 1: a defect.
+
+    `make_artist` loads the models, and the backend's libraries: other mistakes need not wait for them.
+    """
+    with forgiving_output():
+        try:
+            return _generate(words, backend, make_artist)
+        except ValueError as error:
+            return explain(error)
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            return INTERRUPTED
+
+
+def _generate(words: Sequence[str], backend: Backend, make_artist: "Callable[[Job], Artist]") -> int:
+    if {"-h", "--help"} & set(words):
+        print_help(backend)
+        return 0
+    config = read_command(words)
+    from shared.generate.pictures import generate  # here, so that mistakes in flags need not wait for libraries
+    from shared.generate.preparation import prepare_job
+    from shared.run.setup import set_up_logging
+
+    set_up_logging(f"{backend}_trainer")
+    job = prepare_job(config, backend)
+    generate(job, make_artist(job))
+    return 0
 
 
 def print_help(backend: Backend) -> None:

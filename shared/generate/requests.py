@@ -8,11 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from shared.data.preprocessing import INTERPOLATION_MODES, decode
+from shared.data.preprocessing import decode, resize_and_crop
 from shared.data.sample import BadSampleError
 from shared.generate.options import GenerateConfig
 from shared.untrusted import MIB, read_file, shown
-from shared.untrusted.pictures import check_pixels
 from shared.user_errors import UserError
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".avif", ".jp2")
@@ -118,18 +117,10 @@ def read_condition(path: Path, height: int, width: int, interpolation: str) -> n
 
 def fitted(image: PIL.Image.Image, height: int, width: int, interpolation: str) -> np.ndarray:
     """uint8 [H,W,3] of an RGB image, as `read_condition`; UserError where it would have too many pixels on the way."""
-    covering = _covering(image.width, image.height, width, height)
-    check_pixels(*covering)
-    resized = image.resize(covering, INTERPOLATION_MODES[interpolation])
-    left, top = round((covering[0] - width) / 2), round((covering[1] - height) / 2)
-    return np.asarray(resized.crop((left, top, left + width, top + height)))
-
-
-def _covering(width: int, height: int, wanted_width: int, wanted_height: int) -> tuple[int, int]:
-    """(width, height) of an image after one side is as wanted and the other at least so, truncated as in training."""
-    if width * wanted_height <= height * wanted_width:
-        return wanted_width, wanted_width * height // width
-    return wanted_height * width // height, wanted_height
+    try:
+        return np.asarray(resize_and_crop(image, height, width, interpolation))
+    except BadSampleError as error:
+        raise UserError(str(error)) from error
 
 
 def _pictures_in(folder: Path) -> list[Path]:

@@ -34,7 +34,7 @@ def encoded(image: PIL.Image.Image, format_: str = "PNG", **options: object) -> 
     ],
 )
 def test_the_longer_side_is_truncated(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert resized_size(*size, 32) == expected
+    assert resized_size(*size, 32, 32) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_longer_side_is_truncated(size: tuple[int, int], expected: tuple[int
 )
 def test_the_centre_is_rounded_half_to_even(width: int, left: int) -> None:
     image = PIL.Image.open(io.BytesIO(png(0, width, 32)))
-    cropped = resize_and_crop(image, 32, "bilinear")
+    cropped = resize_and_crop(image, 32, 32, "bilinear")
     np.testing.assert_array_equal(np.asarray(cropped), np.asarray(image)[:, left : left + 32])
 
 

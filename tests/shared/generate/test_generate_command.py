@@ -10,6 +10,7 @@ from PIL import Image
 
 import flax_trainer.generate
 import torch_trainer.generate
+from shared.generate import command
 from shared.generate.command import print_help, read_command
 from shared.generate.options import GENERATE_FLAGS
 from tests.shared.generate.jobs import PROMPT, prepared
@@ -176,7 +177,7 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     def interrupted(words: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(flax_trainer.generate, "read_command", interrupted)
+    monkeypatch.setattr(command, "read_command", interrupted)
     assert flax_trainer.generate.main([]) == 130
     assert capsys.readouterr().err == "Interrupted.\n"
 
