@@ -58,6 +58,11 @@ def blocks_of(shape: tuple[int, ...]) -> Blocks | None:
     return Blocks(axis, max(size for size in range(1, min(length, _LARGEST_BLOCK) + 1) if length % size == 0))
 
 
+def code_of_zero(*, signed: bool) -> int:
+    """Half of the codes but one stand for negative numbers, where numbers have a sign."""
+    return CODES // 2 - 1 if signed else 0
+
+
 def code_values(*, signed: bool) -> npt.NDArray[np.float32]:
     """float32 [256], ascending, -1 < value ≤ 1: what each code stands for. First moments are signed, second are not."""
     positive: list[float] = []
@@ -67,6 +72,13 @@ def code_values(*, signed: bool) -> npt.NDArray[np.float32]:
         positive.extend(10.0 ** (decade - DECADES + 1) * (edges[:-1] + edges[1:]) / 2)
     values = [*positive, 0.0, 1.0, *([-value for value in positive] if signed else [])]
     return np.sort(np.array(values, np.float32))
+
+
+def zero_moment(shape: tuple[int, ...], *, signed: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """What `quantised` makes of zeros, without looking at each of them."""
+    blocks = blocks_of(shape)
+    assert blocks is not None, shape
+    return np.full(shape, code_of_zero(signed=signed), np.uint8), np.zeros(blocks.scales(shape), np.float32)
 
 
 def dequantised(

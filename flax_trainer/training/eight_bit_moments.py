@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shared.eight_bit_moments import CODES, DECADES, blocks_of, code_values
+from shared.eight_bit_moments import CODES, DECADES, blocks_of, code_of_zero, code_values
 
 Array = jax.Array | np.ndarray
 
@@ -28,7 +28,7 @@ class _Numbers(NamedTuple):
     @property
     def zero(self) -> int:
         """The code of 0."""
-        return CODES // 2 - 1 if self.signed else 0
+        return code_of_zero(signed=self.signed)
 
     @property
     def exponent(self) -> int:

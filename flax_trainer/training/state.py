@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from flax_trainer.training.loss_scaling import initial_loss_scaler
-from shared.eight_bit_moments import blocks_of, quantised
+from shared.eight_bit_moments import blocks_of, quantised, zero_moment
 
 Array = jax.Array | np.ndarray
 Arrays = dict[str, Any]  # jax.Array or numpy.ndarray
@@ -38,11 +38,12 @@ class TrainState(NamedTuple):
         cls, params: Arrays, *, scales_loss: bool = False, averages: bool = False, eight_bits: bool = False
     ) -> "TrainState":
         """Step 0: these parameters, zero moments."""
-        mu, nu = ({name: np.zeros_like(value) for name, value in params.items()} for _ in range(2))
+        (mu, mu_scales), (nu, nu_scales) = (
+            _no_moments(params, signed=signed, eight_bits=eight_bits) for signed in (True, False)
+        )
         loss_scaler = initial_loss_scaler() if scales_loss else {}
         ema = {name: np.array(value) for name, value in params.items()} if averages else {}
-        state = cls(np.array(0, np.int32), params, mu, nu, np.array(False), loss_scaler, ema)
-        return state.with_moments_in_eight_bits() if eight_bits else state
+        return cls(np.array(0, np.int32), params, mu, nu, np.array(False), loss_scaler, ema, mu_scales, nu_scales)
 
     def with_moments_in_eight_bits(self) -> "TrainState":
         """The same on the host with float32 moments stored as `--use_8bit_adam` stores them."""
@@ -73,6 +74,18 @@ class TrainState(NamedTuple):
         The precision may change from one part of a run to the next.
         """
         return self if self.loss_scaler and fresh.loss_scaler else self._replace(loss_scaler=fresh.loss_scaler)
+
+
+def _no_moments(params: Arrays, *, signed: bool, eight_bits: bool) -> tuple[Arrays, Arrays]:
+    """Zeros, and the scales of those that are stored as codes."""
+    moments: Arrays = {}
+    scales: Arrays = {}
+    for name, value in params.items():
+        if eight_bits and blocks_of(value.shape) is not None:
+            moments[name], scales[name] = zero_moment(value.shape, signed=signed)
+        else:
+            moments[name] = np.zeros_like(value)
+    return moments, scales
 
 
 def _in_eight_bits(moments: Arrays, *, signed: bool) -> tuple[Arrays, Arrays]:

@@ -10,7 +10,15 @@ from flax_trainer.distributed.mesh import FSDP, spec_of
 from flax_trainer.models import ControlNetConfig, FlaxControlNetModel, UNet2DConditionConfig
 from flax_trainer.models.params import split
 from flax_trainer.random_model import ARCHITECTURES
-from shared.eight_bit_moments import blocks_of, code_values, dequantised, from_bitsandbytes, quantised, to_bitsandbytes
+from shared.eight_bit_moments import (
+    blocks_of,
+    code_values,
+    dequantised,
+    from_bitsandbytes,
+    quantised,
+    to_bitsandbytes,
+    zero_moment,
+)
 
 SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
 
@@ -43,9 +51,13 @@ def test_every_number_gets_the_nearest_code(shape: tuple[int, ...], signed: bool
 
 
 def test_a_block_of_zeros_stays_zero() -> None:
-    codes, scales = quantised(np.zeros((64, 64), np.float32), signed=True)
-    assert not dequantised(codes, scales, signed=True).any()
-    assert not scales.any()
+    for signed in (True, False):
+        codes, scales = quantised(np.zeros((64, 80), np.float32), signed=signed)
+        assert not dequantised(codes, scales, signed=signed).any()
+        assert not scales.any()
+        for made, expected in zip(zero_moment((64, 80), signed=signed), (codes, scales), strict=True):
+            np.testing.assert_array_equal(made, expected)
+            assert made.dtype == expected.dtype
 
 
 @pytest.mark.parametrize("shape", [(4096,), (10_000,), (63, 65), (3, 3, 16, 28)])
