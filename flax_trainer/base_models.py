@@ -173,7 +173,7 @@ def load_base_models(
     _, unet = load_unet(config, unet_source)
     _, vae = FlaxAutoencoderKL.load_params(vae_source(config), dtype=configs.vae_dtype(dtype))
     text_encoders: tuple[HostParams, HostParams] = ({}, {})
-    if not config.precompute_text:
+    if not config.encodes_text_beforehand:
         text_encoders = load_text_encoders(config, is_xl=configs.text_encoder_2 is not None)
     controlnet = _load_controlnet(config, configs.controlnet, unet)
     if config.only_mid_control:

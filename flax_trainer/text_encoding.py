@@ -35,11 +35,11 @@ def open_text_encoder(config: TrainConfig, models: BaseModels) -> TextEncoder:
 
     def encode_on_devices(token_ids: TokenIds) -> dict[str, npt.NDArray[Any]]:
         encoded = encode(placed, jax.device_put(dict(token_ids), shared_out))
-        return {name: _as_stored(np.asarray(array)) for name, array in encoded.items()}
+        return {name: as_stored(np.asarray(array)) for name, array in encoded.items()}
 
     return TextEncoder(_ROWS_PER_DEVICE * len(devices), encode_on_devices)
 
 
-def _as_stored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def as_stored(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """bfloat16 as the bits that it is, which numpy knows by itself."""
     return array.view(np.uint16) if array.dtype == jax.numpy.bfloat16 else array

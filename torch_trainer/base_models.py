@@ -112,7 +112,7 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype, *, unet_source: Mo
     controlnet, controlnet_config = _load_controlnet(config, unet, unet_config)
     check_models_fit(base, unet_config, text_configs[0], vae_config, controlnet_config, *text_configs[1:])
     text_encoders = TextEncoders(None)
-    if not config.precompute_text:
+    if not config.encodes_text_beforehand:
         text_encoders = load_text_encoders(config, dtype, is_xl=is_xl(unet_config))
     unet.eval()
     for name, param in unet.named_parameters():

@@ -32,7 +32,7 @@ def open_text_encoder(config: TrainConfig, accelerator: Accelerator, *, is_xl: b
 
     def encode(token_ids: TokenIds) -> dict[str, npt.NDArray[Any]]:
         encoded = encode_tokens(text_encoders, to_device(dict(token_ids), accelerator.device))
-        return {name: _as_stored(tensor.cpu()) for name, tensor in encoded.items()}
+        return {name: as_stored(tensor.cpu()) for name, tensor in encoded.items()}
 
     return TextEncoder(_ROWS, encode)
 
@@ -43,6 +43,6 @@ def processes_of_host(accelerator: Accelerator) -> Processes:
     return Processes(accelerator.local_process_index, count, accelerator.wait_for_everyone)
 
 
-def _as_stored(tensor: torch.Tensor) -> npt.NDArray[Any]:
+def as_stored(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """bfloat16 as the bits that it is: numpy does not know it."""
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()

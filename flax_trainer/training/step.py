@@ -176,18 +176,25 @@ def encode_batch(
     A batch for SDXL has captions for both encoders, `input_ids` and `input_ids_2` int32 [B,L], and `time_ids` float32
     [B,6]: original height and width, top and left edge of the crop, target height and width.
 
-    Images may be encoded already, `latent_mean`, `latent_std` [B,H,W,C] for `pixel_values`, and so may captions (see
-    `encode_captions`): `frozen` may then lack the VAE or the text encoders.
+    Images may be encoded already, `latent_mean`, `latent_std` [B,H,W,C] for `pixel_values` (of dtype uint16: the bits
+    of bfloat16), and so may captions (see `encode_captions`): `frozen` may then lack the VAE or the text encoders.
     """
     if "latent_mean" in batch:
-        mean_BHWC, std_BHWC = batch["latent_mean"], batch["latent_std"]
+        mean_BHWC, std_BHWC = (_with_bfloat16(batch[name]) for name in ("latent_mean", "latent_std"))
     else:
-        with jax.named_scope("vae"):
-            # Which computes in the dtype of its parameters: float32 for SDXL's own.
-            mean_BHWC, std_BHWC = models.vae.bind(frozen.vae).encode(normalise_pixels(batch["pixel_values"]))
+        mean_BHWC, std_BHWC = encode_images(models, frozen, batch["pixel_values"])
     prompt = encode_captions(models, frozen, batch)
     sample_BHWC = mean_BHWC.astype(jnp.float32) + std_BHWC.astype(jnp.float32) * batch["vae_noise"]
     return sample_BHWC * objective.scaling_factor, prompt.astype(objective.compute_dtype)
+
+
+@jax.named_scope("vae")
+def encode_images(models: ModelDefs, frozen: FrozenParams, pixel_values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation [B,H,W,C] of the latents of images uint8 [B,R,R,3], in the dtype of the VAE.
+
+    That is float32 for SDXL's own.
+    """
+    return models.vae.bind(frozen.vae).encode(normalise_pixels(pixel_values))
 
 
 def encode_captions(models: ModelDefs, frozen: FrozenParams, prompt_inputs: Batch) -> Prompt:

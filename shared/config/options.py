@@ -158,6 +158,13 @@ class TrainConfig:
         "Let --train_shards run shell commands (pipe: URLs). Use it only with addresses that you wrote yourself.",
         only_with="train_shards",
     )
+    cached_data: str | None = _data(
+        None,
+        "The training data, as a folder that `python3 -m shared.prepare_data cache` made: images and captions that "
+        "this base model's VAE and text encoders have encoded already. A step then needs neither.",
+        names="data",
+        must_match=["compare"],
+    )
     generated_circles: int | None = _data(
         None,
         "Train on this many generated images of circles, as in fill50k, drawn at --resolution.",
@@ -495,6 +502,11 @@ class TrainConfig:
         "memory_initial.prof and memory_final.prof, for pprof; PyTorch, of NVIDIA and AMD GPUs alone, to "
         "memory_initial.pickle and memory_final.pickle, for https://pytorch.org/memory_viz.",
     )
+
+    @property
+    def encodes_text_beforehand(self) -> bool:
+        """Whether no step needs a text encoder."""
+        return self.precompute_text or self.cached_data is not None
 
 
 FLAGS: dict[str, Flag] = flags_of(TrainConfig)

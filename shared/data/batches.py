@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.config import TrainConfig
+from shared.data.batch_images import ArrayShapes, BatchImage, batch_image, shapes_of_images
 from shared.data.candidates import Candidates, ShuffledCandidates, StreamCandidates
-from shared.data.preprocessing import Preprocessed, preprocess, preprocess_with_sizes
+from shared.data.preprocessing import preprocess
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources.base import RandomAccessSource, Source
 from shared.data.tokenization import PromptInputs
@@ -73,7 +74,8 @@ class BatchLoader:
 
     A batch is a dict of arrays that begin with the axes [A, B]:
 
-    - `pixel_values`, `conditioning_pixel_values` uint8 [A,B,R,R,3], 0 to 255;
+    - `pixel_values`, `conditioning_pixel_values` uint8 [A,B,R,R,3], 0 to 255; for images that are encoded already
+      `latent_mean`, `latent_std` [A,B,H,W,C] in place of the first, uint16 for the bits of bfloat16;
     - `input_ids` int32 [A,B,L];
     - for Stable Diffusion XL, `input_ids_2` int32 [A,B,L] of its second text encoder and `time_ids` float32 [A,B,6];
     - `vae_noise`, `noise` float32 [A,B,H,W,C], standard normal;
@@ -119,6 +121,7 @@ class BatchLoader:
                 "every host must have equally many devices"
             )
         self._candidates = _candidates(source, config)
+        self._image_shapes = shapes_of_images(source, config.resolution)
         self._config, self._prompt_inputs, self._spec = config, prompt_inputs, spec
         self._latent_shape, self._num_train_timesteps = latent_shape, num_train_timesteps
         self._process_index, self._local_rows = process_index, spec.rows // process_count
@@ -190,13 +193,14 @@ class BatchLoader:
         return step * self._spec.global_batch_size + microbatches_A[:, None] + rows_B[None, :]
 
     def _begin(self, step: int) -> "_UnfinishedBatch":
-        return _UnfinishedBatch(self._positions(step), self._config.resolution, self._latent_shape)
+        return _UnfinishedBatch(self._positions(step), self._image_shapes, self._config.resolution, self._latent_shape)
 
     def _fill(self, unfinished: "_UnfinishedBatch", row: int) -> None:
         position = int(unfinished.positions[row])
         seed, arrays = self._config.seed, unfinished.arrays
         sample, image, conditioning_pixels = self._usable_sample(position)
-        arrays["pixel_values"][row] = image.pixels
+        for name, array in image.arrays.items():
+            arrays[name][row] = array
         arrays["conditioning_pixel_values"][row] = conditioning_pixels
         unfinished.sizes[row] = image.sizes
         unfinished.captions[row] = self._caption(sample, position)
@@ -210,14 +214,14 @@ class BatchLoader:
         leading = (self._spec.accumulation_steps, self._local_rows)
         return {name: array.reshape(leading + array.shape[1:]) for name, array in arrays.items()}
 
-    def _usable_sample(self, position: int) -> tuple[RawSample, Preprocessed, npt.NDArray[np.uint8]]:
+    def _usable_sample(self, position: int) -> tuple[RawSample, BatchImage, npt.NDArray[np.uint8]]:
         resolution, interpolation = self._config.resolution, self._config.image_interpolation_mode
         for sample in self._candidates.at(position):
             try:
                 sample.check()
                 assert sample.image is not None
                 assert sample.conditioning_image is not None
-                image = preprocess_with_sizes(sample.image, resolution, interpolation)
+                image = batch_image(sample.image, resolution, interpolation)
                 return sample, image, preprocess(sample.conditioning_image, resolution, interpolation)
             except BadSampleError as error:
                 self._skipped.add(sample.name, error)
@@ -241,16 +245,19 @@ class _UnfinishedBatch:
     """Arrays of one batch with flat rows, which threads fill each its own."""
 
     def __init__(
-        self, positions_AB: npt.NDArray[np.int64], resolution: int, latent_shape: tuple[int, int, int]
+        self,
+        positions_AB: npt.NDArray[np.int64],
+        image_shapes: ArrayShapes,
+        resolution: int,
+        latent_shape: tuple[int, int, int],
     ) -> None:
         self.positions = positions_AB.reshape(-1)
         self.count = positions_AB.size
         self.captions = [""] * self.count
         self.sizes = np.zeros((self.count, SIZES), np.float32)
-        pixels_shape = (self.count, resolution, resolution, 3)
         self.arrays: Batch = {
-            "pixel_values": np.empty(pixels_shape, np.uint8),
-            "conditioning_pixel_values": np.empty(pixels_shape, np.uint8),
+            **{name: np.empty((self.count, *shape), dtype) for name, (shape, dtype) in image_shapes.items()},
+            "conditioning_pixel_values": np.empty((self.count, resolution, resolution, 3), np.uint8),
             "vae_noise": np.empty((self.count, *latent_shape), np.float32),
             "noise": np.empty((self.count, *latent_shape), np.float32),
             "timesteps": np.empty(self.count, np.int32),

@@ -6,12 +6,15 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
 from shared.untrusted import shown
 from shared.user_errors import UserError
+
+if TYPE_CHECKING:
+    from shared.data.cached_latents import CachedImage
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +38,14 @@ class RawSample:
     """One training pair before decoding, cheap enough to read and throw away.
 
     Attributes:
-        image: the picture to be generated, or None where the source has none.
+        image: the picture to be generated, or what a VAE made of it, or None where the source has none.
         conditioning_image: the picture that steers the generation, or None where the source has none.
         captions: equally good captions, of which one is drawn per visit. Empty where the source has none.
         name: what a log line calls this sample. The same sample has the same name in every epoch.
         defect: what reading it already found wrong, empty when nothing.
     """
 
-    image: EncodedImage | None
+    image: "EncodedImage | CachedImage | None"
     conditioning_image: EncodedImage | None
     captions: tuple[str, ...]
     name: str

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.config import TrainConfig
+from shared.data.batch_images import BatchImage, batch_image
 from shared.data.batches import Batch
-from shared.data.preprocessing import preprocess, preprocess_with_sizes
+from shared.data.preprocessing import preprocess
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources.base import RandomAccessSource
 from shared.data.tokenization import PromptInputs
-from shared.models.xl import Sizes
 from shared.randomness import Purpose, generator
 from shared.user_errors import UserError
 
@@ -33,16 +33,20 @@ BINS = 4
 
 @dataclass(frozen=True)
 class ValidationSample:
-    """A decoded pair: uint8 [R,R,3] each, 0 to 255, and its caption; `index` is its place in the held-out source.
+    """A pair that is read, and its caption; `index` is its place in the held-out source.
 
-    `sizes` are those of the image (see `Preprocessed`).
+    `conditioning_pixels` are uint8 [R,R,3], 0 to 255.
     """
 
     index: int
-    pixels: npt.NDArray[np.uint8]
+    image: BatchImage
     conditioning_pixels: npt.NDArray[np.uint8]
     caption: str
-    sizes: Sizes
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8] | None:
+        """Of the image, uint8 [R,R,3]; None where it came encoded."""
+        return self.image.arrays.get("pixel_values")
 
 
 def read_samples(held_out: RandomAccessSource, config: TrainConfig) -> list[ValidationSample]:
@@ -107,7 +111,7 @@ class DenoisingEvaluation:
         if not 1 <= bins <= num_train_timesteps:
             raise UserError(f"{bins} timestep bins were asked for; expected 1 to {num_train_timesteps}, the timesteps.")
         self._samples, self._seed, self._batch_size, self._latent_shape = samples, seed, batch_size, latent_shape
-        sizes = np.array([sample.sizes for sample in samples], np.float32)
+        sizes = np.array([sample.image.sizes for sample in samples], np.float32)
         self._prompt_inputs = prompt_inputs([sample.caption for sample in samples], sizes)
         self._edges = [bin_ * num_train_timesteps // bins for bin_ in range(bins + 1)]
         self._rows = len(samples) * bins
@@ -134,7 +138,7 @@ class DenoisingEvaluation:
         samples = [self._samples[row // bins] for row in rows]
         draws = [self._draw(row) for row in rows]
         return {
-            "pixel_values": np.stack([sample.pixels for sample in samples]),
+            **{name: np.stack([sample.image.arrays[name] for sample in samples]) for name in samples[0].image.arrays},
             "conditioning_pixel_values": np.stack([sample.conditioning_pixels for sample in samples]),
             **{name: array[[row // bins for row in rows]] for name, array in self._prompt_inputs.items()},
             "vae_noise": np.stack([vae_noise for vae_noise, _, _ in draws]),
@@ -169,5 +173,9 @@ def _read(index: int, candidate: RawSample, config: TrainConfig) -> ValidationSa
     assert candidate.image is not None
     assert candidate.conditioning_image is not None
     how = (config.resolution, config.image_interpolation_mode)
-    pixels, sizes = preprocess_with_sizes(candidate.image, *how)
-    return ValidationSample(index, pixels, preprocess(candidate.conditioning_image, *how), candidate.captions[0], sizes)
+    return ValidationSample(
+        index=index,
+        image=batch_image(candidate.image, *how),
+        conditioning_pixels=preprocess(candidate.conditioning_image, *how),
+        caption=candidate.captions[0],
+    )

@@ -1,6 +1,6 @@
 """Everything that is measured on held-out samples during a run, and what is made of it at the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,12 @@ class HeldOutEvaluation:
         return True
 
     def _save_sheet(self, path: Path, generated: dict[str, npt.NDArray[np.uint8]]) -> None:
-        """`generated`, by title, between the first samples' conditions and ground truth."""
-        conditions = (sample.conditioning_pixels for sample in self._samples)
-        truths = (sample.pixels for sample in self._samples)
-        save_contact_sheet(path, self._headings, {"condition": conditions, **generated, "ground truth": truths})
+        """`generated`, by title, between the first samples' conditions and, where it is at hand, ground truth."""
+        columns: dict[str, Iterable[npt.NDArray[np.uint8]]] = {
+            "condition": [sample.conditioning_pixels for sample in self._samples],
+            **generated,
+        }
+        truths = [sample.pixels for sample in self._samples if sample.pixels is not None]
+        if truths:
+            columns["ground truth"] = truths
+        save_contact_sheet(path, self._headings, columns)

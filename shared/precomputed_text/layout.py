@@ -5,20 +5,14 @@ Axes: N texts, L tokens, D text features, P pooled features.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from shared.config import TrainConfig
 from shared.models.configs import CLIPTextConfig, read_config
 from shared.models.source import base_source
-
-StoredDtype = Literal["F32", "F16", "BF16"]
-"""By safetensors' names."""
-
-_STORED_DTYPES: dict[str, StoredDtype] = {"no": "F32", "fp16": "F16", "bf16": "BF16"}
-# numpy has no bfloat16: its 16 bits travel as they are.
-_IN_NUMPY: dict[StoredDtype, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+from shared.models.stored_dtypes import NUMPY_DTYPES, STORED_DTYPES, StoredDtype
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,7 @@ class Layout:
     @property
     def dtype(self) -> np.dtype[Any]:
         """As numpy has it; uint16 stands for bfloat16."""
-        return _IN_NUMPY[self.stored_dtype]
+        return NUMPY_DTYPES[self.stored_dtype]
 
     def bytes_of(self, name: str) -> int:
         """Of one array of one text."""
@@ -52,7 +46,7 @@ def layout_of(config: TrainConfig, length: int, *, is_xl: bool) -> Layout:
         UserError: a text encoder's configuration is missing or not supported.
     """
     first = read_config(base_source(config, "text_encoder").file(), CLIPTextConfig)
-    dtype = _STORED_DTYPES[config.mixed_precision or "no"]
+    dtype = STORED_DTYPES[config.mixed_precision or "no"]
     if not is_xl:
         return Layout(dtype, {"prompt_embeds": (length, first.hidden_size)})
     second = read_config(base_source(config, "text_encoder_2").file(), CLIPTextConfig)

@@ -4,8 +4,6 @@ Everything that is encoded for one base model, precision and backend is in one f
 never change: a later start encodes what is new, and runs at the same time make, at worst, the same file twice.
 """
 
-import hashlib
-import json
 import logging
 import shutil
 import time
@@ -21,17 +19,21 @@ from tqdm import tqdm
 from shared.config import Backend, TrainConfig
 from shared.data.sources.base import RandomAccessSource
 from shared.data.tokenization import EncodedText, PromptInputs
-from shared.models.source import CONFIG_FILE, base_source
-from shared.models.weight_files import TRANSFORMERS, weight_files
+from shared.models.digests import digest_of, digests_of_model
+from shared.models.source import base_source
+from shared.models.weight_files import TRANSFORMERS
 from shared.outgoing.user_cache import PROJECT, in_user_cache
 from shared.precomputed_text.captions import Texts, distinct_texts, every_caption
 from shared.precomputed_text.layout import Layout, layout_of
 from shared.precomputed_text.parts import KEY_BYTES, MOST_TEXTS, remove_leftovers, write_part
 from shared.precomputed_text.store import StoredText, part_path, remove_damaged
-from shared.untrusted import open_file, sha256_from, shown
+from shared.untrusted import shown
 from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
+
+TEXT_FOLDER = "text"
+"""Of a cache that brings images and captions."""
 
 _FORMAT = 1
 _LARGEST_PART = 2**30  # bytes: what a start that is interrupted loses at most
@@ -102,6 +104,8 @@ def precompute_text(
 
 def _root(config: TrainConfig) -> Path:
     """diffusers' `train_controlnet_sdxl.py` keeps its embeddings beside the data, in --cache_dir."""
+    if config.cached_data is not None:
+        return Path(config.cached_data) / TEXT_FOLDER
     return in_user_cache("text") if config.cache_dir is None else Path(config.cache_dir) / PROJECT / "text"
 
 
@@ -121,27 +125,17 @@ def _model_key(config: TrainConfig, backend: Backend, layout: Layout, *, is_xl: 
 
     Two backends round differently, and what a run computes should not depend on which of them was there first.
     """
+    parts = ("text_encoder", *(("text_encoder_2",) if is_xl else ()))
     facts = {
         "format": _FORMAT,
         "backend": backend,
         "dtype": layout.stored_dtype,
         "allow_tf32": config.allow_tf32,
-        "files": {
-            part: _digests_of(config, part) for part in ("text_encoder", *(("text_encoder_2",) if is_xl else ()))
-        },
+        "files": {part: digests_of_model(base_source(config, part), TRANSFORMERS) for part in parts},
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _digests_of(config: TrainConfig, part: str) -> dict[str, str]:
-    source = base_source(config, part)
-    folder = source.folder(TRANSFORMERS)
-    paths = [folder / CONFIG_FILE, *weight_files(folder, TRANSFORMERS, source.variant)]
-    digests = {}
-    for path in paths:
-        with open_file(path) as file:
-            digests[path.name] = sha256_from(file.fileno())
-    return digests
+    if config.cached_data is not None:  # made once, for both backends
+        del facts["backend"], facts["allow_tf32"]
+    return digest_of(facts)
 
 
 def _say_and_check_room(folder: Path, layout: Layout, texts: Texts) -> None:

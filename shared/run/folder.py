@@ -32,6 +32,7 @@ _INPUTS = (
     "tokenizer_name",
     "train_data_dir",
     "dataset_name",
+    "cached_data",
 )
 _PARTS_OF_A_MODEL = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 

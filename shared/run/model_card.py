@@ -77,7 +77,9 @@ def data_description(config: TrainConfig) -> str:
     public = public_config(config)
     if public.generated_circles is not None:
         return f"{public.generated_circles} generated circles"
-    return as_code(public.dataset_name or public.train_data_dir or " ".join(public.train_shards or []))
+    return as_code(
+        public.dataset_name or public.train_data_dir or public.cached_data or " ".join(public.train_shards or [])
+    )
 
 
 def write_model_card(

@@ -105,7 +105,7 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
     if images is not None:
         images.show_used_text(prompt_inputs.tokenize)
     source, held_out_source = open_sources(config)
-    if config.precompute_text:
+    if config.encodes_text_beforehand:
         countable([source])
     return PreparedRun(
         config=config,
@@ -135,7 +135,7 @@ def with_precomputed_text(
         UserError: as `precompute_text`.
     """
     config, prompt_inputs = prepared.config, prepared.prompt_inputs
-    if not config.precompute_text:
+    if not config.encodes_text_beforehand:
         return prepared
     sources = [source for source in (prepared.source, prepared.held_out_source) if source is not None]
     encoded = precompute_text(config, backend, countable(sources), prompt_inputs, open_encoder, processes)

@@ -70,14 +70,25 @@ def encode_batch(models: BaseModels, batch: Tensors) -> tuple[torch.Tensor, Prom
     """What the frozen encoders make of a batch: (latents float32 [B,C,H,W], encoded captions).
 
     A batch for SDXL has captions for both encoders, `input_ids` and `input_ids_2` int32 [B,L], and `time_ids` float32
-    [B,6]: original height and width, top and left edge of the crop, target height and width. Captions may be encoded
-    already (see `encode_captions`).
+    [B,6]: original height and width, top and left edge of the crop, target height and width.
+
+    Images may be encoded already, `latent_mean`, `latent_std` [B,C,H,W] for `pixel_values` (of dtype uint16: the bits
+    of bfloat16), and so may captions (see `encode_captions`).
     """
-    pixels_BCHW = models.as_vae_input(normalise_pixels(batch["pixel_values"]))
+    if "latent_mean" in batch:
+        mean_BCHW, std_BCHW = (_with_bfloat16(batch[name]) for name in ("latent_mean", "latent_std"))
+    else:
+        mean_BCHW, std_BCHW = encode_images(models, batch["pixel_values"])
+    sample_BCHW = mean_BCHW.float() + std_BCHW.float() * batch["vae_noise"]
+    return sample_BCHW * models.vae.config.scaling_factor, encode_captions(models, batch)
+
+
+def encode_images(models: BaseModels, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation [B,C,H,W] of the latents of images uint8 [B,3,R,R], in the dtype of the VAE."""
+    pixels_BCHW = models.as_vae_input(normalise_pixels(pixel_values))
     with record_function("vae"):
         posterior = models.vae.encode(pixels_BCHW).latent_dist
-    sample_BCHW = posterior.mean.float() + posterior.std.float() * batch["vae_noise"]
-    return sample_BCHW * models.vae.config.scaling_factor, encode_captions(models, batch)
+    return posterior.mean, posterior.std
 
 
 def encode_captions(models: BaseModels, prompt_inputs: Tensors) -> Prompt:

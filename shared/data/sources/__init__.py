@@ -58,6 +58,10 @@ def _open(config: TrainConfig) -> Source:
         from shared.data.sources.circles import CirclesSource
 
         return CirclesSource(config.generated_circles, config.resolution, config.seed)
+    if config.cached_data is not None:
+        from shared.data.sources.cached import open_cached
+
+        return open_cached(config)
     if config.train_shards is not None:
         from shared.data.sources.shards import open_shards
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from shared.data.cached_latents import LatentsLayout
 from shared.data.sample import RawSample
 from shared.randomness import Purpose, generator
 from shared.user_errors import UserError
@@ -44,6 +45,19 @@ class TellsCaptions(Protocol):
     def captions(self, index: int) -> tuple[str, ...]: ...
 
 
+@runtime_checkable
+class BringsLatents(Protocol):
+    """A source whose images may be encoded already. They are not where `latents` is None."""
+
+    @property
+    def latents(self) -> LatentsLayout | None: ...
+
+
+def latents_of(source: Source) -> LatentsLayout | None:
+    """How a source's images are encoded; None where they are pictures."""
+    return source.latents if isinstance(source, BringsLatents) else None
+
+
 def captions_at(source: RandomAccessSource, index: int) -> tuple[str, ...]:
     """All captions of a sample; those of a bad one are anything."""
     return source.captions(index) if isinstance(source, TellsCaptions) else source[index].captions
@@ -62,6 +76,11 @@ class SubsetSource:
 
     def __getitem__(self, index: int) -> RawSample:
         return self._source[int(self.indices[index])]
+
+    @property
+    def latents(self) -> LatentsLayout | None:
+        """See `latents_of`."""
+        return latents_of(self._source)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """See `captions_at`."""

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.data.batch_images import BatchImage
 from shared.data.preprocessing import preprocess
 from shared.data.sample import RawSample
 from shared.data.sources import open_sources
@@ -27,7 +28,10 @@ def samples(count: int) -> list[ValidationSample]:
     pixels = np.zeros((RESOLUTION, RESOLUTION, 3), np.uint8)
     return [
         ValidationSample(
-            index, pixels + index, pixels + 100 + index, f"caption {index}", (40 + index, 32, 4, 0, 32, 32)
+            index,
+            BatchImage({"pixel_values": pixels + index}, (40 + index, 32, 4, 0, 32, 32)),
+            pixels + 100 + index,
+            f"caption {index}",
         )
         for index in range(count)
     ]

@@ -1,4 +1,4 @@
-"""Runs whose captions are encoded once, before the first step, against a run that encodes them in every step.
+"""Runs whose captions, or images too, are encoded once, before the first step, against one that does it in every step.
 
 The base model is a Stable Diffusion XL, which is told of every photo's own size and crop.
 """
@@ -8,20 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import flax_trainer.cache_data
+import flax_trainer.training.step
+import torch_trainer.cache_data
 from tests.end_to_end.support.comparing import picture, relative
 from tests.end_to_end.support.running import losses, metrics, train_torch_here, untimed_metrics
 from tests.end_to_end.support.tiny_runs import BATCH, FLAX_HERE, PROMPT, SIZE, begin_from
 from tests.shared.data.pictures import pairs, write_image_folder
 from torch_trainer import text_encoding
+from torch_trainer.training import step
 
 STEPS, HALF_WAY = 4, 2
+PER_DEVICE = ["--train_batch_size", BATCH // FLAX_HERE.devices]
 
 
 @pytest.fixture(scope="module")
 def command(xl_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    photos = write_image_folder(tmp_path_factory.mktemp("data"), pairs())
     return [
-        *("--pretrained_model_name_or_path", str(xl_model), "--train_data_dir", str(photos)),
+        *("--pretrained_model_name_or_path", str(xl_model)),
         *("--resolution", str(SIZE), "--num_evaluation_samples", "4", "--time_ids_from_data"),
         *("--max_train_steps", str(STEPS), "--checkpointing_steps", str(HALF_WAY), "--learning_rate", "1e-3"),
         *("--proportion_empty_prompts", "0.3", "--report_to", "none"),
@@ -30,7 +34,12 @@ def command(xl_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
 
 
 @pytest.fixture(scope="module")
-def in_torch(command: list[str], condition: Path) -> list[str]:
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return ["--train_data_dir", str(write_image_folder(tmp_path_factory.mktemp("data"), pairs()))]
+
+
+@pytest.fixture(scope="module")
+def in_torch_from_any_data(command: list[str], condition: Path) -> list[str]:
     return [
         *command,
         *("--train_batch_size", str(BATCH), "--num_validation_images", "1"),
@@ -39,8 +48,13 @@ def in_torch(command: list[str], condition: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def in_torch(in_torch_from_any_data: list[str], photos: list[str]) -> list[str]:
+    return [*in_torch_from_any_data, *photos]
+
+
+@pytest.fixture(scope="module")
 def plain(in_torch: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without the flag."""
+    """From pictures and captions."""
     output_dir = tmp_path_factory.mktemp("plain")
     train_torch_here([*in_torch, "--output_dir", output_dir])
     return output_dir
@@ -76,11 +90,43 @@ def test_a_run_that_began_without_goes_on_and_nothing_is_encoded_again(
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(plain), rtol=1e-6)
 
 
-def test_flax_trains_the_same(command: list[str], plain: Path, tmp_path: Path) -> None:
-    size = ["--train_batch_size", BATCH // FLAX_HERE.devices]
-    FLAX_HERE.train([*command, *size, "--precompute_text", "--output_dir", tmp_path])
-    assert max(relative(losses(tmp_path), losses(plain))) < 1e-4
+def test_flax_trains_the_same(command: list[str], photos: list[str], plain: Path, tmp_path: Path) -> None:
+    FLAX_HERE.train([*command, *photos, *PER_DEVICE, "--precompute_text", "--output_dir", tmp_path])
+    assert_same_losses(tmp_path, plain)
+
+
+def test_torch_trains_the_same_from_a_cache_of_flax(
+    command: list[str],
+    in_torch_from_any_data: list[str],
+    photos: list[str],
+    plain: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    make = [*command, *photos, *PER_DEVICE, "--validation_image", "any.png", "--validation_prompt", PROMPT]
+    assert flax_trainer.cache_data.main([*map(str, make), "--output_dir", str(cache)]) == 0
+    monkeypatch.setattr(text_encoding, "load_text_encoders", pytest.fail)
+    monkeypatch.setattr(step, "encode_images", pytest.fail)
+    train_torch_here([*in_torch_from_any_data, "--cached_data", cache, "--output_dir", run])
+    assert_same_losses(run, plain)
+    expected, given = (picture(folder / "validation" / f"step-{STEPS}" / "0.png") for folder in (plain, run))
+    assert np.abs(given - expected).max() <= 1
+
+
+def test_flax_trains_the_same_from_a_cache_of_torch(
+    command: list[str], photos: list[str], plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    assert torch_trainer.cache_data.main([*command, *photos, "--output_dir", str(cache)]) == 0
+    monkeypatch.setattr(flax_trainer.training.step, "encode_images", pytest.fail)
+    FLAX_HERE.train([*command, *PER_DEVICE, "--cached_data", cache, "--output_dir", run])
+    assert_same_losses(run, plain)
+
+
+def assert_same_losses(run: Path, plain: Path) -> None:
+    assert max(relative(losses(run), losses(plain))) < 1e-4
     expected, given = (
-        [entry["validation_loss"] for entry in metrics(run) if "validation_loss" in entry] for run in (plain, tmp_path)
+        [entry["validation_loss"] for entry in metrics(folder) if "validation_loss" in entry] for folder in (plain, run)
     )
     assert max(relative(given, expected)) < 1e-4

@@ -1,0 +1,1 @@
+"""Making a cache of encoded images and captions, for `--cached_data`."""
