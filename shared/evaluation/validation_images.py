@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from shared.untrusted import shown
 from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_FOLDER = "validation"
 
 
 class ValidationImages:
@@ -33,12 +36,11 @@ class ValidationImages:
             UserError: one does not exist or cannot be read.
         """
         images, prompts = config.validation_image or (), config.validation_prompt or ()
-        count = max(len(images), len(prompts))
-        paths = images * count if len(images) == 1 else images
-        self._pair_prompts = prompts * count if len(prompts) == 1 else prompts
+        paths = images * len(prompts) if len(images) == 1 else images
+        self._pair_prompts = prompts_of_pairs(config)
         self._pair_conditions = [_read_condition(Path(path), config) for path in paths]
         self._per_pair = config.num_validation_images
-        self._folder = Path(config.output_dir) / "validation"
+        self._folder = Path(config.output_dir) / _FOLDER
         self.prompts = [prompt for prompt in self._pair_prompts for _ in range(self._per_pair)]
         self._headings: list[str] = list(self._pair_prompts)
         self.conditions_RHWC = np.repeat(np.array(self._pair_conditions), self._per_pair, axis=0)
@@ -69,9 +71,20 @@ class ValidationImages:
 
     def pictures(self, step: int) -> list[tuple[Path, str]]:
         """What `write` saved at a step: each file with what was used of its prompt."""
-        folder = self._folder / f"step-{step}"
-        pictures = [(folder / f"{pair}.png", heading) for pair, heading in enumerate(self._headings)]
-        return [(path, prompt) for path, prompt in pictures if path.is_file()]
+        return saved_pictures(self._folder.parent, step, self._headings)
+
+
+def saved_pictures(output_dir: Path, step: int, prompts: Sequence[str]) -> list[tuple[Path, str]]:
+    """Those of a run's folder that were saved at a step, each with the prompt of its pair."""
+    folder = output_dir / _FOLDER / f"step-{step}"
+    pictures = [(folder / f"{pair}.png", prompt) for pair, prompt in enumerate(prompts)]
+    return [(path, prompt) for path, prompt in pictures if path.is_file()]
+
+
+def prompts_of_pairs(config: TrainConfig) -> tuple[str, ...]:
+    """One for each pair of `--validation_prompt` and `--validation_image`."""
+    images, prompts = config.validation_image or (), config.validation_prompt or ()
+    return prompts * len(images) if len(prompts) == 1 else prompts
 
 
 def _read_condition(path: Path, config: TrainConfig) -> np.ndarray:

@@ -35,10 +35,19 @@ def prepare_repository(config: TrainConfig, output_dir: Path) -> str | None:
     Called before any work starts, so that a missing login costs a second and not a training run.
 
     Raises:
-        UserError: no login, a token without the right to write, or the Hub cannot be reached.
+        UserError: as `writable_repository`.
     """
     if not config.push_to_hub:
         return None
+    return writable_repository(config, output_dir)
+
+
+def writable_repository(config: TrainConfig, output_dir: Path) -> str:
+    """The repository of `--hub_model_id`, or with the folder's name, made where it does not exist.
+
+    Raises:
+        UserError: no login, a token without the right to write, or the Hub cannot be reached.
+    """
     name = config.hub_model_id or output_dir.resolve().name
     api = HfApi(token=_token(config))
     try:
@@ -46,14 +55,14 @@ def prepare_repository(config: TrainConfig, output_dir: Path) -> str | None:
         api.auth_check(repository, write=True)  # create_repo is content with someone else's public repository
     except (HTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"--push_to_hub: the repository {shown(repr(name))} cannot be written to on the Hub ({_one_line(error)}). "
-            "Log in with `hf auth login` or give --hub_token, either with the right to write, check --hub_model_id, or "
-            "leave --push_to_hub away."
+            f"{_asked_by(config)}the repository {shown(repr(name))} cannot be written to on the Hub "
+            f"({_one_line(error)}). Log in with `hf auth login` or give --hub_token, either with the right to write, "
+            f"check --hub_model_id{_way_out(config)}."
         ) from error
     return repository
 
 
-def push(config: TrainConfig, output_dir: Path, repository: str) -> str:
+def push(config: TrainConfig, output_dir: Path, repository: str, message: str = "End of training") -> str:
     """Upload the final ControlNet, its card, report and pictures, and nothing else; returns the commit's address.
 
     What is a link to a file elsewhere is left out: whoever put it there may have meant a file that is private.
@@ -65,16 +74,15 @@ def push(config: TrainConfig, output_dir: Path, repository: str) -> str:
         commit = HfApi(token=_token(config)).upload_folder(
             repo_id=repository,
             folder_path=output_dir,
-            commit_message="End of training",
+            commit_message=message,
             allow_patterns=_PUBLISHED,
             ignore_patterns=[escape(name) for name in _lying_elsewhere(output_dir)],
         )
     except (HTTPError, OSError, ValueError) as error:
         include = " ".join(f"--include '{pattern}'" for pattern in _PUBLISHED)
         raise UserError(
-            f"The training is finished and its ControlNet stands in {shown(output_dir)}, but it could not be uploaded "
-            f"({_one_line(error)}). Upload it with `hf upload {repository} {shown(shlex.quote(str(output_dir)))} "
-            f"{include}`."
+            f"The trained ControlNet stands in {shown(output_dir)}, but it could not be uploaded ({_one_line(error)}). "
+            f"Upload it with `hf upload {repository} {shown(shlex.quote(str(output_dir)))} {include}`."
         ) from error
     return commit.commit_url
 
@@ -92,16 +100,24 @@ def _token(config: TrainConfig) -> str:
     token = get_token() if config.hub_token is None else config.hub_token
     if token is None:
         raise UserError(
-            "--push_to_hub needs a login on the Hub and there is none. Log in with `hf auth login`, give --hub_token "
-            "with the right to write, or leave --push_to_hub away."
+            f"{_asked_by(config)}there is no login on the Hub. Log in with `hf auth login` or give --hub_token, "
+            f"either with the right to write{_way_out(config)}."
         )
     # HTTP libraries refuse such a token with a message that quotes it.
     if re.fullmatch(r"[!-~]+", token) is None:
         raise UserError(
-            "--push_to_hub: the Hub token is empty or holds blanks or characters outside ASCII. Copy it again from "
-            "https://huggingface.co/settings/tokens."
+            f"{_asked_by(config)}the Hub token is empty or holds blanks or characters outside ASCII. Copy it again "
+            "from https://huggingface.co/settings/tokens."
         )
     return token
+
+
+def _asked_by(config: TrainConfig) -> str:
+    return "--push_to_hub: " if config.push_to_hub else ""
+
+
+def _way_out(config: TrainConfig) -> str:
+    return ", or leave --push_to_hub away" if config.push_to_hub else ""
 
 
 def _one_line(error: Exception) -> str:

@@ -12,10 +12,15 @@ from huggingface_hub import ModelCardData
 
 from shared.config import TrainConfig, to_yaml
 from shared.config.public import public_config
+from shared.models.configs import ControlNetConfig, UNet2DConditionConfig
 from shared.models.trained_parts import UNET_FOLDER
+from shared.models.xl import is_xl
 from shared.outgoing.atomic_files import write_text_atomically
+from shared.run.licence import OPENRAIL_PLUS_PLUS, STABLE_DIFFUSION, Licence
 from shared.untrusted import shown
 from shared.untrusted.text import harmless
+
+CARD_FILE = "README.md"
 
 _TAGS = [  # after those of the base model's kind, as diffusers' scripts give them
     "text-to-image",
@@ -50,16 +55,32 @@ image = pipeline("your prompt", image=load_image("your_condition.png")).images[0
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """What a card says because of the kind of its base model."""
+class BaseKind:
+    """What a card says because of the kind of its base model.
+
+    Attributes:
+        tag: of diffusers' models.
+        licence: that its base models usually have.
+        pipeline: diffusers' class that uses the ControlNet.
+    """
 
     tag: str
-    license: str
+    licence: Licence
     pipeline: str
 
 
-_SD = _Kind("stable-diffusion", "creativeml-openrail-m", "StableDiffusionControlNetPipeline")
-_XL = _Kind("stable-diffusion-xl", "openrail++", "StableDiffusionXLControlNetPipeline")
+_SD_1 = BaseKind("stable-diffusion", STABLE_DIFFUSION, "StableDiffusionControlNetPipeline")
+_SD_2 = BaseKind("stable-diffusion", OPENRAIL_PLUS_PLUS, "StableDiffusionControlNetPipeline")
+_XL = BaseKind("stable-diffusion-xl", OPENRAIL_PLUS_PLUS, "StableDiffusionXLControlNetPipeline")
+_TEXT_FEATURES_OF_SD_2 = 1024
+
+
+def kind_of(unet: UNet2DConditionConfig | ControlNetConfig) -> BaseKind:
+    """Told from the configuration of the UNet, or of a ControlNet for it."""
+    if is_xl(unet):
+        return _XL
+    return _SD_2 if unet.cross_attention_dim == _TEXT_FEATURES_OF_SD_2 else _SD_1
+
 
 _LONGEST = 1000  # characters of a text of others; a text encoder uses some 500
 _MEANT = re.compile(
@@ -82,34 +103,36 @@ def data_description(config: TrainConfig) -> str:
     )
 
 
-def write_model_card(
-    output_dir: Path,
-    config: TrainConfig,
-    *,
-    name: str,
-    facts: dict[str, Any],
-    pictures: list[tuple[Path, str]],
-    is_xl: bool = False,
-) -> Path:
-    """Write `output_dir/README.md`.
+@dataclass(frozen=True)
+class CardContent:
+    """What is known of a finished run.
 
-    Args:
-        name: the repository or folder that users will load.
+    Attributes:
         facts: what was measured (steps, images seen, final loss, hardware, versions), in the order to show.
-        pictures: validation pictures inside `output_dir`, each with its prompt.
-        is_xl: whether the base model is a Stable Diffusion XL.
-
-    Raises:
-        OSError: it cannot be written.
+        command: that trained it, without secrets; empty where it is not known.
+        pictures: validation pictures inside of the run's folder, each with its prompt.
+        kind, licence: of the base model.
     """
-    public, kind = public_config(config), _XL if is_xl else _SD
+
+    facts: dict[str, Any]
+    command: str
+    pictures: list[tuple[Path, str]]
+    kind: BaseKind
+    licence: Licence
+
+
+def model_card(output_dir: Path, config: TrainConfig, name: str, content: CardContent) -> str:
+    """The text of `output_dir/README.md`; `name` is the repository or folder that users will load."""
+    public, kind, licence = public_config(config), content.kind, content.licence
     base_model = str(public.pretrained_model_name_or_path)
     # The Hub refuses a card whose base model is not one of its repositories.
     is_on_the_hub = _HUB_NAME.fullmatch(base_model) is not None and not os.path.exists(base_model)
     metadata = ModelCardData(
         base_model=base_model if is_on_the_hub else None,
         library_name="diffusers",
-        license=kind.license,
+        license=licence.license,
+        license_name=licence.name,
+        license_link=licence.link,
         tags=[kind.tag, f"{kind.tag}-diffusers", *_TAGS],
         inference=True,
     )
@@ -126,17 +149,33 @@ def write_model_card(
             pipeline=kind.pipeline,
         ),
         "## Training",
-        "\n".join(f"- {key}: {as_text(value) if isinstance(value, str) else value}" for key, value in facts.items()),
+        "\n".join(_item(key, value) for key, value in content.facts.items()),
     ]
-    if pictures:
+    if content.command:
+        sections.append(_as_block(content.command, "sh"))
+    if content.pictures:
         sections.append("## Validation")
         sections.extend(
-            f"{as_text(prompt)}\n\n![{as_text(prompt)}]({path.relative_to(output_dir)})" for path, prompt in pictures
+            f"{as_text(prompt)}\n\n![{as_text(prompt)}]({path.relative_to(output_dir)})"
+            for path, prompt in content.pictures
         )
-    sections.append(f"## Configuration\n\n{_as_yaml(to_yaml(public).strip())}")
-    card = output_dir / "README.md"
-    write_text_atomically(card, "\n\n".join(sections) + "\n")
+    sections.append(f"## Configuration\n\n{_as_block(to_yaml(public).strip(), 'yaml')}")
+    return "\n\n".join(sections) + "\n"
+
+
+def write_model_card(output_dir: Path, config: TrainConfig, name: str, content: CardContent) -> Path:
+    """Write `output_dir/README.md`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    card = output_dir / CARD_FILE
+    write_text_atomically(card, model_card(output_dir, config, name, content))
     return card
+
+
+def _item(key: str, value: Any) -> str:
+    return f"- {key}: {as_text(value) if isinstance(value, str) else value}"
 
 
 def as_text(text: str) -> str:
@@ -160,10 +199,11 @@ def _as_python(text: str) -> str:
     return shown(json.dumps(text, ensure_ascii=False), sys.maxsize)
 
 
-def _as_yaml(text: str) -> str:
+def _as_block(text: str, language: str) -> str:
+    """A block of code that shows a text as it is."""
     # Only a line that begins with a fence can end it.
     fence = "`" * max(3, _longest_run(" ".join(re.findall(r"^\s*(`+)", text, re.MULTILINE))) + 1)
-    return f"{fence}yaml\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _longest_run(text: str) -> int:

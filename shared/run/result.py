@@ -22,8 +22,9 @@ from shared.evaluation.validation import Validation
 from shared.outgoing.redaction import masked, redacted
 from shared.run import hub
 from shared.run.folder import NOT_WRITTEN, REPORT_FILE, write_report
+from shared.run.licence import Licence, licence_of
 from shared.run.log import RunLog
-from shared.run.model_card import write_model_card
+from shared.run.model_card import CARD_FILE, BaseKind, CardContent, write_model_card
 from shared.run.setup import PreparedRun
 from shared.untrusted.border import reason
 from shared.user_errors import UserError
@@ -84,18 +85,10 @@ def complete_run(
     validation.finish_contact_sheet()
     pictures = [] if validation.images is None else validation.images.pictures(step)
     name = prepared.repository or output_dir.resolve().name
-    facts_for_card = _card_facts(report)
-    result.write(
-        "README.md",
-        lambda: write_model_card(
-            output_dir,
-            prepared.config,
-            name=name,
-            facts=facts_for_card,
-            pictures=pictures,
-            is_xl=prepared.is_xl,
-        ),
-    )
+    # A run that uploads nothing may have no network, and does not wait for it.
+    licence = licence_of(prepared.config, prepared.base_kind.licence, asks_hub=prepared.repository is not None)
+    content = card_content(report, pictures, prepared.base_kind, licence)
+    result.write(CARD_FILE, lambda: write_model_card(output_dir, prepared.config, name, content))
     result.check()
     logger.info("The ControlNet is in %s", output_dir)
     if prepared.repository is not None:
@@ -198,8 +191,11 @@ def _report(
     }
 
 
-def _card_facts(report: dict[str, Any]) -> dict[str, Any]:
-    return {
+def card_content(
+    report: Mapping[str, Any], pictures: list[tuple[Path, str]], kind: BaseKind, licence: Licence
+) -> CardContent:
+    """What a card tells of a run with this report, and these validation pictures."""
+    facts = {
         "Optimizer steps": report["steps"],
         "Images seen": report["images_seen"],
         **({"Weights": "their moving average over the training (--use_ema)"} if "weights" in report else {}),
@@ -207,6 +203,7 @@ def _card_facts(report: dict[str, Any]) -> dict[str, Any]:
         "Hardware": report["devices"],
         "Software": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
     }
+    return CardContent(facts, report["command"], pictures, kind, licence)
 
 
 def _peak_host_memory_gib() -> float:

@@ -33,7 +33,7 @@ from shared.precomputed_text.precomputing import ALONE, Processes, TextEncoder, 
 from shared.run import hub
 from shared.run.folder import check_no_result, finished_steps, is_finished, make_run_folder
 from shared.run.log import RunLog, banner
-from shared.run.model_card import data_description
+from shared.run.model_card import BaseKind, data_description, kind_of
 from shared.tracking import Tracker, check_trackers, open_trackers
 from shared.untrusted.border import reason
 from shared.user_errors import UserError
@@ -54,6 +54,7 @@ class PreparedRun:
     prompt_inputs: PromptInputs
     source: Source
     held_out_source: SubsetSource | None
+    base_kind: BaseKind
 
     @property
     def resumed_step(self) -> int | None:
@@ -117,6 +118,7 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
         prompt_inputs=prompt_inputs,
         source=source,
         held_out_source=held_out_source,
+        base_kind=kind_of(unet),
     )
 
 

@@ -9,7 +9,9 @@ import yaml
 from markdown_it import MarkdownIt
 
 from shared.config import TrainConfig
-from shared.run.model_card import data_description, write_model_card
+from shared.models.configs import UNet2DConditionConfig
+from shared.run.licence import Licence
+from shared.run.model_card import CardContent, data_description, kind_of, write_model_card
 from tests.hostile.case import Case
 from tests.hostile.mutations.addresses import hostile_address
 from tests.hostile.mutations.values import hostile_text, pick
@@ -20,6 +22,7 @@ from tests.hostile.watched import Attempt
 _PICTURES = re.compile(r"validation/step-\d+/\d+\.png")
 _HEADINGS = {"Use", "Training", "Validation", "Configuration"}
 _SNIPPETS = 1  # of Python on a card
+_OTHER_BLOCKS = 2  # the command, the configuration
 
 
 def build(case: Case) -> Attempt:
@@ -32,10 +35,13 @@ def build(case: Case) -> Attempt:
         "Hardware": pick(case, ("1 × cpu", hostile_text(case))),
         "Data": data_description(config) if case.chance(0.3) else "circles",
     }
+    command = pick(case, ("python3 train_flax.py", hostile_text(case)))
+    kind = kind_of(UNet2DConditionConfig())
+    licence = Licence("other", hostile_text(case), hostile_address(case)) if case.chance(0.3) else kind.licence
     pictures = [(case.out / "validation" / "step-3" / f"{index}.png", prompt) for index, prompt in enumerate(prompts)]
 
     def run() -> int:
-        write_model_card(case.out, config, name=name, facts=facts, pictures=pictures)
+        write_model_card(case.out, config, name, CardContent(facts, command, pictures, kind, licence))
         return 0
 
     return Attempt(f"names {ascii((name, prompts))[:200]}", run, lambda: _signs(case))
@@ -90,7 +96,7 @@ def _is_our_picture(sign: Sign) -> bool:
 
 
 def _signs_of_metadata(front: str) -> Iterator[Sign]:
-    keys = {"base_model", "library_name", "license", "tags", "inference"}
+    keys = {"base_model", "library_name", "license", "license_name", "license_link", "tags", "inference"}
     try:
         metadata = yaml.safe_load(front)
     except yaml.YAMLError as error:
@@ -111,7 +117,7 @@ def _signs_of_code(body: str) -> Iterator[Sign]:
     """The Python on it is one that compiles and does nothing but what it did."""
     blocks = [token for token in MarkdownIt("commonmark").parse(body) if token.type == "fence"]
     snippets = [token.content for token in blocks if token.info.strip() == "python"]
-    if len(snippets) != _SNIPPETS or len(blocks) != _SNIPPETS + 1:
+    if len(snippets) != _SNIPPETS or len(blocks) != _SNIPPETS + _OTHER_BLOCKS:
         yield Sign(Outcome.FORGED, f"the card has {len(blocks)} blocks of code, {len(snippets)} of them Python")
     for snippet in snippets:
         try:

@@ -18,6 +18,7 @@ from shared.config import TrainConfig, parse_command_line
 from shared.outgoing.redaction import redacted
 from shared.run.model_card import as_code, as_text, data_description, write_model_card
 from shared.untrusted.text import harmless
+from tests.shared.run.cards import content, kind
 
 CONFIG = TrainConfig(
     pretrained_model_name_or_path="stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -29,8 +30,8 @@ CONFIG = TrainConfig(
 
 
 def card(folder: Path, config: TrainConfig = CONFIG, **changes: Any) -> ModelCard:
-    values: dict[str, Any] = {"name": "me/circles", "facts": {"Optimizer steps": 12}, "pictures": []} | changes
-    path = write_model_card(folder, config, **values)
+    name = changes.pop("name", "me/circles")
+    path = write_model_card(folder, config, name, content(**changes))
     assert path == folder / "README.md"
     return ModelCard.load(path)
 
@@ -47,7 +48,12 @@ def test_the_hub_reads_the_metadata(tmp_path: Path) -> None:
 def test_a_controlnet_for_xl_says_so(tmp_path: Path) -> None:
     """As diffusers' train_controlnet_sdxl.py: the licence of its base model, its tags, its pipeline."""
     for sd_unlocked in (False, True):
-        written = card(tmp_path, dataclasses.replace(CONFIG, sd_unlocked=sd_unlocked), is_xl=True)
+        written = card(
+            tmp_path,
+            dataclasses.replace(CONFIG, sd_unlocked=sd_unlocked),
+            kind=kind("sdxl"),
+            licence=kind("sdxl").licence,
+        )
         data = written.data.to_dict()
         assert data["license"] == "openrail++"
         assert data["tags"][:2] == ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"]
@@ -243,7 +249,8 @@ def test_whatever_a_card_takes_over_stays_what_it_is(tmp_path: Path, text: str, 
     assert written.data.to_dict().get("base_model") is None
     assert written.data.to_dict()["library_name"] == "diffusers"
 
-    code, settings = (token for token in tokens if token.type == "fence")
+    code, command, settings = (token for token in tokens if token.type == "fence")
+    assert command.content == "python3 train_flax.py --seed 3\n"
     assert names_in(code.content) == {text, redacted(text)} | ({"unet"} if sd_unlocked else set())
     assert yaml.safe_load(settings.content)["train_data_dir"] == redacted(text)
 

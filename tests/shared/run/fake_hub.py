@@ -1,0 +1,123 @@
+"""A small Hub of our own on 127.0.0.1."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+WRITER, READER = "hf_writer", "hf_reader"
+
+
+@dataclass
+class FakeHub:
+    """Two users' tokens, the repositories that exist, and the files that were committed to them.
+
+    Like the Hub, it answers 401 to strangers, 403 to those who may only read, 409 for a repository that exists.
+    """
+
+    repositories: set[str] = field(default_factory=set)
+    files: dict[str, bytes] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    address: str = ""
+    broken: bool = False
+
+    def answer(self, method: str, path: str, token: str | None, body: bytes) -> tuple[int, dict[str, object]]:
+        self.requests.append(f"{method} {path}")
+        if self.broken:
+            return 503, {"error": "down for maintenance"}
+        if path == "/api/validate-yaml":
+            return 200, {"warnings": [], "errors": []}
+        if path == "/api/repos/create":
+            return self._create(json.loads(body), token)
+        repository = "/".join(path.removeprefix("/api/models/").split("/")[:2])
+        if repository not in self.repositories:
+            return 404, {"error": "Repository not found"}
+        if method == "GET" and path == f"/api/models/{repository}":
+            return 200, {"id": repository}  # public: anyone may look
+        if (refused := self._refused(token)) is not None:
+            return refused
+        if path.endswith("/preupload/main"):
+            wanted = json.loads(body)["files"]
+            return 200, {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in wanted]}
+        if path.endswith("/commit/main"):
+            self._commit(body)
+            url = f"{self.address}/{repository}/commit/abc"
+            return 200, {"success": True, "commitOid": "abc", "commitUrl": url}
+        assert path.endswith("/auth-check/write"), path
+        return 200, {}
+
+    def _refused(self, token: str | None) -> tuple[int, dict[str, object]] | None:
+        if token == WRITER:
+            return None
+        return (403, {"error": "You may only read"}) if token == READER else (401, {"error": "Invalid credentials"})
+
+    def _create(self, wanted: dict[str, str | None], token: str | None) -> tuple[int, dict[str, object]]:
+        if (refused := self._refused(token)) is not None:
+            return refused
+        name = f"{wanted['organization'] or 'me'}/{wanted['name']}"
+        known = name in self.repositories
+        self.repositories.add(name)
+        return 409 if known else 200, {"url": f"{self.address}/{name}"}
+
+    def _commit(self, body: bytes) -> None:
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+
+
+@contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[FakeHub]:
+    """Online, with nobody logged in."""
+    fake = FakeHub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            authorization = self.headers.get("authorization")
+            token = authorization and authorization.removeprefix("Bearer ")
+            status, content = fake.answer(self.command, self.path.partition("?")[0], token, body)
+            answer = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_POST = answer
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    fake.address = f"http://127.0.0.1:{server.server_port}"
+    connect_to(monkeypatch, fake.address, home)
+    yield fake
+    huggingface_hub.close_session()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def connect_to(monkeypatch: pytest.MonkeyPatch, endpoint: str, home: Path) -> None:
+    """Online, at this address, with nobody logged in; the variables of the environment were read at import."""
+    huggingface_hub.close_session()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    log_out(monkeypatch, home)
+
+
+def log_out(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(home / "token"))
