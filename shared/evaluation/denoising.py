@@ -5,7 +5,7 @@ changes is the model. The loss depends strongly on the timestep, so it is also r
 Reference: Ho et al. 2020, eq. 14, for the loss; Esser et al. 2024 ("Scaling Rectified Flow Transformers for
 High-Resolution Image Synthesis") for the validation loss as a measure of a diffusion model's training.
 
-Axes: B rows of a batch, R resolution, L tokens, H W C of the latents.
+Axes: B rows of a batch, R resolution, N channels of a condition, L tokens, H W C of the latents.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from shared.config import TrainConfig
 from shared.data.batches import Batch
-from shared.data.preprocessing import preprocess, preprocess_with_sizes
-from shared.data.sample import BadSampleError, RawSample, SkippedSamples
+from shared.data.decoded_pairs import PairDecoder
+from shared.data.sample import BadSampleError, SkippedSamples
 from shared.data.sources.base import RandomAccessSource
 from shared.data.tokenization import PromptInputs
 from shared.models.xl import Sizes
@@ -33,10 +33,7 @@ BINS = 4
 
 @dataclass(frozen=True)
 class ValidationSample:
-    """A decoded pair: uint8 [R,R,3] each, 0 to 255, and its caption; `index` is its place in the held-out source.
-
-    `sizes` are those of the image (see `Preprocessed`).
-    """
+    """A pair as `DecodedPair` has it, and its caption; `index` is its place in the held-out source."""
 
     index: int
     pixels: npt.NDArray[np.uint8]
@@ -50,19 +47,21 @@ def read_samples(held_out: RandomAccessSource, config: TrainConfig) -> list[Vali
 
     Args:
         held_out: all of it is read.
-        config: read for resolution, image_interpolation_mode and max_skipped_samples.
+        config: read for max_skipped_samples and for what `PairDecoder` reads.
 
     Raises:
         UserError: no sample is usable, or more are bad than `max_skipped_samples` allows.
     """
-    skipped = SkippedSamples(config.max_skipped_samples)
+    skipped, decode = SkippedSamples(config.max_skipped_samples), PairDecoder(config)
     samples: list[ValidationSample] = []
     for index in range(len(held_out)):
         candidate = held_out[index]
         try:
-            samples.append(_read(index, candidate, config))
+            pixels, conditioning_pixels, sizes = decode(candidate)
+            samples.append(ValidationSample(index, pixels, conditioning_pixels, candidate.captions[0], sizes))
         except BadSampleError as error:
             skipped.add(candidate.name, error)
+    decode.report()
     if not samples:
         raise UserError(f"None of the {len(held_out)} held-out samples can be read. Repair the data, or hold out more.")
     return samples
@@ -162,12 +161,3 @@ class DenoisingEvaluation:
             f"validation_loss_t{first:0{digits}}-{end - 1:0{digits}}"
             for first, end in zip(self._edges[:-1], self._edges[1:], strict=True)
         ]
-
-
-def _read(index: int, candidate: RawSample, config: TrainConfig) -> ValidationSample:
-    candidate.check()
-    assert candidate.image is not None
-    assert candidate.conditioning_image is not None
-    how = (config.resolution, config.image_interpolation_mode)
-    pixels, sizes = preprocess_with_sizes(candidate.image, *how)
-    return ValidationSample(index, pixels, preprocess(candidate.conditioning_image, *how), candidate.captions[0], sizes)

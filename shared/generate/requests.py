@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from shared.data.preprocessing import decode, resize_and_crop
+from shared.data.preprocessing import decode, rendered
 from shared.data.sample import BadSampleError
+from shared.data.views import view_of
 from shared.generate.options import GenerateConfig
 from shared.untrusted import MIB, read_file, shown
 from shared.user_errors import UserError
@@ -101,14 +102,14 @@ def pair(prompts: Sequence[str], conditions: int, images_per_prompt: int) -> lis
     ]
 
 
-def read_condition(path: Path, height: int, width: int, interpolation: str) -> np.ndarray:
-    """uint8 [H,W,3], RGB: resized until it covers the picture, then cropped at the centre, as in training.
+def read_condition(path: Path, height: int, width: int, interpolation: str, channels: int = 3) -> np.ndarray:
+    """uint8 [H,W,C], RGB or grey: resized until it covers the picture, then cropped at the centre, as in training.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        return fitted(decode(path), height, width, interpolation)
+        return fitted(decode(path, channels), height, width, interpolation)
     except (BadSampleError, UserError) as error:
         raise UserError(
             f"--conditioning_image {shown(path)} cannot be used: {error}. Give a readable image."
@@ -116,9 +117,9 @@ def read_condition(path: Path, height: int, width: int, interpolation: str) -> n
 
 
 def fitted(image: PIL.Image.Image, height: int, width: int, interpolation: str) -> np.ndarray:
-    """uint8 [H,W,3] of an RGB image, as `read_condition`; UserError where it would have too many pixels on the way."""
+    """uint8 [H,W,C] of a decoded image, as `read_condition`; UserError for too many pixels on the way."""
     try:
-        return np.asarray(resize_and_crop(image, height, width, interpolation))
+        return rendered(image, view_of(image.size, (width, height)), interpolation)
     except BadSampleError as error:
         raise UserError(str(error)) from error
 

@@ -1,0 +1,119 @@
+"""Samples → pixels: an image and its condition, cut from the same place.
+
+Axes: R the training resolution, N channels of the condition.
+"""
+
+import logging
+import threading
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+from shared.config import TrainConfig
+from shared.data.preprocessing import decode, rendered
+from shared.data.sample import MismatchedPairError, RawSample
+from shared.data.views import CENTRED, Placement, View, are_of_one_shape, view_of
+from shared.models.xl import Sizes
+from shared.untrusted import shown
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 5  # in the log; the others are counted
+_MOST_COUNTED = 100_000  # their names are held
+
+
+class DecodedPair(NamedTuple):
+    """What is trained on, uint8, 0 to 255: RGB [R,R,3] and the condition [R,R,N]; and the sizes of what was cut.
+
+    The sizes condition Stable Diffusion XL (Podell et al. 2023, section 2.2): the original, upright and before it is
+    resized, and the crop's corner in the resized image, as in diffusers' `train_text_to_image_sdxl.py`.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    conditioning_pixels: npt.NDArray[np.uint8]
+    sizes: Sizes
+
+
+class PairDecoder:
+    """Decodes, resizes and crops pairs, and knows how many are of two shapes. Safe to use from several threads."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """
+        Args:
+            config: read for resolution, image_interpolation_mode, conditioning_interpolation, conditioning_channels and
+                mismatched_pairs.
+        """
+        self._config = config
+        self._mismatched: set[str] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def mismatched(self) -> int:
+        """Distinct pairs of two shapes so far, counted up to a hundred thousand."""
+        return len(self._mismatched)
+
+    def __call__(self, sample: RawSample, placement: Placement = CENTRED) -> DecodedPair:
+        """
+        Raises:
+            BadSampleError: a part is missing, cannot be read, or is too large to be honest; or image and condition are
+                of different shapes, and such pairs are to be skipped.
+        """
+        sample.check()
+        assert sample.image is not None
+        assert sample.conditioning_image is not None
+        config = self._config
+        image, condition = decode(sample.image), decode(sample.conditioning_image, config.conditioning_channels)
+        view = view_of(image.size, (config.resolution, config.resolution), placement)
+        of_condition = self._view_of_condition(sample.name, image, condition, view, placement)
+        return DecodedPair(
+            rendered(image, view, config.image_interpolation_mode),
+            rendered(condition, of_condition, conditioning_interpolation(config)),
+            (image.height, image.width, view.top, view.left, config.resolution, config.resolution),
+        )
+
+    def report(self) -> None:
+        """Say in the log how many pairs were of two shapes, if any, and what became of them."""
+        if self._mismatched:
+            how = self._config.mismatched_pairs
+            logger.warning(
+                "%d%s pairs had an image and a condition of different shapes: --mismatched_pairs %s",
+                self.mismatched,
+                " or more" if self.mismatched == _MOST_COUNTED else "",
+                f"{how}; resize or crop would use them" if how == "skip" else how,
+            )
+
+    def _view_of_condition(
+        self, name: str, image: PIL.Image.Image, condition: PIL.Image.Image, view: View, placement: Placement
+    ) -> View:
+        """The image's own, over which the condition is stretched: by no pixel or one, unless it is of another shape."""
+        config = self._config
+        if are_of_one_shape(image.size, condition.size, config.resolution):
+            return view
+        sizes = "its image has {}x{} pixels and its condition {}x{}".format(*image.size, *condition.size)
+        is_named = self._count(name) and config.mismatched_pairs != "skip"
+        match config.mismatched_pairs:
+            case "skip":
+                raise MismatchedPairError(f"{sizes}, which are different shapes")
+            case "resize":
+                if is_named:
+                    logger.warning("stretched the condition of %s: %s", shown(name), sizes)
+                return view
+            case "crop":
+                if is_named:
+                    logger.warning("cropped image and condition of %s each by itself: %s", shown(name), sizes)
+                return view_of(condition.size, view.size, placement)
+
+    def _count(self, name: str) -> bool:
+        """Whether this pair is to be named: one of the first, and met for the first time."""
+        with self._lock:
+            if name in self._mismatched or len(self._mismatched) == _MOST_COUNTED:
+                return False
+            self._mismatched.add(name)
+            return len(self._mismatched) <= _NAMED
+
+
+def conditioning_interpolation(config: TrainConfig) -> str:
+    """The filter that resizes conditions: the images' unless it has one of its own."""
+    return config.conditioning_interpolation or config.image_interpolation_mode
