@@ -211,7 +211,7 @@ class TrainConfig:
     )
     conditioning_channels: int = _data(
         3,
-        "The channels of a condition: 3 for colours, 1 for grey ones, of which the ControlNet then takes one channel.",
+        "The channels of a condition, and of what the ControlNet takes: 3 for colours, 1 for grey.",
         must_be=[Rule(lambda channels: channels in (1, 3), "1 or 3")],
         must_match=["resume", "compare"],
     )

@@ -55,7 +55,8 @@ class PairDecoder:
         return len(self._mismatched)
 
     def __call__(self, sample: RawSample, placement: Placement = CENTRED) -> DecodedPair:
-        """
+        """Decode a sample, and cut both of its pictures at a place.
+
         Raises:
             BadSampleError: a part is missing, cannot be read, or is too large to be honest; or image and condition are
                 of different shapes, and such pairs are to be skipped.

@@ -123,17 +123,19 @@ def kind_of(value: Any) -> str:
             return words
         case bool():
             return str(value).lower()
-        case int() | float():
-            return f"the number {value:g}" if isinstance(value, float) else f"the number {value}"
+        case int():
+            return f"the number {value}"
+        case float():
+            return f"the number {value:g}"
         case bytes():
             return f"{len(value)} bytes"
         case dict():
             return "an object"
         case list() | tuple():
             other = next((item for item in value if not isinstance(item, str) and not is_missing(item)), None)
-            return (
-                "a list" if other is None or isinstance(other, list | tuple) else f"a list with {kind_of(other)} in it"
-            )
+            if isinstance(other, list | tuple):
+                return "a list of lists"
+            return "a list" if other is None else f"a list with {kind_of(other)} in it"
         case _:
             return f"of the type {type(value).__name__}"
 

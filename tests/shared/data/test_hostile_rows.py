@@ -282,7 +282,7 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     "a list of numbers": ("[1, 2]", "a list with the number 1 in it"),
     "a mixed list": ('["a", 3.5]', "a list with the number 3.5 in it"),
     "a list of what is missing": ("[null, NaN]", "no caption"),
-    "nested lists": ('[["a"]]', "its caption is a list"),
+    "nested lists": ('[["a"]]', "its caption is a list of lists"),
     "an empty list": ("[]", "no caption"),
     "very many captions": (json.dumps(["a"] * (MOST_CAPTIONS + 1)), "more than 10,000 captions"),
     "a huge number": ("9" * 5000, "no JSON that can be read"),
@@ -397,7 +397,7 @@ def test_what_is_missing_is_no_caption(value: Any) -> None:
         (b"a", "1 bytes"),
         ({"a": "b"}, "an object"),
         (["a", 3], "a list with the number 3 in it"),
-        ([["a"]], "a list"),
+        ([["a"]], "a list of lists"),
         (object(), "of the type object"),
     ],
 )
