@@ -13,6 +13,7 @@ from shared.data.sample import BadSampleError
 from shared.data.views import view_of
 from shared.generate.options import GenerateConfig
 from shared.untrusted import MIB, read_file, shown
+from shared.untrusted.text import decoded
 from shared.user_errors import UserError
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".avif", ".jp2")
@@ -42,7 +43,7 @@ def prompts_of(config: GenerateConfig) -> list[str]:
     if config.prompt_file is None:
         return list(config.prompt or ())
     try:
-        text = read_file(config.prompt_file, _LARGEST_PROMPT_FILE).decode("utf-8-sig")
+        text = decoded(read_file(config.prompt_file, _LARGEST_PROMPT_FILE))
     except UnicodeDecodeError as error:
         raise UserError(
             f"--prompt_file {shown(config.prompt_file)} is not UTF-8 at byte {error.start}. Write it in UTF-8."
