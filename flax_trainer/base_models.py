@@ -58,12 +58,13 @@ class ModelConfigs(NamedTuple):
         vae: Mapping[str, Any],
         text_encoder: Mapping[str, Any],
         text_encoder_2: Mapping[str, Any] | None = None,
+        conditioning_channels: int = 3,
     ) -> "ModelConfigs":
         """From the fields of their `config.json`, with the ControlNet that starts from this UNet."""
         unet_config = UNet2DConditionConfig.from_dict(unet)
         return cls(
             unet_config,
-            ControlNetConfig.from_unet_config(unet_config),
+            ControlNetConfig.from_unet_config(unet_config, conditioning_channels=conditioning_channels),
             AutoencoderKLConfig.from_dict(vae),
             CLIPTextConfig.from_dict(text_encoder),
             None if text_encoder_2 is None else CLIPTextConfig.from_dict(text_encoder_2),
@@ -207,7 +208,9 @@ def read_configs(config: TrainConfig) -> ModelConfigs:
     controlnet = controlnet_source(config)
     return ModelConfigs(
         unet,
-        ControlNetConfig.from_unet_config(unet) if controlnet is None else FlaxControlNetModel.load_config(controlnet),
+        ControlNetConfig.from_unet_config(unet, conditioning_channels=config.conditioning_channels)
+        if controlnet is None
+        else FlaxControlNetModel.load_config(controlnet),
         FlaxAutoencoderKL.load_config(vae_source(config)),
         FlaxCLIPTextModel.load_config(base_source(config, "text_encoder")),
         FlaxCLIPTextModelWithProjection.load_config(base_source(config, "text_encoder_2")) if is_xl(unet) else None,
@@ -236,6 +239,7 @@ def define_models(
         configs.vae,
         configs.controlnet,
         configs.text_encoder_2,
+        config.conditioning_channels,
     )
     compute = Compute(
         attention=kernel or attention_kernel(config.enable_xformers_memory_efficient_attention, device),

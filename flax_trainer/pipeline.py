@@ -12,6 +12,7 @@ import PIL.Image
 from flax_trainer.evaluation.artist import PlacedModels, place_models
 from flax_trainer.evaluation.image_sampler import ImageSampler
 from shared.config.validation import check_values
+from shared.data.preprocessing import MODES
 from shared.generate.command import check_what_goes_together
 from shared.generate.models import NamedModels, find_models
 from shared.generate.options import GENERATE_FLAGS, GenerateConfig
@@ -87,7 +88,8 @@ class FlaxStableDiffusionControlNetPipeline:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         images = [image] if isinstance(image, PIL.Image.Image | np.ndarray) else list(image)
-        pictures = [_as_pillow(one) for one in images]
+        mode = MODES[self._named.config.conditioning_channels]
+        pictures = [_as_pillow(one).convert(mode) for one in images]
         if not {"height", "width", "resolution"} & options.keys():
             options |= {"height": pictures[0].height, "width": pictures[0].width}
         config = dataclasses.replace(self._config, **options)
@@ -128,4 +130,4 @@ FlaxStableDiffusionXLControlNetPipeline = FlaxStableDiffusionControlNetPipeline
 
 
 def _as_pillow(picture: Picture) -> PIL.Image.Image:
-    return (PIL.Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).convert("RGB")
+    return PIL.Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture

@@ -296,8 +296,9 @@ def _sampler(run: _Run) -> ImageSampler | None:
 
 def _publish(run: _Run, loop: Loop, state: TrainState, started: float) -> None:
     """The finished ControlNet and what belongs to it."""
-    result, skipped = run.engine.fetch(state.result), sum_over_processes(run.loader.skipped)
+    result = run.engine.fetch(state.result)
+    skipped, mismatched = sum_over_processes(run.loader.skipped), sum_over_processes(run.loader.mismatched)
     if is_main_process():
-        facts = BackendFacts("flax", run.devices, _PACKAGES, skipped, peak_device_memory_gib())
+        facts = BackendFacts("flax", run.devices, _PACKAGES, skipped, mismatched, peak_device_memory_gib())
         weights = result_to_save(run.config, run.models, result)
         complete_run(run.prepared, run.steps.last, loop.log, loop.validation, facts, started, weights)

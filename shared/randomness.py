@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     DEMO = 13
     HELD_OUT = 14
     EVALUATION = 15
+    FLIP = 16
+    CROP = 17
 
 
 def generator(seed: int, purpose: Purpose | str, position: int) -> np.random.Generator:

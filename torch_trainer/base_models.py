@@ -110,7 +110,15 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype, *, unet_source: Mo
     text_configs = [_text_config(config, part) for part in TEXT_ENCODERS[: 2 if is_xl(unet_config) else 1]]
     vae, vae_config = load_model(AutoencoderKL, AutoencoderKLConfig, vae_source(config))
     controlnet, controlnet_config = _load_controlnet(config, unet, unet_config)
-    check_models_fit(base, unet_config, text_configs[0], vae_config, controlnet_config, *text_configs[1:])
+    check_models_fit(
+        base,
+        unet_config,
+        text_configs[0],
+        vae_config,
+        controlnet_config,
+        text_configs[1] if is_xl(unet_config) else None,
+        config.conditioning_channels,
+    )
     text_encoders = TextEncoders(None)
     if not config.encodes_text_beforehand:
         text_encoders = load_text_encoders(config, dtype, is_xl=is_xl(unet_config))
@@ -198,8 +206,9 @@ def _load_controlnet(
     source = controlnet_source(config)
     if source is not None:
         return load_model(ControlNetModel, ControlNetConfig, source)
-    controlnet_config = ControlNetConfig.from_unet_config(unet_config)
-    controlnet = ControlNetModel.from_unet(unet)
+    channels = config.conditioning_channels
+    controlnet_config = ControlNetConfig.from_unet_config(unet_config, conditioning_channels=channels)
+    controlnet = ControlNetModel.from_unet(unet, conditioning_channels=channels)
     # What is no copy and not zero, diffusers leaves to chance.
     for name, module in controlnet.controlnet_cond_embedding.named_modules():
         if isinstance(module, torch.nn.Conv2d):

@@ -254,9 +254,10 @@ def _publish(run: _Run, loop: Loop, started: float) -> None:
     accelerator = run.accelerator
     with nullcontext() if run.average is None else run.average.in_place():
         params = run.state.params()
-    skipped = accelerator.reduce(torch.tensor(run.loader.skipped, device=accelerator.device), reduction="sum").item()
+    counts = torch.tensor([run.loader.skipped, run.loader.mismatched], device=accelerator.device)
+    skipped, mismatched = accelerator.reduce(counts, reduction="sum").tolist()
     if accelerator.is_main_process:
-        facts = BackendFacts("torch", run.devices, _PACKAGES, int(skipped), peak_device_memory_gib())
+        facts = BackendFacts("torch", run.devices, _PACKAGES, skipped, mismatched, peak_device_memory_gib())
         weights = result_to_save(run.config, accelerator.unwrap_model(run.models.controlnet), params)
         complete_run(run.prepared, run.steps.last, loop.log, loop.validation, facts, started, weights)
 

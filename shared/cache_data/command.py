@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from shared.config import Backend, TrainConfig, read_configuration, validate
 from shared.config.options import FLAGS
+from shared.config.validation import check_one_view
 from shared.outgoing.messages import explain
 from shared.run.interruption import forgiving_output
 from shared.user_errors import UserError
@@ -20,9 +21,9 @@ _HELP = """usage: python3 -m {backend}_trainer.cache_data --flag value ...
 Encodes images and captions once, with a base model's VAE and text encoders, for --cached_data.
 
 Takes the flags of train_{backend}.py (see its --help). Those that say what a step sees matter: the base model, the
-data and their columns or keys, --resolution, --image_interpolation_mode, --mixed_precision (the format of what is
-kept), --max_train_samples. --output_dir is the folder of the cache; work that was stopped is taken up there.
---validation_prompt, where it is known already, is encoded too.
+data and their columns or keys, --resolution and how pictures are resized to it, --conditioning_channels,
+--mixed_precision (the format of what is kept), --max_train_samples. --output_dir is the folder of the cache; work that
+was stopped is taken up there. --validation_prompt, where it is known already, is encoded too.
 """
 
 
@@ -47,6 +48,7 @@ def _cache(words: Sequence[str], backend: Backend, open_encoders: "Callable[[Tra
         raise UserError("--output_dir is missing: name the folder of the cache.")
     if config.cached_data is not None:
         raise UserError("--cached_data names a cache that is made already: name the data that one is to be made of.")
+    check_one_view(config, "A cache holds one view of each picture")
     validate(config, backend)
     from shared.cache_data.caching import make_cache  # here, so that mistakes in flags need not wait for libraries
     from shared.run.setup import set_up_logging

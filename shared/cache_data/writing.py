@@ -22,9 +22,9 @@ from tqdm import tqdm
 from shared.cache_data.encoders import ImageEncoder
 from shared.config import TrainConfig
 from shared.data.cache_record import CacheRecord
-from shared.data.cached_latents import CachedImage, Latents, pack
-from shared.data.preprocessing import Preprocessed, preprocess, preprocess_with_sizes
-from shared.data.sample import BadSampleError, RawSample, SkippedSamples
+from shared.data.cached_latents import Latents, pack
+from shared.data.decoded_pairs import DecodedPair, PairDecoder
+from shared.data.sample import BadSampleError, SkippedSamples
 from shared.data.sources.base import RandomAccessSource
 from shared.data.sources.cached import CAPTIONS, CONDITION, LATENTS
 from shared.data.workers import Workers, threads_beside_accelerators
@@ -37,12 +37,11 @@ logger = logging.getLogger(__name__)
 SAMPLES_PER_SHARD = 1000  # what is lost at most when the work is stopped; some 100 MB at 512 px
 
 
-class _Pair(NamedTuple):
-    """A sample that can be used, decoded; its place in the data is its key."""
+class _Sample(NamedTuple):
+    """One that can be used, decoded; its place in the data is its key."""
 
     place: int
-    image: Preprocessed
-    conditioning_pixels: npt.NDArray[np.uint8]  # [R,R,3]
+    pair: DecodedPair
     captions: tuple[str, ...]
 
 
@@ -55,17 +54,17 @@ def write_shards(
         UserError: more are bad than `max_skipped_samples` allows, or the disk is full.
     """
     starts = [start for start in range(0, len(source), SAMPLES_PER_SHARD) if not shard_path(folder, start).is_file()]
-    skipped = SkippedSamples(config.max_skipped_samples)
+    skipped, decode = SkippedSamples(config.max_skipped_samples), PairDecoder(config)
     count = sum(min(SAMPLES_PER_SHARD, len(source) - start) for start in starts)
     workers = Workers(config.dataloader_num_workers or threads_beside_accelerators())
     try:
         with tqdm(total=count, desc="VAE", unit="image", disable=not logger.isEnabledFor(logging.INFO)) as progress:
             for start in starts:
                 indices = range(start, min(start + SAMPLES_PER_SHARD, len(source)))
-                pairs = _pairs(source, indices, config, skipped, workers, progress)
+                samples = _samples(source, indices, decode, skipped, workers, progress)
                 path = shard_path(folder, start)
                 try:
-                    write_atomically(path, partial(_write, pairs=pairs, record=record, encoder=encoder))
+                    write_atomically(path, partial(_write, samples=samples, record=record, encoder=encoder))
                 except OSError as error:
                     raise UserError(
                         f"{shown(path)} cannot be written ({error.strerror}). If the disk is full, free some room and "
@@ -73,6 +72,7 @@ def write_shards(
                     ) from error
     finally:
         workers.close()
+        decode.report()
     return len(skipped)
 
 
@@ -81,21 +81,21 @@ def shard_path(folder: Path, start: int) -> Path:
     return folder / f"cache-{start // SAMPLES_PER_SHARD:06d}.tar"
 
 
-def _pairs(
+def _samples(
     source: RandomAccessSource,
     indices: range,
-    config: TrainConfig,
+    decode: PairDecoder,
     skipped: SkippedSamples,
     workers: Workers,
     progress: "tqdm[Any]",
-) -> Iterator[_Pair]:
+) -> Iterator[_Sample]:
     """In the order of the indices, decoded ahead by the threads; bad samples are left out."""
-    results: dict[int, _Pair | None] = {}
+    results: dict[int, _Sample | None] = {}
 
     def read(index: int) -> None:
         sample = source[index]
         try:
-            results[index] = _pair(index, sample, config)
+            results[index] = _Sample(index, decode(sample), sample.captions)
         except BadSampleError as error:
             skipped.add(sample.name, error)
             results[index] = None
@@ -108,45 +108,40 @@ def _pairs(
             _, future = ahead.popleft()
             future.result()
             progress.update()
-            pair = results.pop(index)
-            if pair is not None:
-                yield pair
+            sample = results.pop(index)
+            if sample is not None:
+                yield sample
     finally:
         for _, future in ahead:
             future.cancel()
 
 
-def _pair(index: int, sample: RawSample, config: TrainConfig) -> _Pair:
-    sample.check()
-    image, condition = sample.image, sample.conditioning_image
-    assert image is not None
-    assert not isinstance(image, CachedImage), "a cache is not made of another"
-    assert condition is not None
-    how = (config.resolution, config.image_interpolation_mode)
-    return _Pair(index, preprocess_with_sizes(image, *how), preprocess(condition, *how), sample.captions)
-
-
-def _write(temporary: Path, *, pairs: Iterator[_Pair], record: CacheRecord, encoder: ImageEncoder) -> None:
+def _write(temporary: Path, *, samples: Iterator[_Sample], record: CacheRecord, encoder: ImageEncoder) -> None:
     # A fixed time and owner: what is made again is the same file.
     with temporary.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0.0) as tar:
-        while some := list(itertools.islice(pairs, encoder.rows)):
+        while some := list(itertools.islice(samples, encoder.rows)):
             # Always as many rows, so that one compiled program does; the last one counts once.
-            pixels_BRR3 = np.stack([pair.image.pixels for pair in some + some[-1:] * (encoder.rows - len(some))])
-            for pair, mean_HWC, std_HWC in zip(some, *encoder.encode(pixels_BRR3), strict=False):
-                latents = Latents(mean_HWC, std_HWC, pair.image.sizes)
+            pixels_BRR3 = np.stack([_pixels(sample) for sample in some + some[-1:] * (encoder.rows - len(some))])
+            for sample, mean_HWC, std_HWC in zip(some, *encoder.encode(pixels_BRR3), strict=False):
+                latents = Latents(mean_HWC, std_HWC, sample.pair.sizes)
                 tar.write(
                     {
-                        "__key__": f"{pair.place:09d}",
+                        "__key__": f"{sample.place:09d}",
                         LATENTS: pack(latents, record.layout),
-                        CONDITION: _as_png(pair.conditioning_pixels),
-                        CAPTIONS: json.dumps({"text": pair.captions}).encode(),
+                        CONDITION: _as_png(sample.pair.conditioning_pixels),
+                        CAPTIONS: json.dumps({"text": sample.captions}).encode(),
                     }
                 )
 
 
-def _as_png(pixels_RR3: npt.NDArray[np.uint8]) -> bytes:
-    """Without loss, and with one channel where all three are the same."""
-    is_grey = bool((pixels_RR3[..., :1] == pixels_RR3).all())
+def _pixels(sample: _Sample) -> npt.NDArray[np.uint8]:
+    assert sample.pair.pixels is not None, "a cache is not made of another"
+    return sample.pair.pixels
+
+
+def _as_png(pixels_RRN: npt.NDArray[np.uint8]) -> bytes:
+    """Without loss, and with one channel where all are the same."""
+    is_grey = bool((pixels_RRN[..., :1] == pixels_RRN).all())
     content = io.BytesIO()
-    PIL.Image.fromarray(pixels_RR3[..., 0] if is_grey else pixels_RR3).save(content, "PNG", compress_level=1)
+    PIL.Image.fromarray(pixels_RRN[..., 0] if is_grey else pixels_RRN).save(content, "PNG", compress_level=1)
     return content.getvalue()

@@ -26,6 +26,7 @@ from shared.config.flags import (
 
 __all__ = ["FLAGS", "SECRETS", "Backend", "ScheduleName", "TrainConfig"]
 
+InterpolationMode = Literal["nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 ScheduleName = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 
 _model = partial(flag, "model")
@@ -196,7 +197,7 @@ class TrainConfig:
     )
     max_skipped_samples: int = _data(
         100,
-        "The number of unreadable samples that are skipped and logged; one more stops the run.",
+        "The number of unusable samples that are skipped and logged; one more stops the run.",
         must_be=[FROM_ZERO],
     )
     resolution: int = _data(
@@ -206,9 +207,37 @@ class TrainConfig:
         must_be=[at_least(1), _DIVISIBLE_BY_VAE_FACTOR, at_most(8192)],
         must_match=["resume", "compare"],
     )
-    image_interpolation_mode: Literal[
-        "nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos"
-    ] = _data("bilinear", "The filter that resizes the images.", must_match=["resume", "compare"])
+    image_interpolation_mode: InterpolationMode = _data(  # noqa: RUF009 (a name for a Literal)
+        "bilinear", "The filter that resizes the images.", must_match=["resume", "compare"]
+    )
+    conditioning_interpolation: InterpolationMode | None = _data(  # noqa: RUF009
+        None,
+        "The filter that resizes the condition images: nearest for maps of labels, whose colours do not mix. Without "
+        "it, that of the images.",
+        must_match=["resume", "compare"],
+    )
+    conditioning_channels: int = _data(
+        3,
+        "The channels of a condition, and of what the ControlNet takes: 3 for colours, 1 for grey.",
+        must_be=[Rule(lambda channels: channels in (1, 3), "1 or 3")],
+        must_match=["resume", "compare"],
+    )
+    random_crop: bool = _data(
+        False,
+        "Crop images and their conditions, both at the same place, at a random one in place of the centre.",
+        must_match=["resume", "compare"],
+    )
+    random_flip: bool = _data(
+        False,
+        "Mirror half of the images, left for right, together with their conditions. Captions stay as they are.",
+        must_match=["resume", "compare"],
+    )
+    mismatched_pairs: Literal["skip", "resize", "crop"] = _data(
+        "skip",
+        "What becomes of pairs whose image and condition are of different shapes: skip counts them among the unusable "
+        "samples, resize stretches the condition over the image, crop crops either by itself, as diffusers does.",
+        must_match=["compare"],  # a run that was begun before there was a choice may go on as it was
+    )
     crops_coords_top_left_h: int = _data(
         0,
         "The top edge of the crop, in pixels, that Stable Diffusion XL is told about; other models know no crops.",

@@ -98,6 +98,15 @@ def _check_sources(config: TrainConfig) -> None:
             "(To load a local folder with the datasets library, --dataset_name takes its path.)"
         )
     _check_source_details(config)
+    if config.cached_data is not None:
+        check_one_view(config, "--cached_data holds one view of each picture")
+
+
+def check_one_view(config: TrainConfig, because: str) -> None:
+    """Raises UserError where a picture is to be seen otherwise each time."""
+    for name in ("random_flip", "random_crop"):
+        if getattr(config, name):
+            raise UserError(f"{because}: leave --{name} out, or train from the pictures.")
 
 
 def _check_source_details(config: TrainConfig) -> None:

@@ -1,6 +1,7 @@
 """Samples → batches, each a pure function of (data manifest, seed, optimizer step).
 
-Axes: A microbatches of a step, B rows of a microbatch on this host, R resolution, L tokens, H W C of the latents.
+Axes: A microbatches of a step, B rows of a microbatch on this host, R resolution, N channels of a condition, L tokens,
+H W C of the latents.
 """
 
 import itertools
@@ -15,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.config import TrainConfig
-from shared.data.batch_images import ArrayShapes, BatchImage, batch_image, shapes_of_images
 from shared.data.candidates import Candidates, ShuffledCandidates, StreamCandidates
-from shared.data.preprocessing import preprocess
+from shared.data.decoded_pairs import ArrayShapes, DecodedPair, PairDecoder, shapes_of_pairs
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources.base import RandomAccessSource, Source
 from shared.data.tokenization import PromptInputs
+from shared.data.views import Placement
 from shared.data.workers import Workers
 from shared.models.xl import SIZES
 from shared.randomness import Purpose, generator
@@ -74,8 +75,9 @@ class BatchLoader:
 
     A batch is a dict of arrays that begin with the axes [A, B]:
 
-    - `pixel_values`, `conditioning_pixel_values` uint8 [A,B,R,R,3], 0 to 255; for images that are encoded already
-      `latent_mean`, `latent_std` [A,B,H,W,C] in place of the first, uint16 for the bits of bfloat16;
+    - `pixel_values` uint8 [A,B,R,R,3] and `conditioning_pixel_values` uint8 [A,B,R,R,N], 0 to 255, cut from one place;
+      for images that are encoded already `latent_mean` and `latent_std` [A,B,H,W,C] in place of the first, float32,
+      float16, or uint16 for the bits of bfloat16;
     - `input_ids` int32 [A,B,L];
     - for Stable Diffusion XL, `input_ids_2` int32 [A,B,L] of its second text encoder and `time_ids` float32 [A,B,6];
     - `vae_noise`, `noise` float32 [A,B,H,W,C], standard normal;
@@ -102,8 +104,8 @@ class BatchLoader:
 
         Args:
             source: see `open_source`.
-            config: read for seed, resolution, image_interpolation_mode, proportion_empty_prompts,
-                max_skipped_samples and dataloader_num_workers.
+            config: read for seed, random_flip, random_crop, proportion_empty_prompts, max_skipped_samples,
+                dataloader_num_workers, and for what `PairDecoder` reads.
             prompt_inputs: called in the thread that asks for batches, never in two at once.
             spec: how the global batch is cut up.
             latent_shape: (H, W, C) of one sample's latents.
@@ -121,11 +123,11 @@ class BatchLoader:
                 "every host must have equally many devices"
             )
         self._candidates = _candidates(source, config)
-        self._image_shapes = shapes_of_images(source, config.resolution)
+        self._pair_shapes = shapes_of_pairs(source, config)
         self._config, self._prompt_inputs, self._spec = config, prompt_inputs, spec
         self._latent_shape, self._num_train_timesteps = latent_shape, num_train_timesteps
         self._process_index, self._local_rows = process_index, spec.rows // process_count
-        self._skipped = SkippedSamples(config.max_skipped_samples)
+        self._skipped, self._decode = SkippedSamples(config.max_skipped_samples), PairDecoder(config)
         workers = default_workers if config.dataloader_num_workers is None else config.dataloader_num_workers
         self._workers = Workers(workers) if workers else None
 
@@ -133,6 +135,11 @@ class BatchLoader:
     def skipped(self) -> int:
         """How many distinct bad samples this host has met."""
         return len(self._skipped)
+
+    @property
+    def mismatched(self) -> int:
+        """How many distinct pairs of two shapes this host has met, whatever became of them."""
+        return self._decode.mismatched
 
     def batch(self, step: int) -> Batch:
         """The batch of optimizer step `step`, counted from 0, computed in the calling thread.
@@ -162,9 +169,13 @@ class BatchLoader:
             yield from self._prefetch(start_step, self._workers)
 
     def close(self) -> None:
-        """Stop the worker threads, and say how many captions were cut. Batches already handed out stay valid."""
+        """Stop the worker threads, and say how many samples were used otherwise than they are.
+
+        Batches already handed out stay valid.
+        """
         if self._workers is not None:
             self._workers.close()
+        self._decode.report()
         self._prompt_inputs.report()
 
     def _prefetch(self, start_step: int, workers: Workers) -> Iterator[tuple[int, Batch]]:
@@ -193,16 +204,15 @@ class BatchLoader:
         return step * self._spec.global_batch_size + microbatches_A[:, None] + rows_B[None, :]
 
     def _begin(self, step: int) -> "_UnfinishedBatch":
-        return _UnfinishedBatch(self._positions(step), self._image_shapes, self._config.resolution, self._latent_shape)
+        return _UnfinishedBatch(self._positions(step), self._pair_shapes, self._latent_shape)
 
     def _fill(self, unfinished: "_UnfinishedBatch", row: int) -> None:
         position = int(unfinished.positions[row])
         seed, arrays = self._config.seed, unfinished.arrays
-        sample, image, conditioning_pixels = self._usable_sample(position)
-        for name, array in image.arrays.items():
+        sample, pair = self._usable_sample(position)
+        for name, array in pair.arrays.items():
             arrays[name][row] = array
-        arrays["conditioning_pixel_values"][row] = conditioning_pixels
-        unfinished.sizes[row] = image.sizes
+        unfinished.sizes[row] = pair.sizes
         unfinished.captions[row] = self._caption(sample, position)
         for name, purpose in (("vae_noise", Purpose.VAE_NOISE), ("noise", Purpose.NOISE)):
             generator(seed, purpose, position).standard_normal(dtype=np.float32, out=arrays[name][row])
@@ -214,21 +224,23 @@ class BatchLoader:
         leading = (self._spec.accumulation_steps, self._local_rows)
         return {name: array.reshape(leading + array.shape[1:]) for name, array in arrays.items()}
 
-    def _usable_sample(self, position: int) -> tuple[RawSample, BatchImage, npt.NDArray[np.uint8]]:
-        resolution, interpolation = self._config.resolution, self._config.image_interpolation_mode
+    def _usable_sample(self, position: int) -> tuple[RawSample, DecodedPair]:
+        placement = self._placement(position)
         for sample in self._candidates.at(position):
             try:
-                sample.check()
-                assert sample.image is not None
-                assert sample.conditioning_image is not None
-                image = batch_image(sample.image, resolution, interpolation)
-                return sample, image, preprocess(sample.conditioning_image, resolution, interpolation)
+                return sample, self._decode(sample, placement)
             except BadSampleError as error:
                 self._skipped.add(sample.name, error)
         raise UserError(
             f"none of the training samples can be used ({self.skipped} were tried; the log names each with its "
             "reason). Repair the data, or check that the columns or keys hold what they should"
         )
+
+    def _placement(self, position: int) -> Placement:
+        config = self._config
+        corner = generator(config.seed, Purpose.CROP, position).random(2) if config.random_crop else None
+        flipped = config.random_flip and generator(config.seed, Purpose.FLIP, position).random() < 0.5
+        return Placement(None if corner is None else (float(corner[0]), float(corner[1])), bool(flipped))
 
     def _caption(self, sample: RawSample, position: int) -> str:
         """A dropped one is the empty text, which the encoders (for SDXL both) encode as any other.
@@ -245,19 +257,14 @@ class _UnfinishedBatch:
     """Arrays of one batch with flat rows, which threads fill each its own."""
 
     def __init__(
-        self,
-        positions_AB: npt.NDArray[np.int64],
-        image_shapes: ArrayShapes,
-        resolution: int,
-        latent_shape: tuple[int, int, int],
+        self, positions_AB: npt.NDArray[np.int64], pair_shapes: ArrayShapes, latent_shape: tuple[int, int, int]
     ) -> None:
         self.positions = positions_AB.reshape(-1)
         self.count = positions_AB.size
         self.captions = [""] * self.count
         self.sizes = np.zeros((self.count, SIZES), np.float32)
         self.arrays: Batch = {
-            **{name: np.empty((self.count, *shape), dtype) for name, (shape, dtype) in image_shapes.items()},
-            "conditioning_pixel_values": np.empty((self.count, resolution, resolution, 3), np.uint8),
+            **{name: np.empty((self.count, *shape), dtype) for name, (shape, dtype) in pair_shapes.items()},
             "vae_noise": np.empty((self.count, *latent_shape), np.float32),
             "noise": np.empty((self.count, *latent_shape), np.float32),
             "timesteps": np.empty(self.count, np.int32),

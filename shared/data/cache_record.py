@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from shared.config import TrainConfig
 from shared.data.cached_latents import LatentsLayout
+from shared.data.decoded_pairs import conditioning_interpolation
 from shared.data.sources.base import Manifest
 from shared.models.digests import digests_of_model
 from shared.models.source import vae_source
@@ -32,7 +33,8 @@ class CacheRecord:
 
     Attributes:
         format: of the files; what is written by another version of this project may have another.
-        resolution, interpolation: `--resolution` and `--image_interpolation_mode`, which made the pixels.
+        resolution, interpolation, conditioning_interpolation, conditioning_channels: the flags that made the pixels,
+            the second being `--image_interpolation_mode`.
         latent_shape: (H, W, C) of every sample's latents.
         stored_dtype: of the latents.
         vae: digests of the files of the VAE that made them.
@@ -43,6 +45,8 @@ class CacheRecord:
     format: int
     resolution: _Side
     interpolation: str
+    conditioning_interpolation: str
+    conditioning_channels: Annotated[int, Meta(ge=1, le=64)]
     latent_shape: tuple[_Side, _Side, _Side]
     stored_dtype: StoredDtype
     vae: dict[str, str]
@@ -73,6 +77,8 @@ def new_record(
         format=_FORMAT,
         resolution=config.resolution,
         interpolation=config.image_interpolation_mode,
+        conditioning_interpolation=conditioning_interpolation(config),
+        conditioning_channels=config.conditioning_channels,
         latent_shape=latent_shape,
         stored_dtype=stored_dtype,
         vae=digests_of_model(vae_source(config), DIFFUSERS),
@@ -111,11 +117,17 @@ def record_for(config: TrainConfig) -> CacheRecord | None:
             f"--cached_data {shown(folder)} is not finished: run the command that makes it once more, which goes on "
             "where it was stopped."
         )
-    for flag, made_with in (("resolution", record.resolution), ("image_interpolation_mode", record.interpolation)):
-        if getattr(config, flag) != made_with:
+    made_with = {
+        "resolution": (record.resolution, config.resolution),
+        "image_interpolation_mode": (record.interpolation, config.image_interpolation_mode),
+        "conditioning_interpolation": (record.conditioning_interpolation, conditioning_interpolation(config)),
+        "conditioning_channels": (record.conditioning_channels, config.conditioning_channels),
+    }
+    for flag, (of_cache, of_run) in made_with.items():
+        if of_cache != of_run:
             raise UserError(
-                f"--cached_data {shown(folder)} was made with --{flag} {shown(made_with)}, and this run has "
-                f"{getattr(config, flag)}: give --{flag} {shown(made_with)}, or make another cache."
+                f"--cached_data {shown(folder)} was made with --{flag} {shown(of_cache)}, and this run has {of_run}: "
+                f"give --{flag} {shown(of_cache)}, or make another cache."
             )
     if digests_of_model(vae_source(config), DIFFUSERS) != record.vae:
         raise UserError(

@@ -4,7 +4,6 @@ Axes: H height, W width, C channels, R the training resolution.
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ import PIL.ImageOps
 
 from shared.data.addresses import described, local_path, read_address, scheme_of
 from shared.data.sample import BadSampleError, EncodedImage
-from shared.models.xl import Sizes
+from shared.data.views import View, view_of
 from shared.untrusted import foreign_library, shown
 from shared.untrusted.pictures import check_pixels, open_picture
 from shared.user_errors import UserError
@@ -30,41 +29,26 @@ INTERPOLATION_MODES = {
 """torchvision's names for PIL's filters. PIL has one nearest filter, which torchvision uses for both of its own."""
 
 
-class Preprocessed(NamedTuple):
-    """The pixels that are trained on, uint8 [R,R,3], RGB, 0 to 255, and the sizes of what they were cut from."""
-
-    pixels: npt.NDArray[np.uint8]
-    sizes: Sizes
+MODES = {1: "L", 3: "RGB"}
+"""PIL's mode of pictures, by their channels."""
 
 
-def preprocess(image: EncodedImage, resolution: int, interpolation: str) -> npt.NDArray[np.uint8]:
-    """Decode, resize the shorter side to `resolution`, crop the centre. Images and conditions both go through this.
+def preprocess(image: EncodedImage, resolution: int, interpolation: str, channels: int = 3) -> npt.NDArray[np.uint8]:
+    """Decode, resize the shorter side to `resolution`, crop the centre.
 
     Returns:
-        uint8 [R,R,3], RGB, 0 to 255.
+        uint8 [R,R,C], 0 to 255: RGB, or grey of one channel.
 
     Raises:
         BadSampleError: for an image that cannot be read, or is too large to be honest.
         UserError: for an unknown interpolation mode.
     """
-    return preprocess_with_sizes(image, resolution, interpolation).pixels
+    decoded = decode(image, channels)
+    return rendered(decoded, view_of(decoded.size, (resolution, resolution)), interpolation)
 
 
-def preprocess_with_sizes(image: EncodedImage, resolution: int, interpolation: str) -> Preprocessed:
-    """As `preprocess`, saying too what was done: Podell et al. 2023 (SDXL), section 2.2, conditions on it.
-
-    The original is counted upright and before it is resized, the crop in the resized image, as diffusers'
-    `train_text_to_image_sdxl.py` does it with a centre crop.
-    """
-    decoded = decode(image)
-    pixels = np.asarray(resize_and_crop(decoded, resolution, resolution, interpolation))
-    resized = resized_size(decoded.width, decoded.height, resolution, resolution)
-    left, top = crop_corner(*resized, resolution, resolution)
-    return Preprocessed(pixels, (decoded.height, decoded.width, top, left, resolution, resolution))
-
-
-def decode(image: EncodedImage) -> PIL.Image.Image:
-    """Read an image as 8-bit RGB, turned upright by its EXIF orientation.
+def decode(image: EncodedImage, channels: int = 3) -> PIL.Image.Image:
+    """Read an image as 8-bit RGB, or 8-bit grey of one channel, turned upright by its EXIF orientation.
 
     16-bit grey images (depth maps) are scaled from 65535 to 255; PIL's own conversion would clip them to white.
 
@@ -76,7 +60,7 @@ def decode(image: EncodedImage) -> PIL.Image.Image:
     try:
         # What PIL raises on damaged or hostile files is anything, from one plugin or another.
         with foreign_library("", ""):
-            return _decode(image)
+            return _decode(image, MODES[channels])
     except ValueError as error:
         cause = error.__cause__
         if isinstance(cause, BadSampleError):
@@ -86,12 +70,15 @@ def decode(image: EncodedImage) -> PIL.Image.Image:
         raise BadSampleError(f"{_describe(image)} cannot be decoded: there is not enough memory for it") from error
 
 
-def resize_and_crop(image: PIL.Image.Image, height: int, width: int, interpolation: str) -> PIL.Image.Image:
-    """An image resized until it covers `height` and `width`, then cropped at its centre.
+def rendered(image: PIL.Image.Image, view: View, interpolation: str) -> npt.NDArray[np.uint8]:
+    """What a view shows of a decoded picture.
 
-    For squares that is torchvision's `Resize(resolution, interpolation)` then `CenterCrop(resolution)`, same rounding.
-    Reference: torchvision 0.21, `transforms.functional._compute_resized_output_size` (the longer side is truncated)
-    and `center_crop` (offsets rounded half to even).
+    Where it is cropped at its centre to a square, that is torchvision's `Resize(resolution, interpolation)` then
+    `CenterCrop(resolution)`, same rounding. Reference: torchvision 0.21, `transforms.functional.
+    _compute_resized_output_size` (the longer side is truncated) and `center_crop` (offsets rounded half to even).
+
+    Returns:
+        uint8 [H,W,C], 0 to 255, with the channels of the picture.
 
     Raises:
         BadSampleError: when an extreme aspect ratio would make the resized image a decompression bomb.
@@ -100,29 +87,16 @@ def resize_and_crop(image: PIL.Image.Image, height: int, width: int, interpolati
     if interpolation not in INTERPOLATION_MODES:
         known = ", ".join(INTERPOLATION_MODES)
         raise UserError(f"--image_interpolation_mode is {interpolation!r}; use one of {known}")
-    covering = resized_size(image.width, image.height, width, height)
-    _check_pixels(*covering)
-    resized = image.resize(covering, INTERPOLATION_MODES[interpolation])
-    left, top = crop_corner(*covering, width, height)
-    return resized.crop((left, top, left + width, top + height))
+    _check_pixels(*view.resized)
+    cropped = image.resize(view.resized, INTERPOLATION_MODES[interpolation]).crop(view.box)
+    pixels_HWC = np.asarray(cropped).reshape(cropped.height, cropped.width, -1)
+    return pixels_HWC[:, ::-1] if view.flipped else pixels_HWC
 
 
-def resized_size(width: int, height: int, wanted_width: int, wanted_height: int) -> tuple[int, int]:
-    """(width, height) after one side is as wanted and the other at least so, truncated as torchvision does."""
-    if width * wanted_height <= height * wanted_width:
-        return wanted_width, int(wanted_width * height / width)
-    return int(wanted_height * width / height), wanted_height
-
-
-def crop_corner(width: int, height: int, wanted_width: int, wanted_height: int) -> tuple[int, int]:
-    """(left, top) of the centre crop of a resized image, halves rounded to even as torchvision does."""
-    return round((width - wanted_width) / 2), round((height - wanted_height) / 2)
-
-
-def _decode(image: EncodedImage) -> PIL.Image.Image:
+def _decode(image: EncodedImage, mode: str) -> PIL.Image.Image:
     with _open(image) as opened:
         _check_pixels(*opened.size)
-        return _to_rgb(PIL.ImageOps.exif_transpose(opened))
+        return _converted(PIL.ImageOps.exif_transpose(opened), mode)
 
 
 def _open(image: EncodedImage) -> PIL.Image.Image:
@@ -144,13 +118,13 @@ def _undecodable(image: EncodedImage, error: BaseException | None) -> str:
     return reason if reason.startswith(named) else f"{named} cannot be decoded: {reason}"
 
 
-def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+def _converted(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
     if image.mode.startswith("I;16"):
         grey_HW = np.asarray(image).astype(np.uint32)
-        return PIL.Image.fromarray(((grey_HW + 128) // 257).astype(np.uint8)).convert("RGB")
+        return PIL.Image.fromarray(((grey_HW + 128) // 257).astype(np.uint8)).convert(mode)
     if image.mode in ("I", "F"):
         raise BadSampleError(f"it has 32-bit pixels (mode {image.mode}) of unknown range; save it with 8 or 16 bits")
-    return image.convert("RGB")
+    return image.convert(mode)
 
 
 def _check_pixels(width: int, height: int) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ _LONGEST_REASON = 1500  # a sentence with two paths in it, each already cut
 
 class BadSampleError(Exception):
     """This sample cannot be trained on. The message is the reason, worded for a log line that names the sample."""
+
+
+class MismatchedPairError(BadSampleError):
+    """Its image and its condition are of different shapes."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +82,65 @@ def check_text(caption: str) -> None:
         ) from None
 
 
+@dataclass(frozen=True, slots=True)
+class NoText:
+    """What a row holds where a text should be, in words: "the number 3"."""
+
+    words: str
+
+
 def captions_of(value: Any) -> tuple[str, ...]:
-    """A caption column's value as captions: a string or several strings; anything else counts as no caption.
+    """A caption column's value as captions: a text or several. What is missing, of one or of several, is none.
+
+    A number is not taken for its digits: in a column of labels it stands for a name, and pandas makes 3.0 of "3".
 
     Of more than `MOST_CAPTIONS`, no more are looked at than it takes `RawSample.check` to see it.
+
+    Raises:
+        BadSampleError: it is no text.
     """
     if isinstance(value, str):
         return (value,)
+    if is_missing(value):
+        return ()
     if isinstance(value, Iterable) and not isinstance(value, bytes | dict):
-        captions = tuple(itertools.islice(value, MOST_CAPTIONS + 1))
-        return captions if all(isinstance(caption, str) for caption in captions) else ()
-    return ()
+        some = itertools.islice(value, MOST_CAPTIONS + 1)
+        captions = tuple(caption for caption in some if not is_missing(caption))
+        if all(isinstance(caption, str) for caption in captions):
+            return captions
+        value = captions
+    raise BadSampleError(
+        f"its caption is {kind_of(value)}; expected a text. Write it as one, or name another column of captions"
+    )
+
+
+def is_missing(value: Any) -> bool:
+    """Whether it is None, or what pandas has for that in tables: a float that is not a number."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def kind_of(value: Any) -> str:
+    """In words, what a value is that is no text."""
+    match value:
+        case NoText(words):
+            return words
+        case bool():
+            return str(value).lower()
+        case int():
+            return f"the number {value}"
+        case float():
+            return f"the number {value:g}"
+        case bytes():
+            return f"{len(value)} bytes"
+        case dict():
+            return "an object"
+        case list() | tuple():
+            other = next((item for item in value if not isinstance(item, str) and not is_missing(item)), None)
+            if isinstance(other, list | tuple):
+                return "a list of lists"
+            return "a list" if other is None else f"a list with {kind_of(other)} in it"
+        case _:
+            return f"of the type {type(value).__name__}"
 
 
 class SkippedSamples:
@@ -96,6 +149,7 @@ class SkippedSamples:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._reasons: dict[str, str] = {}
+        self._has_mismatched_pairs = False
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -107,6 +161,7 @@ class SkippedSamples:
             if name in self._reasons:
                 return
             self._reasons[name] = str(error)
+            self._has_mismatched_pairs |= isinstance(error, MismatchedPairError)
             logger.warning("skipped %s: %s", shown(name), shown(error, _LONGEST_REASON))
             if len(self) > self._limit:
                 raise UserError(self._summary())
@@ -119,4 +174,10 @@ class SkippedSamples:
         return (
             f"{len(self)} training samples cannot be used, more than --max_skipped_samples={self._limit} allows, "
             f"among them {some}. Repair or remove them, or raise --max_skipped_samples"
+            + (
+                "; to train on pairs of different shapes, add --mismatched_pairs resize, which stretches conditions "
+                "over their images, or crop, which crops either by itself"
+                if self._has_mismatched_pairs
+                else ""
+            )
         )

@@ -5,7 +5,7 @@ changes is the model. The loss depends strongly on the timestep, so it is also r
 Reference: Ho et al. 2020, eq. 14, for the loss; Esser et al. 2024 ("Scaling Rectified Flow Transformers for
 High-Resolution Image Synthesis") for the validation loss as a measure of a diffusion model's training.
 
-Axes: B rows of a batch, R resolution, L tokens, H W C of the latents.
+Axes: B rows of a batch, R resolution, N channels of a condition, L tokens, H W C of the latents.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.config import TrainConfig
-from shared.data.batch_images import BatchImage, batch_image
 from shared.data.batches import Batch
-from shared.data.preprocessing import preprocess
-from shared.data.sample import BadSampleError, RawSample, SkippedSamples
+from shared.data.decoded_pairs import DecodedPair, PairDecoder
+from shared.data.sample import BadSampleError, SkippedSamples
 from shared.data.sources.base import RandomAccessSource
 from shared.data.tokenization import PromptInputs
 from shared.randomness import Purpose, generator
@@ -33,20 +32,21 @@ BINS = 4
 
 @dataclass(frozen=True)
 class ValidationSample:
-    """A pair that is read, and its caption; `index` is its place in the held-out source.
-
-    `conditioning_pixels` are uint8 [R,R,3], 0 to 255.
-    """
+    """A pair and its caption; `index` is its place in the held-out source."""
 
     index: int
-    image: BatchImage
-    conditioning_pixels: npt.NDArray[np.uint8]
+    pair: DecodedPair
     caption: str
 
     @property
     def pixels(self) -> npt.NDArray[np.uint8] | None:
-        """Of the image, uint8 [R,R,3]; None where it came encoded."""
-        return self.image.arrays.get("pixel_values")
+        """See `DecodedPair`."""
+        return self.pair.pixels
+
+    @property
+    def conditioning_pixels(self) -> npt.NDArray[np.uint8]:
+        """See `DecodedPair`."""
+        return self.pair.conditioning_pixels
 
 
 def read_samples(held_out: RandomAccessSource, config: TrainConfig) -> list[ValidationSample]:
@@ -54,19 +54,20 @@ def read_samples(held_out: RandomAccessSource, config: TrainConfig) -> list[Vali
 
     Args:
         held_out: all of it is read.
-        config: read for resolution, image_interpolation_mode and max_skipped_samples.
+        config: read for max_skipped_samples and for what `PairDecoder` reads.
 
     Raises:
         UserError: no sample is usable, or more are bad than `max_skipped_samples` allows.
     """
-    skipped = SkippedSamples(config.max_skipped_samples)
+    skipped, decode = SkippedSamples(config.max_skipped_samples), PairDecoder(config)
     samples: list[ValidationSample] = []
     for index in range(len(held_out)):
         candidate = held_out[index]
         try:
-            samples.append(_read(index, candidate, config))
+            samples.append(ValidationSample(index, decode(candidate), candidate.captions[0]))
         except BadSampleError as error:
             skipped.add(candidate.name, error)
+    decode.report()
     if not samples:
         raise UserError(f"None of the {len(held_out)} held-out samples can be read. Repair the data, or hold out more.")
     return samples
@@ -111,7 +112,7 @@ class DenoisingEvaluation:
         if not 1 <= bins <= num_train_timesteps:
             raise UserError(f"{bins} timestep bins were asked for; expected 1 to {num_train_timesteps}, the timesteps.")
         self._samples, self._seed, self._batch_size, self._latent_shape = samples, seed, batch_size, latent_shape
-        sizes = np.array([sample.image.sizes for sample in samples], np.float32)
+        sizes = np.array([sample.pair.sizes for sample in samples], np.float32)
         self._prompt_inputs = prompt_inputs([sample.caption for sample in samples], sizes)
         self._edges = [bin_ * num_train_timesteps // bins for bin_ in range(bins + 1)]
         self._rows = len(samples) * bins
@@ -138,8 +139,7 @@ class DenoisingEvaluation:
         samples = [self._samples[row // bins] for row in rows]
         draws = [self._draw(row) for row in rows]
         return {
-            **{name: np.stack([sample.image.arrays[name] for sample in samples]) for name in samples[0].image.arrays},
-            "conditioning_pixel_values": np.stack([sample.conditioning_pixels for sample in samples]),
+            **{name: np.stack([sample.pair.arrays[name] for sample in samples]) for name in samples[0].pair.arrays},
             **{name: array[[row // bins for row in rows]] for name, array in self._prompt_inputs.items()},
             "vae_noise": np.stack([vae_noise for vae_noise, _, _ in draws]),
             "noise": np.stack([noise for _, noise, _ in draws]),
@@ -166,16 +166,3 @@ class DenoisingEvaluation:
             f"validation_loss_t{first:0{digits}}-{end - 1:0{digits}}"
             for first, end in zip(self._edges[:-1], self._edges[1:], strict=True)
         ]
-
-
-def _read(index: int, candidate: RawSample, config: TrainConfig) -> ValidationSample:
-    candidate.check()
-    assert candidate.image is not None
-    assert candidate.conditioning_image is not None
-    how = (config.resolution, config.image_interpolation_mode)
-    return ValidationSample(
-        index=index,
-        image=batch_image(candidate.image, *how),
-        conditioning_pixels=preprocess(candidate.conditioning_image, *how),
-        caption=candidate.captions[0],
-    )

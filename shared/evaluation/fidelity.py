@@ -12,6 +12,7 @@ from shared.data.sources.base import SubsetSource
 from shared.data.sources.circles import draw
 from shared.evaluation import circles, edges
 from shared.evaluation.denoising import ValidationSample
+from shared.evaluation.image_grid import in_colours
 from shared.user_errors import UserError
 
 Picture = npt.NDArray[np.uint8]
@@ -50,7 +51,7 @@ def open_fidelity(config: TrainConfig, held_out: SubsetSource, samples: Sequence
             ),
         )
     if config.evaluation_fidelity == "edges":
-        conditions = [sample.conditioning_pixels for sample in samples]
+        conditions = [in_colours(sample.conditioning_pixels) for sample in samples]
         return Fidelity(
             "edge_f1",
             lambda pictures: edges.summarise(

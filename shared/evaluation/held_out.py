@@ -13,11 +13,11 @@ from shared.data.tokenization import PromptInputs, used_text
 from shared.evaluation.convergence import convergence_step
 from shared.evaluation.denoising import DenoisingEvaluation, PerSampleLosses, read_samples
 from shared.evaluation.fidelity import open_fidelity
-from shared.evaluation.image_grid import save_contact_sheet
+from shared.evaluation.image_grid import in_colours, save_contact_sheet
 from shared.tracking import Tracker
 
 SampleImages = Callable[[list[str], npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
-"""What a backend supplies: prompts and conditions uint8 [R,H,W,3] → images uint8 [R,H,W,3]."""
+"""What a backend supplies: prompts and conditions uint8 [R,H,W,C] → images uint8 [R,H,W,3]."""
 
 _ROWS_ON_SHEET = 8
 
@@ -118,7 +118,7 @@ class HeldOutEvaluation:
     def _save_sheet(self, path: Path, generated: dict[str, npt.NDArray[np.uint8]]) -> None:
         """`generated`, by title, between the first samples' conditions and, where it is at hand, ground truth."""
         columns: dict[str, Iterable[npt.NDArray[np.uint8]]] = {
-            "condition": [sample.conditioning_pixels for sample in self._samples],
+            "condition": [in_colours(sample.conditioning_pixels) for sample in self._samples],
             **generated,
         }
         truths = [sample.pixels for sample in self._samples if sample.pixels is not None]

@@ -33,6 +33,11 @@ class GridRow(NamedTuple):
     images: Sequence[tuple[str, np.ndarray]]
 
 
+def in_colours(image_HWC: np.ndarray) -> np.ndarray:
+    """A condition, of one channel or three, as a picture [H, W, 3] to look at."""
+    return np.repeat(image_HWC, 3, axis=-1) if image_HWC.shape[-1] == 1 else image_HWC
+
+
 def enlarge(image: np.ndarray, least_side: int) -> np.ndarray:
     """Repeat the pixels of an image [H, W, ...] as often as it takes to make its shorter side `least_side` or more."""
     factor = -(-least_side // min(image.shape[:2]))

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from shared.config import TrainConfig
+from shared.data.decoded_pairs import conditioning_interpolation
 from shared.data.preprocessing import preprocess
 from shared.data.sample import BadSampleError
 from shared.data.tokenization import Tokenize, used_text
-from shared.evaluation.image_grid import GridRow, save_grid
+from shared.evaluation.image_grid import GridRow, in_colours, save_grid
 from shared.tracking import Tracker
 from shared.untrusted import shown
 from shared.user_errors import UserError
@@ -26,7 +27,7 @@ class ValidationImages:
 
     Attributes:
         prompts: one for each image to make: each pair's `num_validation_images` times.
-        conditions_RHWC: uint8 [R,H,W,3], the condition of each.
+        conditions_RHWC: uint8 [R,H,W,C], the condition of each, of --conditioning_channels.
     """
 
     def __init__(self, config: TrainConfig):
@@ -62,7 +63,10 @@ class ValidationImages:
         rows = []
         for pair, (heading, condition) in enumerate(zip(self._headings, self._pair_conditions, strict=True)):
             own = images_RHWC[pair * self._per_pair : (pair + 1) * self._per_pair]
-            captioned = [("condition", condition), *((f"image {index}", image) for index, image in enumerate(own))]
+            captioned = [
+                ("condition", in_colours(condition)),
+                *((f"image {index}", image) for index, image in enumerate(own)),
+            ]
             tracker.images(f"validation/{pair}", captioned, step)
             rows.append(GridRow(heading, captioned))
         for pair, row in enumerate(rows):
@@ -91,6 +95,6 @@ def _read_condition(path: Path, config: TrainConfig) -> np.ndarray:
     if not os.path.exists(path):
         raise UserError(f"--validation_image: there is no file {shown(path)}. Give paths of existing images.")
     try:
-        return preprocess(path, config.resolution, config.image_interpolation_mode)
+        return preprocess(path, config.resolution, conditioning_interpolation(config), config.conditioning_channels)
     except BadSampleError as error:
         raise UserError(f"--validation_image {shown(path)} cannot be used: {error}. Give a readable image.") from error

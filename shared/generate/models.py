@@ -1,10 +1,11 @@
 """Which models draw: what flags and a run's folder name, told from small files before anything is loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shared.config import TrainConfig
+from shared.data.preprocessing import MODES
 from shared.data.tokenization import PromptInputs
 from shared.diffusion.schedule import NoiseSchedule
 from shared.generate.options import GenerateConfig
@@ -69,12 +70,14 @@ def find_models(config: GenerateConfig) -> NamedModels:
     """
     name = str(config.controlnet_model_name_or_path)
     run = run_of(name)
-    models = _named(config, run)
+    models = _with_channels_of(_named(config, run))
     schedule = NoiseSchedule.from_source(base_source(models, "scheduler"))
     unet = check_base_model(models, schedule.config)
     source = controlnet_source(models)
     controlnet = (
-        ControlNetConfig.from_unet_config(unet) if source is None else read_config(source.file(), ControlNetConfig)
+        ControlNetConfig.from_unet_config(unet, conditioning_channels=models.conditioning_channels)
+        if source is None
+        else read_config(source.file(), ControlNetConfig)
     )
     vae = read_config(vae_source(models).file(), AutoencoderKLConfig)
     return NamedModels(
@@ -87,6 +90,20 @@ def find_models(config: GenerateConfig) -> NamedModels:
         vae_config=vae,
         controlnet_config=controlnet,
     )
+
+
+def _with_channels_of(models: TrainConfig) -> TrainConfig:
+    """With the channels that the named ControlNet takes. UserError where no condition image has so many."""
+    source = controlnet_source(models)
+    if source is None:
+        return models
+    channels = read_config(source.file(), ControlNetConfig).conditioning_channels
+    if channels not in MODES:
+        raise UserError(
+            f"The ControlNet in {source.name} takes conditions of {channels} channels (conditioning_channels in its "
+            "config.json); expected 3, of colour images, or 1, of grey ones. Give another ControlNet."
+        )
+    return replace(models, conditioning_channels=channels)
 
 
 def _trained_unet(config: GenerateConfig, base: UNet2DConditionConfig) -> ModelSource | None:

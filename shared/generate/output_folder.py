@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from shared.evaluation.image_grid import GridRow, enlarge, save_grid
+from shared.evaluation.image_grid import GridRow, enlarge, in_colours, save_grid
 from shared.outgoing.atomic_files import write_atomically, write_text_atomically
 from shared.untrusted import MIB, read_json, shown
 from shared.user_errors import UserError
@@ -118,13 +118,13 @@ class ContactSheet:
         self._rows: list[tuple[str, list[tuple[str, np.ndarray]]]] = []
 
     def add(self, number: int, heading: str, caption: str, condition_HWC: np.ndarray, image_HWC: np.ndarray) -> None:
-        """Pictures come in the order of their numbers; all of a row have its heading and condition. uint8, RGB."""
+        """Pictures come in the order of their numbers; all of a row have its heading and condition (RGB or grey)."""
         row, place = divmod(number, self._per_row)
         most_rows, most_pictures = _MOST_ON_SHEET
         if row >= most_rows or place >= most_pictures:
             return
         if place == 0:
-            self._rows.append((heading, [("condition", _thumbnail(condition_HWC))]))
+            self._rows.append((heading, [("condition", _thumbnail(in_colours(condition_HWC)))]))
         self._rows[-1][1].append((caption, _thumbnail(image_HWC)))
 
     def write(self, folder: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from shared.config import Backend, TrainConfig
 from shared.config.support import notices
+from shared.data.decoded_pairs import conditioning_interpolation
 from shared.data.tokenization import Tokenize, used_text
 from shared.diffusion.control import Control
 from shared.diffusion.drawing import Drawing
@@ -53,8 +54,9 @@ def prepare_job(config: GenerateConfig, backend: Backend) -> Job:
     check_output_folder(Path(config.output_dir))
     models = find_models(config)
     drawing = drawing_of(config, models)
-    interpolation = (TrainConfig() if models.run is None else models.run.config).image_interpolation_mode
-    conditions = [read_condition(path, drawing.height, drawing.width, interpolation) for path in files]
+    interpolation = conditioning_interpolation(TrainConfig() if models.run is None else models.run.config)
+    how = (drawing.height, drawing.width, interpolation, models.config.conditioning_channels)
+    conditions = [read_condition(path, *how) for path in files]
     return Job(
         config=config,
         models=models,

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from shared.data.preprocessing import decode, resize_and_crop
+from shared.data.preprocessing import decode, rendered
 from shared.data.sample import BadSampleError
+from shared.data.views import view_of
 from shared.generate.options import GenerateConfig
 from shared.untrusted import MIB, read_file, shown
+from shared.untrusted.text import decoded
 from shared.user_errors import UserError
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".avif", ".jp2")
@@ -41,7 +43,7 @@ def prompts_of(config: GenerateConfig) -> list[str]:
     if config.prompt_file is None:
         return list(config.prompt or ())
     try:
-        text = read_file(config.prompt_file, _LARGEST_PROMPT_FILE).decode("utf-8-sig")
+        text = decoded(read_file(config.prompt_file, _LARGEST_PROMPT_FILE))
     except UnicodeDecodeError as error:
         raise UserError(
             f"--prompt_file {shown(config.prompt_file)} is not UTF-8 at byte {error.start}. Write it in UTF-8."
@@ -101,14 +103,14 @@ def pair(prompts: Sequence[str], conditions: int, images_per_prompt: int) -> lis
     ]
 
 
-def read_condition(path: Path, height: int, width: int, interpolation: str) -> np.ndarray:
-    """uint8 [H,W,3], RGB: resized until it covers the picture, then cropped at the centre, as in training.
+def read_condition(path: Path, height: int, width: int, interpolation: str, channels: int = 3) -> np.ndarray:
+    """uint8 [H,W,C], RGB or grey: resized until it covers the picture, then cropped at the centre, as in training.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        return fitted(decode(path), height, width, interpolation)
+        return fitted(decode(path, channels), height, width, interpolation)
     except (BadSampleError, UserError) as error:
         raise UserError(
             f"--conditioning_image {shown(path)} cannot be used: {error}. Give a readable image."
@@ -116,9 +118,9 @@ def read_condition(path: Path, height: int, width: int, interpolation: str) -> n
 
 
 def fitted(image: PIL.Image.Image, height: int, width: int, interpolation: str) -> np.ndarray:
-    """uint8 [H,W,3] of an RGB image, as `read_condition`; UserError where it would have too many pixels on the way."""
+    """uint8 [H,W,C] of a decoded image, as `read_condition`; UserError for too many pixels on the way."""
     try:
-        return np.asarray(resize_and_crop(image, height, width, interpolation))
+        return rendered(image, view_of(image.size, (width, height)), interpolation)
     except BadSampleError as error:
         raise UserError(str(error)) from error
 

@@ -27,7 +27,13 @@ OF_BASE_MODEL = (
     "tokenizer_name",
 )
 # What a checkpoint's parameters are of: it holds no configuration of the ControlNet.
-_OF_CHECKPOINT = ("controlnet_model_name_or_path", "controlnet_revision", "only_mid_control", "sd_unlocked")
+_OF_CHECKPOINT = (
+    "controlnet_model_name_or_path",
+    "controlnet_revision",
+    "conditioning_channels",
+    "only_mid_control",
+    "sd_unlocked",
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class TrainedRun:
         logger.info("Base model, from the run's %s: %s", RUN_CONFIG, name)
         return {name: getattr(self.config, name) for name in OF_BASE_MODEL}
 
-    def beginning(self) -> dict[str, str | bool | None]:
+    def beginning(self) -> dict[str, str | int | None]:
         """Flags that name the models as they were when the run began, which a checkpoint's parameters replace."""
         return {name: getattr(self.config, name) for name in _OF_CHECKPOINT}
 

@@ -8,7 +8,13 @@ from shared.user_errors import UserError
 
 
 def check_models_fit(
-    base: str, unet: Any, text_encoder: Any, vae: Any, controlnet: Any, text_encoder_2: Any | None = None
+    base: str,
+    unet: Any,
+    text_encoder: Any,
+    vae: Any,
+    controlnet: Any,
+    text_encoder_2: Any | None = None,
+    conditioning_channels: int = 3,
 ) -> None:
     """Refuse models that cannot work together, before anything is computed.
 
@@ -17,6 +23,7 @@ def check_models_fit(
         unet, text_encoder, vae, controlnet: their configurations, with the attributes of diffusers' (for the text
             encoder, transformers') `config.json`.
         text_encoder_2: that of Stable Diffusion XL.
+        conditioning_channels: of the conditions that the ControlNet is to take.
 
     Raises:
         UserError: the first thing that does not fit.
@@ -48,7 +55,6 @@ def check_models_fit(
             _reduction(vae.block_out_channels),
             _reduction(controlnet.conditioning_embedding_out_channels),
         ),
-        "channels of RGB conditions and the ControlNet (conditioning_channels)": (3, controlnet.conditioning_channels),
     } | (_added_features(unet, controlnet) if text_encoder_2 is not None else {})
     for what, (one, other) in pairs.items():
         if _plain(one) != _plain(other):
@@ -56,6 +62,12 @@ def check_models_fit(
                 f"These models do not belong together: the {what} are {one} and {other}. Give a ControlNet and a VAE "
                 f"that were made for {shown_name(base)}."
             )
+    if controlnet.conditioning_channels != conditioning_channels:
+        raise UserError(
+            f"--conditioning_channels is {conditioning_channels}, but the ControlNet takes conditions of "
+            f"{controlnet.conditioning_channels} channels (conditioning_channels in its config.json): give that "
+            f"number, or another ControlNet for {shown_name(base)}."
+        )
 
 
 def _text_features(unet: Any, text_encoder: Any, text_encoder_2: Any | None) -> dict[str, tuple[Any, Any]]:

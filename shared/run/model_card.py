@@ -36,7 +36,8 @@ from diffusers.utils import load_image
 
 controlnet = ControlNetModel.from_pretrained({name})
 pipeline = {pipeline}.from_pretrained({base_model}, controlnet=controlnet)
-image = pipeline("your prompt", image=load_image("your_condition.png")).images[0]
+{condition}
+image = pipeline("your prompt", image=condition).images[0]
 ```"""
 
 _USE_WITH_ITS_UNET = """The decoder of the base model's UNet was trained too: the ControlNet belongs to the UNet in the
@@ -50,8 +51,14 @@ from diffusers.utils import load_image
 controlnet = ControlNetModel.from_pretrained({name})
 unet = UNet2DConditionModel.from_pretrained({name}, subfolder="{unet_folder}")
 pipeline = {pipeline}.from_pretrained({base_model}, unet=unet, controlnet=controlnet)
-image = pipeline("your prompt", image=load_image("your_condition.png")).images[0]
+{condition}
+image = pipeline("your prompt", image=condition).images[0]
 ```"""
+
+_CONDITION = 'condition = load_image("your_condition.png")'
+# The pipelines make three channels of every picture, and leave tensors as they are.
+_GREY_CONDITION = """grey = load_image("your_condition.png").convert("L").resize(({resolution}, {resolution}))
+condition = torch.tensor(list(grey.tobytes())).reshape(1, 1, {resolution}, {resolution}) / 255"""
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,9 @@ def model_card(output_dir: Path, config: TrainConfig, name: str, content: CardCo
             base_model=_as_python(base_model),
             unet_folder=UNET_FOLDER,
             pipeline=kind.pipeline,
+            condition=_CONDITION
+            if config.conditioning_channels == 3
+            else _GREY_CONDITION.format(resolution=config.resolution),
         ),
         "## Training",
         "\n".join(_item(key, value) for key, value in content.facts.items()),

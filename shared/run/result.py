@@ -38,6 +38,7 @@ _ON_THE_CARD = ("circle_iou", "color_accuracy", "edge_f1", "validation_loss")
 class BackendFacts:
     """What only the backend knows of a finished run.
 
+    `pairs_mismatched` are the pairs of an image and a condition of two shapes, whatever became of them.
     `peak_device_memory_gib` is of the fullest device, None where devices keep no count.
     """
 
@@ -45,6 +46,7 @@ class BackendFacts:
     devices: str
     packages: tuple[str, ...]
     samples_skipped: int
+    pairs_mismatched: int
     peak_device_memory_gib: float | None
 
 
@@ -179,6 +181,7 @@ def _report(
         **log.speed_figures(log.images_per_second),
         **({"weights": "moving average"} if config.use_ema else {}),
         "samples_skipped": facts.samples_skipped,
+        "pairs_mismatched": facts.pairs_mismatched,
         **({} if held_out is None else held_out.report()),
         "seconds_to_first_step": log.seconds_to_first_step,
         "seconds_total": round(time.perf_counter() - started, 1),

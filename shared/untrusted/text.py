@@ -1,5 +1,6 @@
 """Text of others on its way to a terminal, a log, an error or a page."""
 
+import codecs
 import re
 
 _LONGEST_SHOWN = 300  # characters: enough for any honest name or path, too few to fill a screen
@@ -18,6 +19,16 @@ def shown(value: object, limit: int = _LONGEST_SHOWN) -> str:
     text = str(value)
     cut = text if len(text) <= limit else f"{text[: limit * 2 // 3]}…{text[-limit // 3 :]}"
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in cut)
+
+
+def decoded(content: bytes) -> str:
+    """A text file's content: UTF-8, or UTF-16 where its byte order mark says so, as Windows PowerShell writes it.
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig")
 
 
 def harmless(text: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.data.cached_latents import LatentsLayout
-from shared.data.sample import RawSample
+from shared.data.sample import BadSampleError, RawSample
 from shared.randomness import Purpose, generator
 from shared.user_errors import UserError
 
@@ -42,7 +42,9 @@ Source = RandomAccessSource | StreamSource
 class TellsCaptions(Protocol):
     """A `RandomAccessSource` that reads a sample's captions without its images."""
 
-    def captions(self, index: int) -> tuple[str, ...]: ...
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Raises BadSampleError for what is no caption."""
+        ...
 
 
 @runtime_checkable
@@ -60,7 +62,12 @@ def latents_of(source: Source) -> LatentsLayout | None:
 
 def captions_at(source: RandomAccessSource, index: int) -> tuple[str, ...]:
     """All captions of a sample; those of a bad one are anything."""
-    return source.captions(index) if isinstance(source, TellsCaptions) else source[index].captions
+    if not isinstance(source, TellsCaptions):
+        return source[index].captions
+    try:
+        return source.captions(index)
+    except BadSampleError:
+        return ()
 
 
 class SubsetSource:

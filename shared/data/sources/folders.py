@@ -89,13 +89,14 @@ class JsonLinesSource:
 
     def __getitem__(self, index: int) -> RawSample:
         number, (image, conditioning_image, caption) = self._rows[index]
-        captions, name = captions_of(caption), f"{self._path} line {number} ({image})"
+        name = f"{self._path} line {number} ({image})"
         try:
+            captions = captions_of(caption)
             found, found_conditioning = (
                 self._files.find(name, self._path.parent) for name in (image, conditioning_image)
             )
         except BadSampleError as error:
-            return RawSample(None, None, captions, name, str(error))
+            return RawSample(None, None, (), name, str(error))
         return RawSample(found, found_conditioning, captions, name)
 
     def captions(self, index: int) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ Columns = tuple[str, str, str]  # image, conditioning image, caption
 _FINGERPRINT_ROWS = 10_000
 _MOST_LISTED, _LONGEST_LISTED = 30, 60  # in a message
 
+_NUMBERS = ("int", "uint", "float", "bool", "decimal")  # beginnings of what pyarrow calls such columns
+
 _REPAIR = "Download or write it again."
 _PICTURE_ENDINGS = {f".{ending}" for ending in (*IMAGE_ENDINGS, "gif", "avif", "jp2")}
 
@@ -62,6 +64,7 @@ def open_huggingface(config: TrainConfig) -> RandomAccessSource | StreamSource:
     with foreign_library(f"the dataset {where} cannot be read", _REPAIR):
         present = list(dataset.column_names or next(iter(dataset), {}))
     _check_columns(present, columns, where)
+    _check_captions((dataset.features or {}).get(columns[2]), columns[2], where)
     with foreign_library(f"the dataset {where} cannot be read", _REPAIR):
         dataset = _undecoded(dataset, columns)
         if isinstance(dataset, datasets.IterableDataset):
@@ -299,6 +302,17 @@ def _check_columns(present: list[str], columns: Columns, where: str) -> None:
             )
 
 
+def _check_captions(feature: Any, column: str, where: str) -> None:
+    """Raises UserError for a column of numbers or labels: all of its samples would be bad."""
+    dtype = str(getattr(feature, "dtype", ""))
+    if dtype.startswith(_NUMBERS):
+        what = "class labels" if isinstance(feature, datasets.ClassLabel) else f"numbers ({dtype})"
+        raise UserError(
+            f"--caption_column is {column!r}, which in {where} holds {what}, not texts; name a column with captions, "
+            "or make texts of these"
+        )
+
+
 def _undecoded(dataset: Any, columns: Columns) -> Any:
     dataset = dataset.with_format(None).select_columns(list(dict.fromkeys(columns)))
     for column in columns[:2]:
@@ -309,11 +323,10 @@ def _undecoded(dataset: Any, columns: Columns) -> Any:
 
 def _raw_sample(row: dict[str, Any], columns: Columns, files: NamedFiles, name: str) -> RawSample:
     image, conditioning_image, caption = (row.get(column) for column in columns)
-    captions = captions_of(caption)
     try:
-        return RawSample(_image(image, files), _image(conditioning_image, files), captions, name)
+        return RawSample(_image(image, files), _image(conditioning_image, files), captions_of(caption), name)
     except BadSampleError as error:
-        return RawSample(None, None, captions, name, str(error))
+        return RawSample(None, None, (), name, str(error))
 
 
 def _image(value: Any, files: NamedFiles) -> EncodedImage | None:

@@ -5,17 +5,22 @@ and captions into what a run shows and uploads.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from shared.config import TrainConfig
 from shared.data.addresses import check_address, described, local_path, scheme_of, zip_parts
-from shared.data.sample import BadSampleError
+from shared.data.sample import BadSampleError, NoText
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
 _FLAG = "--allowed_data_dirs"
+
+_LONGEST_NAME = 4096  # bytes; Linux opens no longer path
+_OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 class NamedFiles:
@@ -47,8 +52,10 @@ class NamedFiles:
             base: the folder to which the name is relative, where it is not the data's.
 
         Raises:
-            BadSampleError: it lies outside of the folders, or is an address that is not read.
+            BadSampleError: it lies outside of the folders, or is an address that is not read, or no name at all.
         """
+        if isinstance(name, NoText):
+            raise BadSampleError(f"it names {name.words}; expected the name of a file")
         if not isinstance(name, str) or not name:
             return None
         if (parts := zip_parts(name)) is not None:
@@ -69,8 +76,24 @@ class NamedFiles:
             raise UserError(f"{shown(path)} cannot be used: {error}") from None
 
     def _file(self, name: str, base: Path | None) -> Path:
+        """The first reading of a name that is a file, else the name as it is. None of them leads out of the folders."""
+        first, *others = _readings(local_path(name))
+        path = self._inside(first, name, base)
+        is_of_windows = _OF_WINDOWS.match(name)
+        if not (others or is_of_windows) or os.path.lexists(path):
+            return path
+        for reading in others:
+            if os.path.lexists(found := self._inside(reading, name, base)):
+                return found
+        if is_of_windows:
+            raise BadSampleError(
+                f"it names {shown(name)}, a file of another machine; expected a name relative to the data's folder"
+            )
+        return path
+
+    def _inside(self, reading: str, name: str, base: Path | None) -> Path:
         base = base or self._folder
-        path = Path(local_path(name)) if base is None else base / local_path(name)
+        path = Path(reading) if base is None else base / reading
         if not path.is_absolute() and base is None:
             raise BadSampleError(f"it names {shown(name)}, relative to a folder that {shown(self._data)} does not have")
         self._check_inside(path, name)
@@ -103,6 +126,20 @@ def allowed_folders(config: TrainConfig) -> list[Path]:
         if not os.path.isdir(folder):
             raise UserError(f"{_FLAG} has {shown(folder)!r}, which is no folder; give folders that exist")
     return folders
+
+
+def _readings(name: str) -> list[str]:
+    """What a name may mean, likeliest first: as it is; without blanks around it; with the backslashes of Windows for
+    slashes; with accents composed, as most programs write them, or apart, as macOS does.
+
+    On Linux all of these are names of different files.
+    """
+    if len(name) > _LONGEST_NAME:
+        return [name]
+    stripped = dict.fromkeys((name, name.strip()))
+    slashed = dict.fromkeys(reading for one in stripped for reading in (one, one.replace("\\", "/")))
+    forms = (form for one in slashed for form in (one, normalize("NFC", one), normalize("NFD", one)))
+    return list(dict.fromkeys(forms))
 
 
 def _blobs_of_snapshot(folder: Path) -> list[Path]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from shared.data.sample import RawSample, captions_of
-from shared.data.sources.json_lines import text_of
+from shared.data.sample import BadSampleError, RawSample, captions_of
+from shared.data.sources.json_lines import Text, text_of
 from shared.untrusted import MIB, shown
 from shared.untrusted.pictures import LARGEST_FILE
+from shared.untrusted.text import decoded
 from shared.user_errors import UserError
 
 IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm")
@@ -115,18 +116,20 @@ def _with_endings(names: tuple[str, ...], endings: tuple[str, ...]) -> tuple[str
 
 def _captions(extension: str, content: bytes) -> tuple[tuple[str, ...], str]:
     try:
-        text = content.decode("utf-8")
+        text = decoded(content)
     except UnicodeDecodeError as error:
         return (), f"its caption (.{shown(extension)}) cannot be read: {error}"
     if extension.rsplit(".", 1)[-1] != "json":
         return (text.strip(),), ""
     try:
         return captions_of(_caption_in(text)), ""
+    except BadSampleError as error:
+        return (), str(error)
     except (ValueError, RecursionError) as error:
         return (), f"its caption (.{shown(extension)}) cannot be read: {shown(error)}"
 
 
-def _caption_in(text: str) -> str | list[str] | None:
+def _caption_in(text: str) -> Text:
     """The caption in a JSON text: the text itself, a list of texts, or what an object has under a usual name."""
     try:
         value = _decode_object(text)

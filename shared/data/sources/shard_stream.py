@@ -11,7 +11,7 @@ from shared.data.sample import RawSample
 from shared.data.sources.base import Manifest
 from shared.data.sources.shard_keys import MOST_MEMBERS, ShardKeys, raw_sample, split_member, twice
 from shared.data.sources.shuffling import buffered_shuffle
-from shared.data.sources.tar_reading import Content, DamagedTarError, StreamContent, regular_files
+from shared.data.sources.tar_reading import Content, DamagedTarError, EndsTooEarlyError, StreamContent, regular_files
 from shared.outgoing.redaction import redacted
 from shared.randomness import Purpose, generator
 from shared.untrusted import foreign_library, open_file, shown
@@ -132,7 +132,10 @@ def _samples(location: str, content: Content, keys: ShardKeys) -> Iterator[_Stre
             raise twice(redacted(location), name)
         if len(sample.members) >= MOST_MEMBERS:
             raise DamagedTarError(f"a sample has more than {MOST_MEMBERS:,} members")
-        sample.add(extension, size, content, keys)
+        try:
+            sample.add(extension, size, content, keys)
+        except EndsTooEarlyError:
+            raise EndsTooEarlyError(f", in {shown(name)}") from None
     if sample is not None:
         yield sample
 

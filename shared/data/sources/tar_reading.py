@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO, Any, Protocol, cast
 
-from shared.untrusted import MIB, foreign_library
+from shared.untrusted import MIB, foreign_library, shown
 
 _LARGEST_EXTENSION = MIB  # a name has 4096 bytes at most; the rest are extended attributes of some kilobytes
 _MOST_EXTENSIONS = 16  # of one member, which has a name, a link's name and a set of attributes, or two
@@ -32,6 +32,13 @@ class DamagedTarError(Exception):
     """The message is the reason, a part of a sentence that names the tar, without anything that may be secret."""
 
 
+class EndsTooEarlyError(DamagedTarError):
+    """The content ends before what its headers claim: a copy or a download that was cut off."""
+
+    def __init__(self, where: str = "") -> None:
+        super().__init__(f"it ends too early{where}, as if its copying or its download had been cut off")
+
+
 class Content(Protocol):
     """Where a tar's bytes come from."""
 
@@ -42,7 +49,7 @@ class Content(Protocol):
         ...
 
     def skip_to(self, position: int) -> None:
-        """Go forward. Raises DamagedTarError where the content ends before, or cannot be read."""
+        """Go forward. EndsTooEarlyError where the content ends before, DamagedTarError where it cannot be read."""
         ...
 
 
@@ -63,7 +70,7 @@ class FileContent:
 
     def skip_to(self, position: int) -> None:
         if position > self._size:
-            raise DamagedTarError("it ends in the middle of a member")
+            raise EndsTooEarlyError
         self.position = position
 
 
@@ -84,7 +91,7 @@ class StreamContent:
     def skip_to(self, position: int) -> None:
         while self.position < position:
             if not self._some(min(position - self.position, _CHUNK)):
-                raise DamagedTarError("it ends in the middle of a member")
+                raise EndsTooEarlyError
 
     def _some(self, count: int) -> bytes:
         try:
@@ -93,6 +100,8 @@ class StreamContent:
                     self._unpacked = _unpacked(self._packed)
                 part = self._unpacked.read(count)
         except ValueError as error:  # the reason may quote a command with a token in it
+            if isinstance(error.__cause__, EOFError):  # of the unpackers
+                raise EndsTooEarlyError from None
             raise DamagedTarError(type(error.__cause__).__name__) from None
         except MemoryError:
             raise DamagedTarError("unpacking it takes more memory than there is") from None
@@ -106,14 +115,20 @@ def regular_files(content: Content) -> Iterator[tuple[str, int]]:
     """(name, size) of each regular file. The content then stands at its first byte, and may be read up to its last.
 
     Raises:
-        DamagedTarError: it is no tar, is cut off, or its headers are damaged or claim what no honest tar has.
+        DamagedTarError: it is no tar, ends too early, or its headers are damaged or claim what no honest tar has.
     """
-    while (member := _next_member(content)) is not None:
-        begin = content.position
-        if member.isreg():
-            yield member.name, member.size
-        if member.isreg() or member.type not in tarfile.SUPPORTED_TYPES:
-            content.skip_to(begin + _blocks(member.size))
+    where = ""
+    try:
+        while (member := _next_member(content)) is not None:
+            where = f", in {shown(member.name)}"
+            begin = content.position
+            if member.isreg():
+                yield member.name, member.size
+            if member.isreg() or member.type not in tarfile.SUPPORTED_TYPES:
+                content.skip_to(begin + _blocks(member.size))
+            where = f", after {shown(member.name)}"
+    except EndsTooEarlyError:
+        raise EndsTooEarlyError(where) from None
 
 
 def read_at(descriptor: int, position: int, count: int) -> bytes:
@@ -156,6 +171,8 @@ def _header(content: Content) -> tarfile.TarInfo | None:
         raise DamagedTarError("it is empty")
     if not block.strip(b"\0"):  # the end; some programs cut its zeros short
         return None
+    if len(block) < tarfile.BLOCKSIZE and begin:
+        raise EndsTooEarlyError
     try:
         with foreign_library("", ""):
             header = tarfile.TarInfo.frombuf(block, _ENCODING, _ERRORS)

@@ -116,24 +116,25 @@ def test_blocks_convolved_are_the_pixels_convolved(stride: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "widths", "kernels"),
+    ("height", "width", "channels", "widths", "kernels"),
     [
-        pytest.param(32, 48, (4, 8, 8, 12), {(4 * 4 * 3, 4 * 4 * 4), (4 * 4 * 4, 2 * 2 * 8)}, id="in-blocks"),
-        pytest.param(31, 48, (4, 8, 8, 12), {(3, 4), (4, 4)}, id="odd-height"),
-        pytest.param(32, 48, (4, 8), {(3, 4), (4, 4)}, id="one-reduction"),
+        pytest.param(32, 48, 3, (4, 8, 8, 12), {(4 * 4 * 3, 4 * 4 * 4), (4 * 4 * 4, 2 * 2 * 8)}, id="in-blocks"),
+        pytest.param(32, 48, 1, (4, 8, 8, 12), {(4 * 4 * 1, 4 * 4 * 4), (4 * 4 * 4, 2 * 2 * 8)}, id="grey-in-blocks"),
+        pytest.param(31, 48, 3, (4, 8, 8, 12), {(3, 4), (4, 4)}, id="odd-height"),
+        pytest.param(32, 48, 3, (4, 8), {(3, 4), (4, 4)}, id="one-reduction"),
     ],
 )
 def test_the_conditioning_network_begins_in_blocks_where_it_can(
-    height: int, width: int, widths: tuple[int, ...], kernels: set[tuple[int, int]]
+    height: int, width: int, channels: int, widths: tuple[int, ...], kernels: set[tuple[int, int]]
 ) -> None:
     definitions = {
-        for_tpu: split(ControlNetConditioningEmbedding(3, widths, 8, Compute(tpu_convolutions=for_tpu)))
+        for_tpu: split(ControlNetConditioningEmbedding(channels, widths, 8, Compute(tpu_convolutions=for_tpu)))
         for for_tpu in (False, True)
     }
     _, params = definitions[True]
     drawn = draw(*(value.shape for value in params.values()))
     values = {name: jnp.asarray(value) for name, value in zip(params, drawn, strict=True)}
-    (condition_BYXC,) = draw((ENOUGH_IMAGES, height, width, 3))  # enough for convolutions in one piece
+    (condition_BYXC,) = draw((ENOUGH_IMAGES, height, width, channels))  # enough for convolutions in one piece
 
     def run(for_tpu: bool) -> Any:
         return definitions[for_tpu][0].bind(values)

@@ -70,6 +70,7 @@ def build(case: Case) -> Attempt:
         seed=case.below(100),
         max_skipped_samples=pick(case, (0, 2, 100)),
         dataloader_num_workers=pick(case, (0, 0, 2)),
+        mismatched_pairs="crop",  # honest pictures are of several shapes
         cache_dir=str(case.folder / "cache"),
         **values,
     )

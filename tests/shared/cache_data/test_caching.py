@@ -20,7 +20,8 @@ from shared.cache_data.caching import make_cache
 from shared.cache_data.encoders import Encoders, ImageEncoder
 from shared.config import TrainConfig
 from shared.data.cache_record import RECORD_FILE
-from shared.data.preprocessing import preprocess_with_sizes
+from shared.data.decoded_pairs import PairDecoder
+from shared.data.preprocessing import preprocess
 from shared.data.sources import open_source, open_sources
 from shared.data.sources.base import latents_of
 from shared.data.sources.cached import CAPTIONS, CONDITION, LATENTS
@@ -133,7 +134,7 @@ def test_sizes_are_those_of_the_pictures(photos: Path, tmp_path: Path) -> None:
     make_cache(config(photos, tmp_path), "flax", Backend().open)
     plain, cached = (open_source(made) for _, made in _both(photos, tmp_path))
     for index in range(20):
-        expected = preprocess_with_sizes(plain[index].image, SIDE, "bilinear").sizes  # type: ignore[index]
+        expected = PairDecoder(config(photos, tmp_path))(plain[index]).sizes  # type: ignore[index]
         assert cached[index].image.unpack().sizes == expected  # type: ignore[index]
 
 
@@ -209,6 +210,8 @@ def _other_vae(model: Path) -> Path:
     [
         ({"resolution": 64}, "was made with --resolution 32"),
         ({"image_interpolation_mode": "lanczos"}, "was made with --image_interpolation_mode bilinear"),
+        ({"conditioning_interpolation": "nearest"}, "was made with --conditioning_interpolation bilinear"),
+        ({"conditioning_channels": 1}, "was made with --conditioning_channels 3"),
     ],
 )
 def test_a_run_of_another_kind_is_refused(photos: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -295,10 +298,7 @@ def test_conditions_are_kept_without_loss(photos: Path, tmp_path: Path) -> None:
     make_cache(config(grey, tmp_path / "cache"), "flax", Backend().open)
     plain, cached = (source for source, _ in _both(grey, tmp_path / "cache"))
     for index in range(20):
-        expected, given = (
-            preprocess_with_sizes(source[index].conditioning_image, SIDE, "bilinear").pixels
-            for source in (plain, cached)
-        )
+        expected, given = (preprocess(source[index].conditioning_image, SIDE, "bilinear") for source in (plain, cached))
         np.testing.assert_array_equal(given, expected)
         assert PIL.Image.open(_stored_condition(cached, index)).mode == "L"
 

@@ -1,6 +1,7 @@
 """Rows and captions that others wrote: where they may lead, and what they may hold."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,18 +245,28 @@ def test_a_list_of_local_pictures_names_no_addresses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["metadata.jsonl", "prompt.json"])
-@pytest.mark.parametrize("value", [None, 3, True, 1.5, [], {}, ["a.png"], "", {"bytes": "a"}])
-def test_a_picture_of_another_type_is_skipped(tmp_path: Path, layout: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        *((value, "it has no") for value in (None, [], ["a.png"], "")),
+        (3, "it names the number 3; expected the name of a file"),
+        (True, "it names true; expected"),
+        (1.5, "it names the number 1.5; expected"),
+        ({}, "it names an object; expected"),
+        ({"bytes": "a"}, "it names an object; expected"),
+    ],
+)
+def test_a_picture_of_another_type_is_skipped(tmp_path: Path, layout: str, value: Any, told: str) -> None:
     if layout == "prompt.json":  # whose first line says whether the keys are there
         folder = write_prompt_json(tmp_path / "data", pairs(2))
         lines = (folder / "prompt.json").read_text().splitlines()
         lines[1] = json.dumps(json.loads(lines[1]) | {"source": value})
         (folder / "prompt.json").write_text("\n".join(lines))
         source = open_source(config(train_data_dir=str(folder)))
-        assert reason(source[1]) == "it has no conditioning image"  # type: ignore[index]
+        assert reason(source[1]).startswith(told)  # type: ignore[index]
     else:
         source = open_source(image_folder(tmp_path / "data", value))
-        assert reason(source[0]) == "it has no image"  # type: ignore[index]
+        assert reason(source[0]).startswith(told)  # type: ignore[index]
 
 
 DEEP = "[" * 200_000 + "]" * 200_000
@@ -263,17 +274,18 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     "half an emoji": (r'"a dog \ud83d"', "half a character"),
     "the other half": (r'"\ude00"', "half a character"),
     "half an emoji in a list": (r'["a dog", "a dog \ud83d"]', "half a character"),
-    "a number": ("3", "no caption"),
+    "a number": ("3", "the number 3"),
     "null": ("null", "no caption"),
-    "true": ("true", "no caption"),
+    "true": ("true", "its caption is true"),
     "not a number": ("NaN", "no caption"),
-    "an object": ('{"a": "b"}', "no caption"),
-    "a list of numbers": ("[1, 2]", "no caption"),
-    "a mixed list": ('["a", null]', "no caption"),
-    "nested lists": ('[["a"]]', "no caption"),
+    "an object": ('{"a": "b"}', "its caption is an object"),
+    "a list of numbers": ("[1, 2]", "a list with the number 1 in it"),
+    "a mixed list": ('["a", 3.5]', "a list with the number 3.5 in it"),
+    "a list of what is missing": ("[null, NaN]", "no caption"),
+    "nested lists": ('[["a"]]', "its caption is a list of lists"),
     "an empty list": ("[]", "no caption"),
     "very many captions": (json.dumps(["a"] * (MOST_CAPTIONS + 1)), "more than 10,000 captions"),
-    "a huge number": ("9" * 5000, "no caption"),
+    "a huge number": ("9" * 5000, "no JSON that can be read"),
 }
 
 
@@ -371,9 +383,51 @@ def test_a_caption_list_is_not_read_to_its_end() -> None:
     assert reason(sample) == "it has more than 10,000 captions, more than any honest sample"
 
 
-@pytest.mark.parametrize("value", [3, None, b"a", {"a": "b"}, [3], [None], True, [["a"]]])
-def test_other_values_are_no_caption(value: Any) -> None:
+@pytest.mark.parametrize("value", [None, math.nan, [None], [], [math.nan, None]])
+def test_what_is_missing_is_no_caption(value: Any) -> None:
     assert captions_of(value) == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (3, "the number 3"),
+        (2.5, "the number 2.5"),
+        (True, "true"),
+        (b"a", "1 bytes"),
+        ({"a": "b"}, "an object"),
+        (["a", 3], "a list with the number 3 in it"),
+        ([["a"]], "a list of lists"),
+        (object(), "of the type object"),
+    ],
+)
+def test_other_values_are_told(value: Any, told: str) -> None:
+    with pytest.raises(BadSampleError, match=rf"^its caption is {told}; expected a text"):
+        captions_of(value)
+
+
+def test_of_several_captions_those_that_are_missing_are_none() -> None:
+    assert captions_of(["a", None, "b", math.nan]) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "told"),
+    [
+        (datasets.Value("int32"), [1, 2], r"numbers \(int32\)"),
+        (datasets.Value("float64"), [1.0, None], r"numbers \(float64\)"),
+        (datasets.Value("bool"), [True, False], r"numbers \(bool\)"),
+        (datasets.ClassLabel(names=["a", "b"]), [0, 1], "class labels"),
+    ],
+)
+def test_a_column_of_no_texts_is_told_before_anything_is_read(
+    tmp_path: Path, feature: Any, values: list[Any], told: str
+) -> None:
+    features = datasets.Features(dict.fromkeys(("image", "conditioning_image"), datasets.Value("binary")))
+    columns = {"image": [b"a"] * 2, "conditioning_image": [b"a"] * 2, "text": values}
+    saved = datasets.Dataset.from_dict(columns, features=datasets.Features(features | {"text": feature}))
+    saved.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match=rf"--caption_column is 'text', which in .* holds {told}, not texts"):
+        open_source(config(train_data_dir=str(tmp_path / "saved"), load_from_disk=True))
 
 
 # What is printed

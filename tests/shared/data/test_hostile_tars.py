@@ -6,11 +6,13 @@ import io
 import json
 import lzma
 import os
+import re
 import tarfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,6 +76,39 @@ def test_every_cut_of_a_packed_tar_is_a_sentence(tmp_path: Path, how: str) -> No
             all_of(training)
         except ValueError as error:
             assert "reading " in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("how", ["tar", "pipe"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("number", range(9))
+def test_a_tar_that_ends_too_early_is_called_that_with_the_member_it_ends_in(
+    tmp_path: Path, number: int, share: float, how: str
+) -> None:
+    """Cut inside of the content of any member of three samples."""
+    members = [member for key in "012" for member in sample(key, b"a caption of some length " * 40)]
+    before = len(tar(members[:number], end=False))
+    name, content = members[number]
+    cut = tar(members)[: before + 512 + int(share * len(content))]
+    with pytest.raises(ValueError, match=rf"ends too early, in {re.escape(name)}, as if its copying") as refused:
+        all_of(packed(tmp_path, cut, how))
+    assert ("a.tar" if how == "tar" else "pipe:cat") in str(refused.value)
+
+
+@pytest.mark.parametrize("how", ["tar", "pipe"])
+def test_a_tar_that_ends_in_a_header_names_the_member_before_it(tmp_path: Path, how: str) -> None:
+    whole, first = tar([*sample("0"), *sample("1")]), len(tar(sample("0"), end=False))
+    with pytest.raises(ValueError, match=rf"ends too early, after {sample('0')[-1][0]}"):
+        all_of(packed(tmp_path, whole[: first + 100], how))
+
+
+@pytest.mark.parametrize("how", ["tar.gz", "tar.bz2", "tar.xz"])
+def test_a_packed_tar_that_ends_too_early_names_a_member(tmp_path: Path, how: str) -> None:
+    noise = np.random.default_rng(0).bytes(2_500_000)  # bzip2 packs blocks of 900,000 bytes
+    training = packed(tmp_path, tar([*sample("0"), *sample("1"), ("2.png", noise)]), how)
+    content = (tmp_path / f"a.{how}").read_bytes()
+    (tmp_path / f"a.{how}").write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(ValueError, match=r"ends too early, in 2\.png,"):
+        all_of(training)
 
 
 @settings(max_examples=150, deadline=None)
@@ -161,7 +196,7 @@ CAPTIONS = {
     "nothing": ("json", b""),
     "cut off": ("json", b'{"text": "a'),
     "not UTF-8": ("text.txt", b"\xff\xfe\x00"),
-    "UTF-16": ("text.txt", "a dog".encode("utf-16")),
+    "UTF-16 without its mark": ("text.txt", "a d\u00f6g".encode("utf-16-le")),
     "very many": ("json", json.dumps(["a"] * 10_001).encode()),
 }
 
@@ -317,5 +352,5 @@ def test_padding_after_the_last_member_is_part_of_a_tar(tmp_path: Path) -> None:
                 if complete:
                     assert list(regular_files(content)) == [("a.txt", 5)]
                 else:
-                    with pytest.raises(DamagedTarError, match="in the middle of a member"):
+                    with pytest.raises(DamagedTarError, match=r"it ends too early, in a\.txt,"):
                         list(regular_files(content))

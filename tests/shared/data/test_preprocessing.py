@@ -10,9 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shared.data.preprocessing import decode, preprocess, preprocess_with_sizes, resize_and_crop, resized_size
-from shared.data.sample import BadSampleError
-from tests.shared.data.pictures import png
+from shared.data.decoded_pairs import PairDecoder
+from shared.data.preprocessing import decode, preprocess
+from shared.data.sample import BadSampleError, RawSample
+from shared.data.views import resized_size
+from tests.shared.data.pictures import config, png
 
 
 def encoded(image: PIL.Image.Image, format_: str = "PNG", **options: object) -> bytes:
@@ -44,8 +46,8 @@ def test_the_longer_side_is_truncated(size: tuple[int, int], expected: tuple[int
 )
 def test_the_centre_is_rounded_half_to_even(width: int, left: int) -> None:
     image = PIL.Image.open(io.BytesIO(png(0, width, 32)))
-    cropped = resize_and_crop(image, 32, 32, "bilinear")
-    np.testing.assert_array_equal(np.asarray(cropped), np.asarray(image)[:, left : left + 32])
+    cropped = preprocess(png(0, width, 32), 32, "bilinear")
+    np.testing.assert_array_equal(cropped, np.asarray(image)[:, left : left + 32])
 
 
 def test_bilinear_is_antialiased_as_a_hand_computed_triangle_filter() -> None:
@@ -82,7 +84,8 @@ def test_sizes_say_what_was_cut_from_what(size: tuple[int, int], top: int, left:
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     stored = upright.transpose(PIL.Image.Transpose.ROTATE_90) if orientation == 6 else upright
-    pixels, sizes = preprocess_with_sizes(encoded(stored, exif=exif.tobytes()), 32, "bilinear")
+    data = encoded(stored, exif=exif.tobytes())
+    pixels, _, sizes = PairDecoder(config())(RawSample(data, data, ("a",), "a pair"))
     assert sizes == (upright.height, upright.width, top, left, 32, 32)
     scale = 32 / min(upright.size)
     resized = upright.resize((int(scale * upright.width + 1e-9), int(scale * upright.height + 1e-9)), 2)

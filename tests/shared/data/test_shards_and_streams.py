@@ -407,10 +407,10 @@ def test_an_epoch_of_a_stream_has_every_sample_once_and_its_own_order(streamed: 
 def test_a_stream_resumes_exactly_and_without_decoding(streamed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     uninterrupted = [batch for _, (_, batch) in zip(range(8), loader(streamed).iterate(), strict=False)]
     decoded: list[int] = []
-    import shared.data.preprocessing as preprocessing
+    import shared.data.decoded_pairs as decoded_pairs
 
-    decode = preprocessing.decode
-    monkeypatch.setattr(preprocessing, "decode", lambda *given: decoded.append(1) or decode(*given))
+    decode = decoded_pairs.decode
+    monkeypatch.setattr(decoded_pairs, "decode", lambda *given: decoded.append(1) or decode(*given))
     resumed = loader(streamed)
     for step in (5, 6, 7, 2):  # and back
         for name, array in resumed.batch(step).items():

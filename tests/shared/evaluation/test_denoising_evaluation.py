@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data.batch_images import BatchImage
+from shared.data.decoded_pairs import DecodedPair
 from shared.data.preprocessing import preprocess
 from shared.data.sample import RawSample
 from shared.data.sources import open_sources
@@ -29,8 +29,10 @@ def samples(count: int) -> list[ValidationSample]:
     return [
         ValidationSample(
             index,
-            BatchImage({"pixel_values": pixels + index}, (40 + index, 32, 4, 0, 32, 32)),
-            pixels + 100 + index,
+            DecodedPair(
+                {"pixel_values": pixels + index, "conditioning_pixel_values": pixels + 100 + index},
+                (40 + index, 32, 4, 0, 32, 32),
+            ),
             f"caption {index}",
         )
         for index in range(count)

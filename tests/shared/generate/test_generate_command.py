@@ -37,6 +37,39 @@ def test_without_a_run_the_size_is_the_base_models(run: Path, condition: Path, b
     assert (job.drawing.height, job.drawing.width) == (side, side)
 
 
+def test_conditions_are_those_that_the_run_was_trained_on(run: Path, tmp_path: Path) -> None:
+    """Grey ones of one channel, and maps of labels whose colours do not mix."""
+    labels = np.random.default_rng(0).choice(np.uint8([0, 90, 200]), (50, 50))
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    controlnet = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(controlnet | {"conditioning_channels": 1}))
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(
+        text.replace("conditioning_interpolation: null", "conditioning_interpolation: nearest")
+    )
+    job = prepared(run, tmp_path / "labels.png")
+    assert job.conditions_NHWC.shape == (1, 64, 64, 1)
+    assert set(np.unique(job.conditions_NHWC)) == {0, 90, 200}
+
+
+def test_a_checkpoints_channels_are_told_by_its_run(run: Path, condition: Path) -> None:
+    (run / "config.json").unlink()
+    (run / "checkpoint-3").mkdir()
+    (run / "checkpoint-3" / "anything").touch()
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("conditioning_channels: 3", "conditioning_channels: 1"))
+    job = prepared(run / "checkpoint-3", condition)
+    assert job.conditions_NHWC.shape == (1, 64, 64, 1)
+    assert job.models.controlnet_config.conditioning_channels == 1
+
+
+def test_a_controlnet_of_other_channels_than_pictures_have(run: Path, condition: Path) -> None:
+    controlnet = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(controlnet | {"conditioning_channels": 4}))
+    with pytest.raises(ValueError, match=r"takes conditions of 4 channels .*; expected 3, of colour images, or 1"):
+        prepared(run, condition)
+
+
 def test_a_decoder_that_was_trained_comes_with_its_controlnet(run: Path, condition: Path, base_model: Path) -> None:
     assert prepared(run, condition).models.unet is None
     shutil.copytree(base_model / "unet", run / "unet")

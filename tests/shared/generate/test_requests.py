@@ -38,7 +38,9 @@ def test_a_file_has_a_prompt_on_each_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeffa red circle\n\n  grün  \n", encoding="utf-8")
     assert prompts_of(GenerateConfig(prompt_file=str(path))) == ["a red circle", "grün"]
-    path.write_bytes(b"\xff\xfe")
+    path.write_text("a red circle\r\ngrün", encoding="utf-16")  # with its byte order mark, as PowerShell writes it
+    assert prompts_of(GenerateConfig(prompt_file=str(path))) == ["a red circle", "grün"]
+    path.write_bytes(b"\xfcber")
     with pytest.raises(ValueError, match="not UTF-8 at byte 0"):
         prompts_of(GenerateConfig(prompt_file=str(path)))
     path.write_text("\n")

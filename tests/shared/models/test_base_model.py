@@ -161,6 +161,21 @@ def test_a_controlnet_of_the_other_kind_is_no_start(folder: Folder, tmp_path: Pa
     assert f"is a ControlNet for {kinds[start]}: expected one for {kinds[base]}" in message
 
 
+@pytest.mark.parametrize(("asked_for", "has"), [(3, 1), (1, 3), (3, 4)])
+def test_a_controlnet_of_other_channels_is_no_start(folder: Folder, tmp_path: Path, asked_for: int, has: int) -> None:
+    """Told by its configuration: there are no weights."""
+    unet = UNet2DConditionConfig.from_dict(ARCHITECTURES["tiny"].unet)
+    controlnet = ControlNetConfig.from_unet_config(unet, conditioning_channels=has)
+    (tmp_path / "controlnet").mkdir()
+    (tmp_path / "controlnet" / "config.json").write_text(json.dumps(controlnet.to_dict()))
+    start = {"controlnet_model_name_or_path": str(tmp_path / "controlnet")}
+    message = refusal(folder("tiny"), **start, conditioning_channels=asked_for)
+    assert f"--conditioning_channels is {asked_for}, but the ControlNet takes conditions of {has} channels" in message
+    if has in (1, 3):
+        config = TrainConfig(pretrained_model_name_or_path=str(folder("tiny")), **start, conditioning_channels=has)
+        check_base_model(config, {})
+
+
 @pytest.mark.parametrize(
     ("index", "zeros"), [(None, True), ({}, True), ({"force_zeros_for_empty_prompt": False}, False)]
 )

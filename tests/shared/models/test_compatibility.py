@@ -74,7 +74,7 @@ def test_models_that_fit_are_taken_lists_or_tuples(channels: list[int], layers: 
         ({"controlnet__cross_attention_dim": 1024}, ["ControlNet", "cross_attention_dim", "768", "1024"]),
         ({"controlnet__block_out_channels": [320, 640, 1280]}, ["block_out_channels", "(320, 640)", "1280]"]),
         ({"controlnet__layers_per_block": [2, 2]}, ["layers_per_block", "[2, 2]"]),
-        ({"controlnet__conditioning_channels": 1}, ["conditioning_channels", "3 and 1"]),
+        ({"controlnet__conditioning_channels": 1}, ["--conditioning_channels is 3", "conditions of 1 channels"]),
         ({"controlnet__in_channels": 9}, ["ControlNet", "4 and 9"]),
         ({"controlnet__addition_embed_type": "text_time"}, ["addition_embed_type", "None and text_time"]),
         ({"unet__out_channels": 8}, ["out_channels", "4 and 8"]),

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from hypothesis import given
@@ -15,9 +18,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from shared.config import TrainConfig, parse_command_line
+from shared.data.preprocessing import preprocess
 from shared.outgoing.redaction import redacted
 from shared.run.model_card import as_code, as_text, data_description, write_model_card
 from shared.untrusted.text import harmless
+from tests.shared.data.pictures import png
 from tests.shared.run.cards import content, kind
 
 CONFIG = TrainConfig(
@@ -59,6 +64,22 @@ def test_a_controlnet_for_xl_says_so(tmp_path: Path) -> None:
         assert data["tags"][:2] == ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"]
         assert "pipeline = StableDiffusionXLControlNetPipeline.from_pretrained(" in written.text
         assert "StableDiffusionControlNetPipeline" not in written.text
+
+
+def test_a_grey_condition_is_given_as_training_gave_it(tmp_path: Path) -> None:
+    """diffusers' pipelines make RGB of pictures, and take a tensor [B,C,H,W] of values from 0 to 1 as it is."""
+    path = tmp_path / "your_condition.png"
+    path.write_bytes(png(0, 256, 256))
+    for sd_unlocked in (False, True):
+        config = dataclasses.replace(CONFIG, conditioning_channels=1, sd_unlocked=sd_unlocked)
+        code = card(tmp_path, config).text.partition("```python\n")[2].partition("```")[0]
+        compile(code, "README.md", "exec")
+        assert "image=condition)" in code
+        lines = [line for line in code.splitlines() if line.startswith(("grey =", "condition ="))]
+        names: dict[str, Any] = {"torch": torch, "load_image": lambda name: PIL.Image.open(tmp_path / name)}
+        exec("\n".join(lines), names)
+        expected = preprocess(path, 256, "bilinear", channels=1)[None, None, :, :, 0] / 255
+        np.testing.assert_allclose(names["condition"], expected, rtol=1e-6)
 
 
 def test_a_base_model_on_this_machine_is_no_base_model_of_the_hub(tmp_path: Path, base_model: Path) -> None:

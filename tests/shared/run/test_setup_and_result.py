@@ -402,7 +402,14 @@ def test_a_continued_run_finds_what_it_measured_before(tmp_path: Path) -> None:
 
 # --- after -----------------------------------------------------------------------------------------------------------
 
-FACTS = BackendFacts("torch", "2 × lamp", ("numpy", "no-such-package"), samples_skipped=3, peak_device_memory_gib=1.5)
+FACTS = BackendFacts(
+    "torch",
+    "2 × lamp",
+    ("numpy", "no-such-package"),
+    samples_skipped=3,
+    pairs_mismatched=2,
+    peak_device_memory_gib=1.5,
+)
 
 
 def write_weights(folder: Path) -> None:
@@ -452,6 +459,7 @@ def test_the_report_says_what_the_run_was(tmp_path: Path, condition: Path) -> No
     assert report["loss"] == 0.25
     assert report["images_per_second"] > 0
     assert report["samples_skipped"] == 3
+    assert report["pairs_mismatched"] == 2
     assert report["peak_device_memory_gib"] == 1.5
     assert 0 < report["peak_host_memory_gib"] < 1000
     assert 12 <= report["seconds_total"] < 60

@@ -1,0 +1,166 @@
+"""Samples → pixels: an image and its condition, cut from the same place.
+
+Axes: R the training resolution, N channels of the condition, H W C of latents.
+"""
+
+import logging
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+from shared.config import TrainConfig
+from shared.data.cached_latents import CachedImage
+from shared.data.preprocessing import decode, rendered
+from shared.data.sample import BadSampleError, EncodedImage, MismatchedPairError, RawSample
+from shared.data.sources.base import Source, latents_of
+from shared.data.views import CENTRED, Placement, View, are_of_one_shape, view_of
+from shared.models.xl import Sizes
+from shared.untrusted import shown
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 5  # in the log; the others are counted
+_MOST_COUNTED = 100_000  # their names are held
+
+
+ArrayShapes = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+"""Of arrays by their names in a batch."""
+
+
+class DecodedPair(NamedTuple):
+    """What is trained on, by its names in a batch, and the sizes of what was cut.
+
+    `pixel_values` [R,R,3], RGB, and `conditioning_pixel_values` [R,R,N], uint8, 0 to 255; for an image that a VAE has
+    encoded `latent_mean` and `latent_std` [H,W,C] (see `Latents`) in place of the first.
+
+    The sizes condition Stable Diffusion XL (Podell et al. 2023, section 2.2): the original, upright and before it is
+    resized, and the crop's corner in the resized image, as in diffusers' `train_text_to_image_sdxl.py`.
+    """
+
+    arrays: dict[str, npt.NDArray[Any]]
+    sizes: Sizes
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8] | None:
+        """Of the image; None where it came encoded."""
+        return self.arrays.get("pixel_values")
+
+    @property
+    def conditioning_pixels(self) -> npt.NDArray[np.uint8]:
+        return self.arrays["conditioning_pixel_values"]
+
+
+class PairDecoder:
+    """Decodes, resizes and crops pairs, and knows how many are of two shapes. Safe to use from several threads."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """
+        Args:
+            config: read for resolution, image_interpolation_mode, conditioning_interpolation, conditioning_channels and
+                mismatched_pairs.
+        """
+        self._config = config
+        self._mismatched: set[str] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def mismatched(self) -> int:
+        """Distinct pairs of two shapes so far, counted up to a hundred thousand."""
+        return len(self._mismatched)
+
+    def __call__(self, sample: RawSample, placement: Placement = CENTRED) -> DecodedPair:
+        """Decode a sample, and cut both of its pictures at a place.
+
+        Raises:
+            BadSampleError: a part is missing, cannot be read, or is too large to be honest; or image and condition are
+                of different shapes, and such pairs are to be skipped.
+        """
+        sample.check()
+        assert sample.image is not None
+        assert sample.conditioning_image is not None
+        config = self._config
+        if isinstance(sample.image, CachedImage):
+            assert placement == CENTRED, "what is cached was cut when it was encoded"
+            return _unpacked(sample.image, sample.conditioning_image, config)
+        image, condition = decode(sample.image), decode(sample.conditioning_image, config.conditioning_channels)
+        view = view_of(image.size, (config.resolution, config.resolution), placement)
+        of_condition = self._view_of_condition(sample.name, image, condition, view, placement)
+        return DecodedPair(
+            {
+                "pixel_values": rendered(image, view, config.image_interpolation_mode),
+                "conditioning_pixel_values": rendered(condition, of_condition, conditioning_interpolation(config)),
+            },
+            (image.height, image.width, view.top, view.left, config.resolution, config.resolution),
+        )
+
+    def report(self) -> None:
+        """Say in the log how many pairs were of two shapes, if any, and what became of them."""
+        if self._mismatched:
+            how = self._config.mismatched_pairs
+            logger.warning(
+                "%d%s pairs had an image and a condition of different shapes: --mismatched_pairs %s",
+                self.mismatched,
+                " or more" if self.mismatched == _MOST_COUNTED else "",
+                f"{how}; resize or crop would use them" if how == "skip" else how,
+            )
+
+    def _view_of_condition(
+        self, name: str, image: PIL.Image.Image, condition: PIL.Image.Image, view: View, placement: Placement
+    ) -> View:
+        """The image's own, over which the condition is stretched: by no pixel or one, unless it is of another shape."""
+        config = self._config
+        if are_of_one_shape(image.size, condition.size, config.resolution):
+            return view
+        sizes = "its image has {}x{} pixels and its condition {}x{}".format(*image.size, *condition.size)
+        is_named = self._count(name) and config.mismatched_pairs != "skip"
+        match config.mismatched_pairs:
+            case "skip":
+                raise MismatchedPairError(f"{sizes}, which are different shapes")
+            case "resize":
+                if is_named:
+                    logger.warning("stretched the condition of %s: %s", shown(name), sizes)
+                return view
+            case "crop":
+                if is_named:
+                    logger.warning("cropped image and condition of %s each by itself: %s", shown(name), sizes)
+                return view_of(condition.size, view.size, placement)
+
+    def _count(self, name: str) -> bool:
+        """Whether this pair is to be named: one of the first, and met for the first time."""
+        with self._lock:
+            if name in self._mismatched or len(self._mismatched) == _MOST_COUNTED:
+                return False
+            self._mismatched.add(name)
+            return len(self._mismatched) <= _NAMED
+
+
+def shapes_of_pairs(source: Source, config: TrainConfig) -> ArrayShapes:
+    """Of what becomes of a source's samples."""
+    side, bytes_, latents = config.resolution, np.dtype(np.uint8), latents_of(source)
+    image: ArrayShapes = {"pixel_values": ((side, side, 3), bytes_)}
+    if latents is not None:
+        image = dict.fromkeys(("latent_mean", "latent_std"), (latents.shape, latents.dtype))
+    return image | {"conditioning_pixel_values": ((side, side, config.conditioning_channels), bytes_)}
+
+
+def conditioning_interpolation(config: TrainConfig) -> str:
+    """The filter that resizes conditions: the images' unless it has one of its own."""
+    return config.conditioning_interpolation or config.image_interpolation_mode
+
+
+def _unpacked(image: CachedImage, conditioning_image: EncodedImage, config: TrainConfig) -> DecodedPair:
+    """Both were cut when the image was encoded."""
+    condition = decode(conditioning_image, config.conditioning_channels)
+    if condition.size != (config.resolution, config.resolution):
+        raise BadSampleError(f"its cached condition has {condition.width}x{condition.height} pixels")
+    latents = image.unpack()
+    pixels = rendered(condition, view_of(condition.size, condition.size), conditioning_interpolation(config))
+    arrays = {
+        "latent_mean": latents.mean_HWC,
+        "latent_std": latents.std_HWC,
+        "conditioning_pixel_values": pixels,
+    }
+    return DecodedPair(arrays, latents.sizes)
