@@ -7,7 +7,7 @@ train_controlnet_sdxl.py; where their defaults differ, the default here serves a
 import dataclasses
 import math
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from shared.config.flags import (
     BELOW_ONE,
@@ -24,8 +24,9 @@ from shared.config.flags import (
     within,
 )
 
-__all__ = ["FLAGS", "SECRETS", "Backend", "ScheduleName", "TrainConfig"]
+__all__ = ["FLAGS", "SECRETS", "Backend", "InterpolationMode", "ScheduleName", "TrainConfig", "as_in_training"]
 
+InterpolationMode = Literal["nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 ScheduleName = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 
 _model = partial(flag, "model")
@@ -162,7 +163,7 @@ class TrainConfig:
         None,
         "Train on this many generated images of circles, as in fill50k, drawn at --resolution.",
         names="data",
-        must_be=[at_least(1), at_most(10**7)],  # their order is held in memory; fill50k has 50,000
+        must_be=[at_least(1), at_most(10**7)],  # fill50k has 50,000
         must_match=["compare"],
     )
     image_column: str = _data("image", "The dataset's column with the target image.", must_match=["compare"])
@@ -199,9 +200,9 @@ class TrainConfig:
         must_be=[at_least(1), _DIVISIBLE_BY_VAE_FACTOR, at_most(8192)],
         must_match=["resume", "compare"],
     )
-    image_interpolation_mode: Literal[
-        "nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos"
-    ] = _data("bilinear", "The filter that resizes the images.", must_match=["resume", "compare"])
+    image_interpolation_mode: InterpolationMode = _data(  # noqa: RUF009 (a name for a Literal)
+        "bilinear", "The filter that resizes the images.", must_match=["resume", "compare"]
+    )
     crops_coords_top_left_h: int = _data(
         0,
         "The top edge of the crop, in pixels, that Stable Diffusion XL is told about; other models know no crops.",
@@ -499,3 +500,12 @@ class TrainConfig:
 
 FLAGS: dict[str, Flag] = flags_of(TrainConfig)
 SECRETS: frozenset[str] = frozenset(name for name, declared in FLAGS.items() if declared.secret)
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+
+
+def as_in_training(name: str) -> Any:
+    """Declares a field of another program's configuration as the flag of that name here."""
+    field = _FIELDS[name]
+    return dataclasses.field(default=field.default, repr=field.repr, metadata=field.metadata)

@@ -88,6 +88,16 @@ def _check_sources(config: TrainConfig) -> None:
             "--pretrained_model_name_or_path is missing: name the base model, "
             "for example stable-diffusion-v1-5/stable-diffusion-v1-5 or a folder."
         )
+    check_sources(config)
+    if config.streaming and config.max_train_steps is None and config.max_train_samples is None:
+        raise UserError(
+            "--streaming does not know how many samples there are, so --num_train_epochs cannot say when to stop: give "
+            "--max_train_steps or --max_train_samples."
+        )
+
+
+def check_sources(config: TrainConfig) -> None:
+    """Raises UserError where the data that a configuration names are none, several, or named in part."""
     given = [f"--{name}" for name in _DATA_SOURCES if getattr(config, name) is not None]
     if not given:
         sources = ", ".join(f"--{name}" for name in _DATA_SOURCES)
@@ -112,11 +122,6 @@ def _check_source_details(config: TrainConfig) -> None:
     for source in ("load_from_disk", "generated_circles"):
         if config.streaming and getattr(config, source):
             raise UserError(f"--streaming does not go with --{source}, which downloads nothing: leave one out.")
-    if config.streaming and config.max_train_steps is None and config.max_train_samples is None:
-        raise UserError(
-            "--streaming does not know how many samples there are, so --num_train_epochs cannot say when to stop: give "
-            "--max_train_steps or --max_train_samples."
-        )
     for url in config.train_shards or ():  # as written; what braces make of it is seen when the shards are opened
         if is_shell_command(url) and not config.allow_shell_urls:
             scheme = url.strip().partition(":")[0]
