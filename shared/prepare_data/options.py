@@ -76,7 +76,7 @@ class PackOptions(DataOptions):
     image_interpolation_mode: InterpolationMode = as_in_training("image_interpolation_mode")  # noqa: RUF009
     jpeg_quality: int | None = _output(
         None,
-        "Store resized images as JPEG of this quality, about a quarter of the size. Without it, as PNG, which keeps "
+        "Store resized images as JPEG of this quality, which takes much less space. Without it, as PNG, which keeps "
         "every pixel. Conditions are PNG in any case.",
         must_be=[within(1, 100)],
         only_with="resolution",
@@ -89,10 +89,10 @@ class PackOptions(DataOptions):
 class CheckOptions(DataOptions):
     """Flags of `check`."""
 
+    report: str | None = _output(None, "A file for the list, as JSON.")
     resolution: int = _work(
         512, "What the data are for: pictures of a shorter side than this are listed.", must_be=_SIDE
     )
-    report: str | None = _output(None, "A file for the list, as JSON.")
     num_workers: int | None = _work(None, _THREADS, must_be=[within(0, _MOST_THREADS)])
 
 
