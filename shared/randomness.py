@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     DEMO = 13
     HELD_OUT = 14
     EVALUATION = 15
+    CONDITION = 18
 
 
 def generator(seed: int, purpose: Purpose | str, position: int) -> np.random.Generator:

@@ -15,7 +15,14 @@ from shared.config.help_text import LARGEST_WIDTH, flag_sections
 from shared.config.validation import check_sources, check_values
 from shared.outgoing.messages import explain
 from shared.outgoing.redaction import described
-from shared.prepare_data.options import CheckOptions, DataOptions, IndexOptions, PackOptions, ShowOptions
+from shared.prepare_data.options import (
+    AnnotateOptions,
+    CheckOptions,
+    ImageOptions,
+    IndexOptions,
+    PackOptions,
+    ShowOptions,
+)
 from shared.run.interruption import forgiving_output
 from shared.user_errors import UserError
 
@@ -58,6 +65,14 @@ SUBCOMMANDS = {
         "same bytes. --output_dir/packed.json says what was packed, how, and what was left out.",
         PackOptions,
         "shared.prepare_data.packing",
+    ),
+    "annotate": Subcommand(
+        "Pack images and captions with a condition that is made of each image.",
+        "canny: edges by OpenCV, each image's thresholds its own; grey: lightness; blur; palette: colours of 64 px "
+        "squares; tile: the image, small and enlarged again; inpaint: the image with black rectangles. The data need "
+        "no conditions. What is random is decided by --seed and the sample's number. Otherwise as pack.",
+        AnnotateOptions,
+        "shared.prepare_data.annotating",
     ),
     "check": Subcommand(
         "List the samples that are corrupt, mismatched, duplicated or of an unusual size.",
@@ -118,9 +133,9 @@ def read_command(words: Sequence[str]) -> Command:
     check_values(options, flags)
     for name, declared in flags.items():
         other = declared.only_with
-        if isinstance(options, DataOptions) and other and values.get(name) is not None and not values.get(other):
+        if isinstance(options, ImageOptions) and other and values.get(name) is not None and not values.get(other):
             raise UserError(f"--{name} is about --{other}, which is not given: give that too, or leave it out.")
-    if isinstance(options, DataOptions):
+    if isinstance(options, ImageOptions):
         check_sources(options.training())
     return Command(subcommand, options, shards)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 
 from shared.data.addresses import local_path, read_address, scheme_of
@@ -49,13 +50,20 @@ def members_of(sample: RawSample, storing: Storing) -> Members:
     assert sample.image is not None
     assert sample.conditioning_image is not None
     return {
-        **_image(sample.image, storing),
+        **image_member(sample.image, storing),
         **_condition(sample.conditioning_image, storing),
-        **_captions(sample.captions),
+        **caption_member(sample.captions),
     }
 
 
-def _image(image: EncodedImage, storing: Storing) -> Members:
+def png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """uint8 [H,W,3] or [H,W] as a PNG file; in one channel where all three are the same."""
+    picture = PIL.Image.fromarray(pixels)
+    return _png(picture if pixels.ndim == 2 else _in_one_channel(picture) or picture)
+
+
+def image_member(image: EncodedImage, storing: Storing) -> Members:
+    """The image alone. BadSampleError where it cannot be decoded."""
     if storing.resolution is None:
         extension, content = _as_it_is(image)
         return {f"image.{extension}": content}
@@ -70,8 +78,7 @@ def _image(image: EncodedImage, storing: Storing) -> Members:
 def _condition(condition: EncodedImage, storing: Storing) -> Members:
     """Without loss, and in one channel where all three are the same and that takes fewer bytes."""
     if storing.resolution is not None:
-        picture = PIL.Image.fromarray(preprocess(condition, storing.resolution, storing.interpolation))
-        return {"conditioning_image.png": _png(_in_one_channel(picture) or picture)}
+        return {"conditioning_image.png": png(preprocess(condition, storing.resolution, storing.interpolation))}
     extension, content = _as_it_is(condition)
     grey = _in_one_channel(decode(content))
     if grey is not None and len(smaller := _png(grey)) < len(content):
@@ -79,7 +86,8 @@ def _condition(condition: EncodedImage, storing: Storing) -> Members:
     return {f"conditioning_image.{extension}": content}
 
 
-def _captions(captions: tuple[str, ...]) -> Members:
+def caption_member(captions: tuple[str, ...]) -> Members:
+    """The captions alone."""
     # Plain text is read without the blanks around it.
     if len(captions) == 1 and captions[0] == captions[0].strip():
         return {"text.txt": captions[0].encode()}

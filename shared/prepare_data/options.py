@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from shared.config import TrainConfig
 from shared.config.flags import at_least, at_most, flag, within
@@ -14,13 +14,16 @@ _work = partial(flag, "work")
 _LARGEST_SIDE = 8192  # pixels, as in training
 _MOST_THREADS = 1024
 
+ConditionName = Literal["canny", "grey", "blur", "palette", "tile", "inpaint"]
+
 _THREADS = "The number of threads. Without it, one for every processor, at most 16."
 _SIDE = (at_least(8), at_most(_LARGEST_SIDE))
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """What names the data, as in training. `resolution` is the subcommand's own, for it means something else there."""
+class ImageOptions:
+    """What names images and captions, as in training. `resolution` is the subcommand's own: there it means something
+    else."""
 
     dataset_name: str | None = as_in_training("dataset_name")
     dataset_config_name: str | None = as_in_training("dataset_config_name")
@@ -29,12 +32,10 @@ class DataOptions:
     allowed_data_dirs: tuple[str, ...] | None = as_in_training("allowed_data_dirs")
     train_shards: tuple[str, ...] | None = as_in_training("train_shards")
     shards_image_key: str | None = as_in_training("shards_image_key")
-    shards_conditioning_key: str | None = as_in_training("shards_conditioning_key")
     shards_caption_key: str | None = as_in_training("shards_caption_key")
     allow_shell_urls: bool = as_in_training("allow_shell_urls")
     generated_circles: int | None = as_in_training("generated_circles")
     image_column: str = as_in_training("image_column")
-    conditioning_image_column: str = as_in_training("conditioning_image_column")
     caption_column: str = as_in_training("caption_column")
     max_train_samples: int | None = as_in_training("max_train_samples")
     streaming: bool = as_in_training("streaming")
@@ -43,8 +44,17 @@ class DataOptions:
 
     def training(self, **values: Any) -> TrainConfig:
         """The configuration of a training on these data; streams are read in their own order."""
-        given = {field.name: getattr(self, field.name) for field in fields(DataOptions)}
+        names = {field.name for field in fields(TrainConfig)} - {"resolution"}
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name in names}
         return TrainConfig(**(given | {"shuffle_buffer_size": 1} | values))
+
+
+@dataclass(frozen=True)
+class DataOptions(ImageOptions):
+    """What names training pairs."""
+
+    shards_conditioning_key: str | None = as_in_training("shards_conditioning_key")
+    conditioning_image_column: str = as_in_training("conditioning_image_column")
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,8 @@ class IndexOptions:
 
 
 @dataclass(frozen=True)
-class PackOptions(DataOptions):
-    """Flags of `pack`."""
+class PackingOptions(ImageOptions):
+    """Flags of whatever packs."""
 
     output_dir: str | None = _output(
         None, "The folder for the shards: a new or an empty one, or that of the same packing."
@@ -83,6 +93,20 @@ class PackOptions(DataOptions):
     )
     max_skipped_samples: int = as_in_training("max_skipped_samples")
     num_workers: int | None = _work(None, _THREADS, must_be=[within(0, _MOST_THREADS)])
+
+
+@dataclass(frozen=True)
+class PackOptions(DataOptions, PackingOptions):
+    """Flags of `pack`."""
+
+
+@dataclass(frozen=True)
+class AnnotateOptions(PackingOptions):
+    """Flags of `annotate`."""
+
+    condition: ConditionName | None = _output(  # noqa: RUF009 (a name for a Literal)
+        None, "What to make of each image."
+    )
 
 
 @dataclass(frozen=True)
