@@ -13,7 +13,7 @@ from shared.config.arguments import read_arguments, suggestion, value_of
 from shared.config.flags import Flag, flags_of
 from shared.config.help_text import LARGEST_WIDTH, flag_sections
 from shared.config.validation import check_sources, check_values
-from shared.outgoing.messages import explain
+from shared.outgoing.messages import explain, set_up_logging
 from shared.outgoing.redaction import described
 from shared.prepare_data.options import (
     AnnotateOptions,
@@ -167,8 +167,6 @@ def _subcommand(word: str) -> Subcommand:
 
 
 def _run(command: Command) -> int:
-    from shared.run.setup import set_up_logging
-
     set_up_logging("shared")
     run = importlib.import_module(command.subcommand.module).run
     return int(run(command.options, command.shards) if command.subcommand.takes_shards else run(command.options))

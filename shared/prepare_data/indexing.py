@@ -68,7 +68,7 @@ def index_shards(shards: Sequence[Path], keys: ShardKeys, threads: int) -> Path:
 
 
 def _local_shards(patterns: Sequence[str]) -> list[Path]:
-    locations = list(expand(patterns))
+    locations = list(expand(patterns, "SHARDS"))
     for location in locations:
         if not is_local(location) or location.endswith(COMPRESSED):
             raise UserError(

@@ -44,13 +44,14 @@ def check_schemes(locations: list[str]) -> None:
             )
 
 
-def expand(patterns: Iterable[str]) -> Iterator[str]:
+def expand(patterns: Iterable[str], named: str = "--train_shards") -> Iterator[str]:
     """Shard paths and URLs from patterns with braces (`{000..099}`, `{a,b}`) and, for local paths, globs.
 
-    `pipe:` commands are left as they are. UserError for a local pattern that matches nothing, and for open braces.
+    `pipe:` commands are left as they are. UserError for a local pattern that matches nothing, and for open braces,
+    which says that `named` has them.
     """
     for pattern in patterns:
-        for location in [pattern] if pattern.startswith("pipe:") else _expand_braces(pattern):
+        for location in [pattern] if pattern.startswith("pipe:") else _expand_braces(pattern, named):
             if not is_local(location):
                 yield location
                 continue
@@ -58,26 +59,23 @@ def expand(patterns: Iterable[str]) -> Iterator[str]:
             matches = [path] if os.path.isfile(path) else _glob(path)
             if not matches:
                 raise UserError(
-                    f"--train_shards: no file {shown(path)!r} (from {shown(redacted(pattern))!r}); give existing .tar "
-                    "files"
+                    f"{named}: no file {shown(path)!r} (from {shown(redacted(pattern))!r}); give existing .tar files"
                 )
             yield from matches
 
 
-def _expand_braces(pattern: str) -> list[str]:
+def _expand_braces(pattern: str, named: str) -> list[str]:
     import braceexpand
 
     if _combinations(pattern) > _MOST_COMBINATIONS:
         raise UserError(
-            f"--train_shards: the braces of {shown(redacted(pattern))!r} name more than {_MOST_COMBINATIONS:,} shards; "
+            f"{named}: the braces of {shown(redacted(pattern))!r} name more than {_MOST_COMBINATIONS:,} shards; "
             "check their ranges"
         )
     try:
         return list(braceexpand.braceexpand(pattern))
     except (ValueError, RecursionError):  # unbalanced or thousands of braces; the message quotes the pattern
-        raise UserError(
-            f"--train_shards: the braces of {shown(redacted(pattern))!r} do not match; close each"
-        ) from None
+        raise UserError(f"{named}: the braces of {shown(redacted(pattern))!r} do not match; close each") from None
 
 
 def _combinations(pattern: str) -> int:

@@ -3,12 +3,7 @@
 import gc
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,6 @@ import webdataset
 from shared.data.preprocessing import preprocess
 from shared.data.sources import RandomAccessSource, open_source
 from shared.prepare_data.command import main
-from tests.end_to_end.support.running import PROJECT
 from tests.shared.data.pictures import config, loader, pairs, png, write_image_folder, write_prompt_json, write_tars
 
 
@@ -182,28 +176,3 @@ def test_another_packing_or_other_files_are_not_touched(tmp_path: Path, capsys: 
     (tmp_path / "packed" / "packed.json").write_text('{"finished": 1}')
     assert pack(tmp_path / "packed", "--generated_circles", 9, "--resolution", 16) == 2
     assert "packed.json holds something else than expected" in capsys.readouterr().err
-
-
-def test_killed_again_and_again_it_leaves_the_same_bytes(tmp_path: Path) -> None:
-    words = ["--generated_circles", "90", "--resolution", "192", "--samples_per_shard", "10", "--num_workers", "2"]
-    command = [sys.executable, "-m", "shared.prepare_data", "pack", *words, "--output_dir"]
-    subprocess.run([*command, str(tmp_path / "whole")], cwd=PROJECT, check=True, capture_output=True)
-    interrupted = tmp_path / "interrupted"
-    kept: dict[str, int] = {}
-    kills = 0
-    for count in (1, 3, 4, 7):
-        process = subprocess.Popen([*command, str(interrupted)], cwd=PROJECT, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(interrupted.glob("*.tar"))) < count:
-            time.sleep(0.002)
-        time.sleep(0.01 * count)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
-        for path in interrupted.glob("*.tar"):
-            assert kept.setdefault(path.name, path.stat().st_ino) == path.stat().st_ino, "it was made twice"
-    assert kills >= 2
-    subprocess.run([*command, str(interrupted)], cwd=PROJECT, check=True, capture_output=True)
-    assert {name: (interrupted / name).stat().st_ino for name in kept} == kept
-    assert bytes_in(interrupted) == bytes_in(tmp_path / "whole")
-    assert sorted(os.listdir(interrupted)) == sorted(os.listdir(tmp_path / "whole"))
