@@ -152,7 +152,7 @@ def help_text(words: Sequence[str]) -> str:
     shards = "SHARDS ... " if subcommand.takes_shards else ""
     usage = f"usage: {_PROGRAM} {named} {shards}[--flag value ...]"
     about = textwrap.fill(f"{subcommand.does} {subcommand.about}", width)
-    flags = subcommand.flags
+    flags = subcommand.flags  # none of which a backend honours in its own way
     groups = list(dict.fromkeys(declared.group for declared in flags.values()))
     in_groups = dict(sorted(flags.items(), key=lambda item: groups.index(item[1].group)))
     return "\n\n".join([usage, about, *flag_sections(in_groups, "flax", width)]) + "\n"

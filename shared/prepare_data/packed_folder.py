@@ -50,6 +50,7 @@ class _Card:
     packed_by: str
     finished: bool
     settings: dict[str, Any]
+    shards: int
 
 
 class PackedFolder:
@@ -139,7 +140,8 @@ class PackedFolder:
                     f"--output_dir {shown(self._path)} holds another packing: its {shown(name)} was "
                     f"{shown(json.dumps(before))}, and is {shown(json.dumps(now))} now. {_FIX}"
                 )
-        return card.finished
+        # Where somebody has deleted some, all are made again: what was left out of which is no longer known.
+        return card.finished and all(self.shard(number).is_file() for number in range(card.shards))
 
     def _clear_unfinished(self) -> None:
         for folder in (self._path, self._work):

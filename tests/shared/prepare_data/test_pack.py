@@ -169,6 +169,9 @@ def test_another_packing_or_other_files_are_not_touched(tmp_path: Path, capsys: 
     said = capsys.readouterr().err
     assert "holds another packing: its data was" in said
     assert bytes_in(tmp_path / "packed") == before
+    (tmp_path / "packed" / "000001.tar").unlink()
+    assert pack(tmp_path / "packed", "--generated_circles", 9, "--resolution", 16) == 0
+    assert bytes_in(tmp_path / "packed") == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     assert pack(tmp_path / "other", "--generated_circles", 9) == 2
