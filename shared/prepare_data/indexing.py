@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from shared.data.sources.shard_index import SUFFIX, IndexedSamples, ShardIndex, columns_of, indexes_in
+from shared.data.sources.indexed_samples import IndexedSamples, indexes_in
+from shared.data.sources.shard_index import SUFFIX, ShardIndex, columns_of
 from shared.data.sources.shard_index_writing import ShardContent, read_shard, write_index
 from shared.data.sources.shard_keys import ShardKeys, shard_keys
 from shared.data.sources.shard_locations import expand

@@ -10,7 +10,7 @@ from pathlib import Path
 from shared.config import TrainConfig
 from shared.data.sample import RawSample
 from shared.data.sources.base import Manifest, RandomAccessSource, StreamSource
-from shared.data.sources.shard_index import find_index
+from shared.data.sources.indexed_samples import find_index
 from shared.data.sources.shard_keys import MOST_MEMBERS, ShardKeys, raw_sample, shard_keys, split_member, twice
 from shared.data.sources.shard_layout import HEADER, IndexedSample, Member
 from shared.data.sources.shard_locations import check_schemes, check_shell, expand
