@@ -49,6 +49,7 @@ from shared.data.workers import threads_beside_accelerators
 from shared.diffusion.drawing import Drawing
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.evaluation.validation import most_images_at_once
+from shared.outgoing.messages import set_up_logging
 from shared.profiling.device_peaks import peak_tflops
 from shared.profiling.profiled_steps import profiled_steps
 from shared.profiling.utilisation import Utilisation
@@ -66,7 +67,6 @@ from shared.run.setup import (
     open_run,
     plan_steps,
     prepare,
-    set_up_logging,
     with_precomputed_text,
 )
 from shared.threads import in_background

@@ -14,7 +14,7 @@ from shared.config.command_line import read_configuration
 from shared.evaluation.validation_images import prompts_of_pairs, saved_pictures
 from shared.models.configs import ControlNetConfig, read_config
 from shared.models.source import CONFIG_FILE
-from shared.outgoing.messages import explain
+from shared.outgoing.messages import explain, set_up_logging
 from shared.outgoing.redaction import keep_secret
 from shared.run import hub
 from shared.run.folder import REPORT_FILE, finished_steps
@@ -22,7 +22,6 @@ from shared.run.interruption import forgiving_output
 from shared.run.licence import licence_of
 from shared.run.model_card import CARD_FILE, CardContent, kind_of, model_card, write_model_card
 from shared.run.result import card_content
-from shared.run.setup import set_up_logging
 from shared.untrusted import MIB, read_file, read_json, shown
 from shared.user_errors import UserError
 

@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     EVALUATION = 15
     FLIP = 16
     CROP = 17
+    CONDITION = 18
 
 
 def generator(seed: int, purpose: Purpose | str, position: int) -> np.random.Generator:

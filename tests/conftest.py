@@ -44,6 +44,7 @@ SLOW = (
     "torch_trainer/checkpoints",
     "torch_trainer/evaluation",
     "torch_trainer/profiling/test_model_flops.py",
+    "shared/prepare_data/test_killed_packing.py",
 )
 
 

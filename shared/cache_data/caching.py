@@ -13,12 +13,14 @@ from shared.data.sources import RandomAccessSource, open_source
 from shared.data.sources.cached import KEYS, shards_in
 from shared.data.sources.shards import ShardSource
 from shared.data.tokenization import PromptInputs
+from shared.data.workers import threads_beside_accelerators
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.base_model import check_base_model
 from shared.models.source import base_source
 from shared.models.stored_dtypes import STORED_DTYPES
 from shared.models.xl import is_xl
 from shared.precomputed_text.precomputing import ALONE, precompute_text
+from shared.prepare_data.indexing import index_shards
 from shared.run.folder import make_run_folder
 from shared.run.lock import run_lock
 from shared.run.setup import prompt_inputs_of
@@ -55,7 +57,7 @@ def make_cache(config: TrainConfig, backend: Backend, open_encoders: Callable[[T
         _begin(folder, record)
         skipped = write_shards(folder, source, config, record, encoders.open_image_encoder())
         _encode_captions(folder, config, backend, source, prompt_inputs, encoders)
-        samples = len(ShardSource(shards_in(folder), KEYS))
+        samples = _indexed(folder)
         _write_record(folder, record.finished(samples))
     logger.info(
         "%s holds %s samples%s: train with --cached_data %s in place of the flags that name the data",
@@ -83,6 +85,13 @@ def _begin(folder: Path, record: CacheRecord) -> None:
             "or delete them."
         )
     _write_record(folder, record)
+
+
+def _indexed(folder: Path) -> int:
+    """How many samples there are; a training finds the index beside the shards."""
+    shards = shards_in(folder)
+    index_shards(shards, KEYS, threads_beside_accelerators())
+    return len(ShardSource(shards, KEYS))
 
 
 def _write_record(folder: Path, record: CacheRecord) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from shared.config import Backend, TrainConfig, read_configuration, validate
 from shared.config.options import FLAGS
 from shared.config.validation import check_one_view
-from shared.outgoing.messages import explain
+from shared.outgoing.messages import explain, set_up_logging
 from shared.run.interruption import forgiving_output
 from shared.user_errors import UserError
 
@@ -43,6 +43,20 @@ def _cache(words: Sequence[str], backend: Backend, open_encoders: "Callable[[Tra
     if {"-h", "--help"} & set(words):
         sys.stdout.write(_HELP.format(backend=backend))
         return 0
+    config = read_command(words, backend)
+    from shared.cache_data.caching import make_cache  # here, so that mistakes in flags need not wait for libraries
+
+    set_up_logging(f"{backend}_trainer")
+    make_cache(config, backend, open_encoders)
+    return 0
+
+
+def read_command(words: Sequence[str], backend: Backend) -> TrainConfig:
+    """What the words after the program's name ask for; no file but that of --config is read.
+
+    Raises:
+        UserError: for the first mistake found.
+    """
     config = read_configuration(words)
     if config.output_dir == FLAGS["output_dir"].default:
         raise UserError("--output_dir is missing: name the folder of the cache.")
@@ -50,9 +64,4 @@ def _cache(words: Sequence[str], backend: Backend, open_encoders: "Callable[[Tra
         raise UserError("--cached_data names a cache that is made already: name the data that one is to be made of.")
     check_one_view(config, "A cache holds one view of each picture")
     validate(config, backend)
-    from shared.cache_data.caching import make_cache  # here, so that mistakes in flags need not wait for libraries
-    from shared.run.setup import set_up_logging
-
-    set_up_logging(f"{backend}_trainer")
-    make_cache(config, backend, open_encoders)
-    return 0
+    return config

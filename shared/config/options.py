@@ -7,7 +7,7 @@ train_controlnet_sdxl.py; where their defaults differ, the default here serves a
 import dataclasses
 import math
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from shared.config.flags import (
     BELOW_ONE,
@@ -24,7 +24,7 @@ from shared.config.flags import (
     within,
 )
 
-__all__ = ["FLAGS", "SECRETS", "Backend", "ScheduleName", "TrainConfig"]
+__all__ = ["FLAGS", "SECRETS", "Backend", "InterpolationMode", "ScheduleName", "TrainConfig", "as_in_training"]
 
 InterpolationMode = Literal["nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 ScheduleName = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
@@ -170,7 +170,7 @@ class TrainConfig:
         None,
         "Train on this many generated images of circles, as in fill50k, drawn at --resolution.",
         names="data",
-        must_be=[at_least(1), at_most(10**7)],  # their order is held in memory; fill50k has 50,000
+        must_be=[at_least(1), at_most(10**7)],  # fill50k has 50,000
         must_match=["compare"],
     )
     image_column: str = _data("image", "The dataset's column with the target image.", must_match=["compare"])
@@ -540,3 +540,12 @@ class TrainConfig:
 
 FLAGS: dict[str, Flag] = flags_of(TrainConfig)
 SECRETS: frozenset[str] = frozenset(name for name, declared in FLAGS.items() if declared.secret)
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+
+
+def as_in_training(name: str) -> Any:
+    """Declares a field of another program's configuration as the flag of that name here."""
+    field = _FIELDS[name]
+    return dataclasses.field(default=field.default, repr=field.repr, metadata=field.metadata)

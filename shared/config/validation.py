@@ -1,7 +1,7 @@
 """The checks that need nothing but the configuration itself: no files, no models, no devices."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared.config.flags import Backend, Flag
@@ -11,7 +11,7 @@ from shared.outgoing.redaction import described, is_shell_command, redacted
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
-_DATA_SOURCES = [name for name, flag in FLAGS.items() if flag.names == "data"]
+DATA_SOURCES = [name for name, flag in FLAGS.items() if flag.names == "data"]
 _PROCESSES = ("coordinator_address", "num_processes", "process_id")
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\]):(?P<port>[0-9]{1,5})")
 _LARGEST_PIXELS = 2**33  # of a device's batch: 8192 images of 1024 px, 24 GiB in the host's memory
@@ -88,9 +88,22 @@ def _check_sources(config: TrainConfig) -> None:
             "--pretrained_model_name_or_path is missing: name the base model, "
             "for example stable-diffusion-v1-5/stable-diffusion-v1-5 or a folder."
         )
-    given = [f"--{name}" for name in _DATA_SOURCES if getattr(config, name) is not None]
+    check_sources(config)
+    if config.streaming and config.max_train_steps is None and config.max_train_samples is None:
+        raise UserError(
+            "--streaming does not know how many samples there are, so --num_train_epochs cannot say when to stop: give "
+            "--max_train_steps or --max_train_samples."
+        )
+
+
+def check_sources(config: TrainConfig, names: Sequence[str] = DATA_SOURCES) -> None:
+    """Raises UserError where the data that a configuration names are none, several, or named in part.
+
+    `names` are the flags that may name them.
+    """
+    given = [f"--{name}" for name in names if getattr(config, name) is not None]
     if not given:
-        sources = ", ".join(f"--{name}" for name in _DATA_SOURCES)
+        sources = ", ".join(f"--{name}" for name in names)
         raise UserError(f"The training data are missing: give one of {sources}.")
     if len(given) > 1:
         raise UserError(
@@ -121,11 +134,6 @@ def _check_source_details(config: TrainConfig) -> None:
     for source in ("load_from_disk", "generated_circles"):
         if config.streaming and getattr(config, source):
             raise UserError(f"--streaming does not go with --{source}, which downloads nothing: leave one out.")
-    if config.streaming and config.max_train_steps is None and config.max_train_samples is None:
-        raise UserError(
-            "--streaming does not know how many samples there are, so --num_train_epochs cannot say when to stop: give "
-            "--max_train_steps or --max_train_samples."
-        )
     for url in config.train_shards or ():  # as written; what braces make of it is seen when the shards are opened
         if is_shell_command(url) and not config.allow_shell_urls:
             scheme = url.strip().partition(":")[0]

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from shared.data.sample import RawSample
 from shared.data.sources.base import RandomAccessSource, StreamSource
-from shared.randomness import Purpose, generator
+from shared.data.sources.order import KeyedOrder, random_order
+from shared.randomness import Purpose
 from shared.user_errors import UserError
 
 
@@ -34,7 +35,7 @@ class ShuffledCandidates:
         if not len(source):
             raise UserError(f"{source.manifest.get('location')} holds no samples; expected at least one")
         self._source, self._seed = source, seed
-        self._order = lru_cache(maxsize=2)(self._permutation)  # a batch touches two epochs at a boundary
+        self._order = lru_cache(maxsize=2)(self._order_of)  # a batch touches two epochs at a boundary
 
     def at(self, position: int) -> Iterator[RawSample]:
         count = len(self._source)
@@ -46,8 +47,8 @@ class ShuffledCandidates:
     def forget_before(self, position: int) -> None:
         """Nothing is kept."""
 
-    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
-        return generator(self._seed, Purpose.ORDER, epoch).permutation(len(self._source))
+    def _order_of(self, epoch: int) -> npt.NDArray[np.int64] | KeyedOrder:
+        return random_order(len(self._source), self._seed, Purpose.ORDER, epoch)
 
 
 class StreamCandidates:

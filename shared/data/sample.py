@@ -56,6 +56,12 @@ class RawSample:
     name: str
     defect: str = ""
 
+    @property
+    def picture(self) -> EncodedImage:
+        """The image of a sample that passed `check`, of data whose images are no cache's."""
+        assert isinstance(self.image, bytes | Path | str | PIL.Image.Image)
+        return self.image
+
     def check(self) -> None:
         """Raise `BadSampleError` when a part is missing or no text. Decodes nothing."""
         if self.defect:

@@ -12,7 +12,7 @@ from shared.config.flags import Flag
 from shared.config.help_text import LARGEST_WIDTH, flag_sections
 from shared.config.validation import check_output_dir, check_values
 from shared.generate.options import GENERATE_FLAGS, GenerateConfig
-from shared.outgoing.messages import explain
+from shared.outgoing.messages import explain, set_up_logging
 from shared.run.interruption import forgiving_output
 from shared.user_errors import UserError
 
@@ -52,7 +52,6 @@ def _generate(words: Sequence[str], backend: Backend, make_artist: "Callable[[Jo
     config = read_command(words)
     from shared.generate.pictures import generate  # here, so that mistakes in flags need not wait for libraries
     from shared.generate.preparation import prepare_job
-    from shared.run.setup import set_up_logging
 
     set_up_logging(f"{backend}_trainer")
     job = prepare_job(config, backend)

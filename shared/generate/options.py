@@ -2,10 +2,10 @@
 
 import dataclasses
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-from shared.config import TrainConfig
 from shared.config.flags import FROM_ZERO, Equivalent, Flag, Rule, at_least, at_most, flag, flags_of, within
+from shared.config.options import as_in_training
 
 _model = partial(flag, "model")
 _pictures = partial(flag, "pictures")
@@ -15,13 +15,6 @@ _performance = partial(flag, "performance")
 _FROM_START_TO_END = Rule(lambda part: 0 <= part <= 1, "in the range from 0 (the first step) to 1 (the last)")
 LARGEST_SIDE = 8192  # pixels, as in training
 _SIDE = (at_least(8), at_most(LARGEST_SIDE))
-
-_OF_TRAINING = {field.name: field for field in dataclasses.fields(TrainConfig)}
-
-
-def _as_in_training(name: str) -> Any:
-    field = _OF_TRAINING[name]
-    return dataclasses.field(default=field.default, repr=field.repr, metadata=field.metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +26,17 @@ class GenerateConfig:
         "The ControlNet: the folder of a training run or a checkpoint in it, a folder in diffusers layout, or a Hub "
         "repository.",
     )
-    controlnet_revision: str | None = _as_in_training("controlnet_revision")
+    controlnet_revision: str | None = as_in_training("controlnet_revision")
     pretrained_model_name_or_path: str | None = _model(
         None,
         "The base Stable Diffusion model: a folder in diffusers layout or a Hub repository. Without it, the one that "
         "the ControlNet's run was trained on, as its config.yaml says.",
     )
-    pretrained_vae_model_name_or_path: str | None = _as_in_training("pretrained_vae_model_name_or_path")
-    tokenizer_name: str | None = _as_in_training("tokenizer_name")
-    revision: str | None = _as_in_training("revision")
-    variant: str | None = _as_in_training("variant")
-    cache_dir: str | None = _as_in_training("cache_dir")
+    pretrained_vae_model_name_or_path: str | None = as_in_training("pretrained_vae_model_name_or_path")
+    tokenizer_name: str | None = as_in_training("tokenizer_name")
+    revision: str | None = as_in_training("revision")
+    variant: str | None = as_in_training("variant")
+    cache_dir: str | None = as_in_training("cache_dir")
 
     conditioning_image: tuple[str, ...] | None = _pictures(
         None,
@@ -105,10 +98,10 @@ class GenerateConfig:
         1, "The number of pictures that a device draws at once.", must_be=[at_least(1), at_most(2**16)]
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = _performance("no", "The number format of the models.")
-    enable_xformers_memory_efficient_attention: bool | None = _as_in_training(
+    enable_xformers_memory_efficient_attention: bool | None = as_in_training(
         "enable_xformers_memory_efficient_attention"
     )
-    allow_tf32: bool = _as_in_training("allow_tf32")
+    allow_tf32: bool = as_in_training("allow_tf32")
     ccache: str | None = _performance(
         None,
         "The folder that keeps compiled programs for the next time, or none to keep nothing, as in training.",

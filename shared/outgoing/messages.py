@@ -52,3 +52,14 @@ def explain(error: Exception) -> int:
         return 2
     print_traceback(error)
     return 1
+
+
+def set_up_logging(backend_package: str, level: int = logging.INFO) -> None:
+    """Our own progress, and of the libraries only what is wrong."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(OutgoingFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], force=True)
+    sys.excepthook = print_uncaught
+    for package in (backend_package, "shared"):
+        logging.getLogger(package).setLevel(level)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own

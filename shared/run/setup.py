@@ -2,7 +2,6 @@
 
 import logging
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,6 @@ from shared.models.source import ModelSource, base_source, tokenizer_source, xl_
 from shared.models.tokenizer_files import check_tokenizer_fits, read_tokenizer
 from shared.models.trained_parts import sd_unlocked_warning
 from shared.models.xl import is_xl, sizes_of_crop
-from shared.outgoing.messages import OutgoingFormatter, print_uncaught
 from shared.precomputed_text.captions import countable
 from shared.precomputed_text.precomputing import ALONE, Processes, TextEncoder, precompute_text
 from shared.run import hub
@@ -64,17 +62,6 @@ class PreparedRun:
     def is_xl(self) -> bool:
         """Whether the base model is a Stable Diffusion XL."""
         return self.prompt_inputs.xl is not None
-
-
-def set_up_logging(backend_package: str, level: int = logging.INFO) -> None:
-    """Our own progress, and of the libraries only what is wrong."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(OutgoingFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
-    logging.basicConfig(handlers=[handler], force=True)
-    sys.excepthook = print_uncaught
-    for package in (backend_package, "shared"):
-        logging.getLogger(package).setLevel(level)
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
 
 
 def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = True) -> PreparedRun:

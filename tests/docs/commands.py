@@ -20,10 +20,14 @@ from unittest import mock
 
 from packaging.requirements import Requirement
 
+from shared.cache_data.command import read_command as read_cache_command
 from shared.compare.command import read_command
 from shared.config import Backend, parse_command_line
 from shared.generate.command import read_command as read_generate_command
 from shared.generate.options import GENERATE_FLAGS
+from shared.prepare_data.caching import taken_apart
+from shared.prepare_data.command import SUBCOMMANDS
+from shared.prepare_data.command import read_command as read_prepare_command
 from tests.docs.pages import ROOT
 from tests.tpu_vm.cloud import Cloud
 
@@ -135,6 +139,15 @@ def _python(words: list[str]) -> None:
             raise AssertionError(f"python3 does not start with {words}")
 
 
+def _prepare(words: list[str]) -> None:
+    if words[:1] == ["cache"]:
+        options, rest = taken_apart(words[1:])
+        if rest:
+            read_cache_command(rest, options.backend or "flax")
+    else:
+        read_prepare_command(words)
+
+
 def _module(name: str, words: list[str]) -> None:
     if name == "shared.compare":
         read_command(_without_ellipsis(words))
@@ -142,6 +155,8 @@ def _module(name: str, words: list[str]) -> None:
         _compile_report(words)
     elif name in ("flax_trainer.generate", "torch_trainer.generate"):
         read_generate_command(words)
+    elif name == "shared.prepare_data":
+        _prepare(words)
     else:
         _argparse(name, words)
 
@@ -257,6 +272,7 @@ def known_flags() -> set[str]:
         *(f"no_{name}" for name in FLAGS),
         *flags_of(OwnFlags),
         *GENERATE_FLAGS,
+        *(name for subcommand in SUBCOMMANDS.values() for name in subcommand.flags),
     }
     usage = (ROOT / "tpu_setup.sh").read_text(encoding="utf-8")
     return {f"--{name}" for name in names} | set(re.findall(r"^  (--\w+)", usage, re.MULTILINE))

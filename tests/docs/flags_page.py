@@ -7,6 +7,7 @@ from shared.config.flags import Backend, Equivalent, Flag, Missing
 from shared.config.options import FLAGS
 from shared.config.support import BACKEND_NAMES
 from shared.generate.options import GENERATE_FLAGS
+from shared.prepare_data.command import SUBCOMMANDS
 
 _PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT"}
 
@@ -29,10 +30,21 @@ Those of `python3 -m flax_trainer.generate` and `python3 -m torch_trainer.genera
 [docs/generating.md](generating.md) is about.
 """
 
+_HEAD_OF_PREPARATION = """## Flags of the command that prepares data
+
+Those of `python3 -m shared.prepare_data`, which [docs/preparing_data.md](preparing_data.md) is about, beside those that
+name data in a training.
+"""
+
 
 def flags_page() -> str:
     """All flags by group: what they take, their default and meaning, and what a backend does otherwise."""
-    return "\n".join([_HEAD, *_tables(FLAGS, "## "), _HEAD_OF_GENERATE, *_tables(GENERATE_FLAGS, "### Generate: ")])
+    tables = [_HEAD, *_tables(FLAGS, "## "), _HEAD_OF_GENERATE, *_tables(GENERATE_FLAGS, "### Generate: ")]
+    tables.append(_HEAD_OF_PREPARATION)
+    for name, subcommand in SUBCOMMANDS.items():
+        own = {flag.name: flag for flag in subcommand.flags.values() if flag != FLAGS.get(flag.name)}
+        tables += _tables(own, f"### Prepare data, {name}: ")
+    return "\n".join(tables)
 
 
 def _tables(declared: Mapping[str, Flag], heading: str) -> Iterator[str]:

@@ -139,6 +139,7 @@ def test_imports_run_down_the_drawings(place: int, package: str) -> None:
         "accelerate launch --config_file torch_trainer/accelerate_configs/none.yaml train_torch.py …",
         "accelerate launch --gpus 2 train_torch.py …",
         "python3 -m flax_trainer.generate --controlnet_model_name_or_path A --conditioning_image B --promt C",
+        "python3 -m shared.prepare_data pack --train_data_dir DIR --output_dri SHARDS",
         "make everything",
         "pip install -r requirements_jax.txt",
         "./tpu_setup.sh --name circles --zone us-central2-b",

@@ -11,6 +11,7 @@ from shared.data.sources.base import (
     SubsetSource,
     hold_out,
     train_subset,
+    with_order_named,
 )
 from shared.data.sources.named_files import allowed_folders
 from shared.user_errors import UserError
@@ -43,7 +44,7 @@ def open_sources(config: TrainConfig) -> tuple[Source, SubsetSource | None]:
                 "Give local data, or leave it out"
             )
         return source, None
-    held_out = None
+    source, held_out = with_order_named(source), None
     if config.num_evaluation_samples:
         source, held_out = hold_out(source, config.num_evaluation_samples, config.seed)
     if config.max_train_samples is not None:

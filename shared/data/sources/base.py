@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
 from shared.data.cached_latents import LatentsLayout
 from shared.data.sample import BadSampleError, RawSample
-from shared.randomness import Purpose, generator
+from shared.data.sources.order import AllBut, Indices, beginning, is_computed, random_order
+from shared.randomness import Purpose
 from shared.user_errors import UserError
 
 Manifest = dict[str, Any]
@@ -73,7 +73,7 @@ def captions_at(source: RandomAccessSource, index: int) -> tuple[str, ...]:
 class SubsetSource:
     """Some samples of another source, in an order of their own. `indices` are theirs in that source."""
 
-    def __init__(self, source: RandomAccessSource, indices: npt.NDArray[np.int64], manifest: Manifest) -> None:
+    def __init__(self, source: RandomAccessSource, indices: Indices, manifest: Manifest) -> None:
         self._source = source
         self.indices = indices
         self.manifest = source.manifest | manifest
@@ -98,7 +98,7 @@ def train_subset(source: RandomAccessSource, count: int, seed: int) -> SubsetSou
     """A seeded random choice of `count` samples, the same in every epoch (diffusers: `shuffle(seed).select`)."""
     if count < 1:
         raise UserError(f"--max_train_samples is {count}; expected at least 1, or leave it out to use everything")
-    indices = generator(seed, Purpose.SUBSET, 0).permutation(len(source))[:count]
+    indices = beginning(random_order(len(source), seed, Purpose.SUBSET, 0), count)
     manifest = {"max_train_samples": count, "subset_seed": seed, "samples": len(indices)}
     return SubsetSource(source, indices, manifest)
 
@@ -113,6 +113,15 @@ def hold_out(source: RandomAccessSource, count: int, seed: int) -> tuple[SubsetS
         raise UserError(
             f"--num_evaluation_samples is {count}, but there are {len(source)} samples in all; hold out fewer"
         )
-    order = generator(seed, Purpose.HELD_OUT, 0).permutation(len(source))
+    order = beginning(random_order(len(source), seed, Purpose.HELD_OUT, 0), count)
+    held_out = np.fromiter(order, np.int64, count)
     manifest = {"held_out": count, "held_out_seed": seed, "samples": len(source) - count}
-    return SubsetSource(source, np.sort(order[count:]), manifest), SubsetSource(source, order[:count], manifest)
+    return SubsetSource(source, AllBut(len(source), held_out), manifest), SubsetSource(source, held_out, manifest)
+
+
+def with_order_named(source: RandomAccessSource) -> RandomAccessSource:
+    """The source, whose manifest says where orders are computed: a run that was begun when they were held is refused
+    by name then, and does not go on in another order."""
+    if is_computed(len(source)):
+        source.manifest = source.manifest | {"order": "computed"}
+    return source

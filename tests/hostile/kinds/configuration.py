@@ -8,7 +8,8 @@ import shared.compare.__main__ as compare
 from shared.config import TrainConfig, parse_command_line, to_yaml
 from shared.config.demo import BASE_MODEL
 from shared.config.options import FLAGS, Backend
-from shared.run.setup import prepare, set_up_logging
+from shared.outgoing.messages import set_up_logging
+from shared.run.setup import prepare
 from tests.hostile.case import Case
 from tests.hostile.kinds import place_of
 from tests.hostile.mutations.addresses import hostile_address

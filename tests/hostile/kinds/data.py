@@ -23,7 +23,7 @@ from shared.data.sources import Source, open_sources
 from shared.data.tokenization import PromptInputs, tokenizer_function
 from shared.models.source import ModelSource
 from shared.models.tokenizer_files import read_tokenizer
-from shared.run.setup import set_up_logging
+from shared.outgoing.messages import set_up_logging
 from tests.hostile.case import Case
 from tests.hostile.kinds import place_of
 from tests.hostile.mutations.addresses import hostile_address

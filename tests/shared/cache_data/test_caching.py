@@ -25,6 +25,7 @@ from shared.data.preprocessing import preprocess
 from shared.data.sources import open_source, open_sources
 from shared.data.sources.base import latents_of
 from shared.data.sources.cached import CAPTIONS, CONDITION, LATENTS
+from shared.data.sources.shard_index import SUFFIX
 from shared.precomputed_text.precomputing import TextEncoder
 from shared.user_errors import UserError
 from tests.shared.data.pictures import captions_in, loader, pairs, write_image_folder
@@ -156,7 +157,11 @@ def test_work_that_was_stopped_goes_on_and_ends_with_the_same_files(
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != SUFFIX
+    }
 
 
 def test_made_once_more_nothing_is_encoded(photos: Path, tmp_path: Path) -> None:

@@ -48,7 +48,10 @@ def test_right_configurations_pass(changes: dict[str, Any]) -> None:
     ("changes", "explanation"),
     [
         ({"pretrained_model_name_or_path": None}, "--pretrained_model_name_or_path is missing"),
-        ({"dataset_name": None}, "give one of --dataset_name, --train_data_dir, --train_shards, --cached_data, --generated_circles"),
+        (
+            {"dataset_name": None},
+            "give one of --dataset_name, --train_data_dir, --train_shards, --cached_data, --generated_circles",
+        ),
         ({"train_data_dir": "folder"}, "--dataset_name and --train_data_dir each name training data"),
         ({"generated_circles": 8}, "--dataset_name and --generated_circles"),
         ({**_SHARDS, "generated_circles": 3}, "--train_shards and --generated_circles each name training data"),

@@ -19,7 +19,8 @@ from shared.data.sample import RawSample
 from shared.data.sources import RandomAccessSource, StreamSource, open_source
 from shared.data.sources.huggingface import HuggingFaceStream
 from shared.data.sources.shard_keys import shard_keys, split_member
-from shared.data.sources.shards import ShardSource, expand
+from shared.data.sources.shard_locations import expand
+from shared.data.sources.shards import ShardSource
 from shared.data.sources.shuffling import buffered_shuffle
 from tests.shared.data.pictures import (
     captions_in,

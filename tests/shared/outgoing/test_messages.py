@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from shared.data.batches import BatchSpec
-from shared.outgoing.messages import explain
-from shared.run.setup import set_up_logging, total_steps
+from shared.outgoing.messages import explain, set_up_logging
+from shared.run.setup import total_steps
 
 
 def raised_by(call: Callable[[], object]) -> ValueError:

@@ -122,7 +122,7 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from shared.run.interruption import Interruption, forgiving_output
-from shared.run.setup import set_up_logging
+from shared.outgoing.messages import set_up_logging
 
 def main():
     set_up_logging("talker")

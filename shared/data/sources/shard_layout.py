@@ -1,0 +1,30 @@
+"""Where the samples of a tar lie in it."""
+
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HEADER = tarfile.BLOCKSIZE
+"""The bytes of the header that stands right before a member's content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where a member's content lies in its shard. `header` is the CRC-32 of its header, None where that was read just
+    now and not by an earlier program."""
+
+    extension: str
+    offset: int
+    size: int
+    header: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedSample:
+    """Where the parts of a sample lie."""
+
+    shard: Path
+    key: str
+    image: Member | None
+    conditioning_image: Member | None
+    caption: Member | None

@@ -1,0 +1,87 @@
+"""What may be wrong with a sample, as `check` looks at it.
+
+H height, W width of a picture in pixels.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+
+from shared.data.preprocessing import decode
+from shared.data.sample import BadSampleError, RawSample
+
+FaultKind = Literal["corrupt", "mismatched", "duplicated", "small", "long"]
+
+LONGEST = 2.0
+"""Of a picture whose longer side is more than so many times the shorter, the crop leaves less than half."""
+
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of one sample, in words."""
+
+    kind: FaultKind
+    sample: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A sample that was looked at. `digest`: of the pixels of both its pictures, empty where it is corrupt."""
+
+    name: str
+    faults: tuple[Fault, ...]
+    digest: bytes
+
+
+def examined(sample: RawSample, resolution: int) -> Examined:
+    """Decode a sample's pictures, and look for what is wrong with it by itself."""
+    try:
+        sample.check()
+        assert sample.conditioning_image is not None
+        image, condition = decode(sample.picture), decode(sample.conditioning_image)
+    except BadSampleError as error:
+        return Examined(sample.name, (Fault("corrupt", sample.name, str(error)),), b"")
+    faults = tuple(_faults(sample.name, image, condition, resolution))
+    return Examined(sample.name, faults, _digest(image) + _digest(condition))
+
+
+def are_of_one_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one (width, height) is the other resized, each side rounded to a pixel up or down."""
+    (width, height), (other_width, other_height) = size, other
+    least = max((other_width - 1) / width, (other_height - 1) / height)
+    most = min((other_width + 1) / width, (other_height + 1) / height)
+    return least <= most
+
+
+def duplicates(digests: bytes) -> Iterator[tuple[int, int]]:
+    """(number, number of the first of its kind) of each that was there before; two digests a sample, in its order."""
+    pairs = np.frombuffer(digests, np.dtype((np.void, 2 * DIGEST_BYTES)))
+    _, firsts, kinds = np.unique(pairs, return_index=True, return_inverse=True)
+    for number in np.flatnonzero(firsts[kinds] != np.arange(len(pairs))):
+        yield int(number), int(firsts[kinds[number]])
+
+
+def _faults(name: str, image: PIL.Image.Image, condition: PIL.Image.Image, resolution: int) -> Iterator[Fault]:
+    size = f"{image.width}x{image.height}"
+    if not are_of_one_shape(image.size, condition.size):
+        other = f"{condition.width}x{condition.height}"
+        yield Fault(
+            "mismatched", name, f"its image has {size} pixels and its condition {other}: other parts are cropped"
+        )
+    if min(image.size) < resolution:
+        yield Fault("small", name, f"its image has {size} pixels, and is enlarged to {resolution}")
+    if max(image.size) > LONGEST * min(image.size):
+        yield Fault("long", name, f"its image has {size} pixels, and most of it is cropped away")
+
+
+def _digest(picture: PIL.Image.Image) -> bytes:
+    digest = hashlib.blake2b(np.asarray(picture).tobytes(), digest_size=DIGEST_BYTES)
+    digest.update(f"{picture.width}x{picture.height}".encode())
+    return digest.digest()

@@ -1,0 +1,128 @@
+"""A sample as the members of a shard: pictures as they were, or resized; what a training makes of them is the same.
+
+H height, W width of a picture in pixels.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+from shared.data.addresses import local_path, read_address, scheme_of
+from shared.data.preprocessing import decode, preprocess
+from shared.data.sample import EncodedImage, RawSample
+from shared.untrusted import read_file
+from shared.untrusted.pictures import LARGEST_FILE, open_picture
+
+# Those of Pillow's formats that are stored as they are, with an extension that is found by itself; others become PNG.
+_EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
+
+Members = dict[str, bytes]
+"""By extension. They are found without --shards_…_key."""
+
+
+@dataclass(frozen=True)
+class Storing:
+    """How pictures are stored.
+
+    Attributes:
+        resolution: the side to resize to and crop, None to store pictures as they are.
+        interpolation: the filter that resizes.
+        jpeg_quality: of resized images, None for PNG.
+    """
+
+    resolution: int | None
+    interpolation: str
+    jpeg_quality: int | None
+
+
+def members_of(sample: RawSample, storing: Storing) -> Members:
+    """The sample's image, condition and captions.
+
+    Raises:
+        BadSampleError: a part is missing or cannot be decoded.
+    """
+    sample.check()
+    assert sample.conditioning_image is not None
+    return {
+        **image_member(sample.picture, storing),
+        **_condition(sample.conditioning_image, storing),
+        **caption_member(sample.captions),
+    }
+
+
+def png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """uint8 [H,W,3] or [H,W] as a PNG file; in one channel where all three are the same."""
+    picture = PIL.Image.fromarray(pixels)
+    return _png(picture if pixels.ndim == 2 else _in_one_channel(picture) or picture)
+
+
+def image_member(image: EncodedImage, storing: Storing) -> Members:
+    """The image alone. BadSampleError where it cannot be decoded."""
+    if storing.resolution is None:
+        extension, content = _as_it_is(image)
+        return {f"image.{extension}": content}
+    picture = PIL.Image.fromarray(preprocess(image, storing.resolution, storing.interpolation))
+    if storing.jpeg_quality is None:
+        return {"image.png": _png(picture)}
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=storing.jpeg_quality)
+    return {"image.jpg": file.getvalue()}
+
+
+def _condition(condition: EncodedImage, storing: Storing) -> Members:
+    """Without loss, and in one channel where all three are the same and that takes fewer bytes."""
+    if storing.resolution is not None:
+        return {"conditioning_image.png": png(preprocess(condition, storing.resolution, storing.interpolation))}
+    extension, content = _as_it_is(condition)
+    grey = _in_one_channel(decode(content))
+    if grey is not None and len(smaller := _png(grey)) < len(content):
+        return {"conditioning_image.png": smaller}
+    return {f"conditioning_image.{extension}": content}
+
+
+def caption_member(captions: tuple[str, ...]) -> Members:
+    """The captions alone."""
+    # Plain text is read without the blanks around it.
+    if len(captions) == 1 and captions[0] == captions[0].strip():
+        return {"text.txt": captions[0].encode()}
+    return {"text.json": json.dumps(captions, ensure_ascii=False).encode()}
+
+
+def _as_it_is(image: EncodedImage) -> tuple[str, bytes]:
+    """(extension, content) of a picture that can be decoded."""
+    decoded = decode(image)
+    if not isinstance(image, PIL.Image.Image):
+        content = _content(image)
+        with open_picture(content) as opened:
+            extension = _EXTENSIONS.get(str(opened.format))
+        if extension is not None:
+            return extension, content
+    return "png", _png(decoded)
+
+
+def _content(image: bytes | Path | str) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str) and scheme_of(image) is not None:
+        return read_address(image)
+    return read_file(local_path(image) if isinstance(image, str) else image, LARGEST_FILE)
+
+
+def _in_one_channel(picture: PIL.Image.Image) -> PIL.Image.Image | None:
+    """An RGB picture as a grey one; None where it has colours."""
+    pixels_HWC = np.asarray(picture)
+    first_HW = pixels_HWC[..., 0]
+    if np.array_equal(first_HW, pixels_HWC[..., 1]) and np.array_equal(first_HW, pixels_HWC[..., 2]):
+        return PIL.Image.fromarray(first_HW)
+    return None
+
+
+def _png(picture: PIL.Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()

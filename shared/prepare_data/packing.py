@@ -1,0 +1,161 @@
+"""`pack`: shards of any data, each of so many of the source's samples, whatever was done before and by how many.
+
+`annotate` packs too: samples whose condition it makes.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import webdataset
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from shared.config.validation import check_output_dir
+from shared.data.sample import BadSampleError, RawSample, SkippedSamples
+from shared.data.sources import RandomAccessSource, Source, open_source
+from shared.data.sources.shard_keys import shard_keys
+from shared.prepare_data.indexing import index_shards
+from shared.prepare_data.members import Members, Storing, members_of
+from shared.prepare_data.numbered import NumberedSample, in_groups, numbered
+from shared.prepare_data.options import PackingOptions, PackOptions
+from shared.prepare_data.packed_folder import CARD, Done, LeftOut, PackedFolder, make_folder
+from shared.prepare_data.parallel import in_order, threads_of
+from shared.run.lock import run_lock
+from shared.untrusted import shown
+from shared.user_errors import UserError
+
+logger = logging.getLogger(__name__)
+
+CIRCLES_SIDE = 512  # pixels, without --resolution
+_LONGEST_REASON = 1500  # characters: two paths, each already cut
+
+
+MembersOf = Callable[[int, RawSample], Members]
+"""Of a sample and its number. It raises BadSampleError where it cannot be used."""
+
+
+def run(options: PackOptions) -> int:
+    """Pack, or go on where an earlier call of it was."""
+    path = output_folder(options)
+    source = open_source(options.training(resolution=options.resolution or CIRCLES_SIDE))
+    storing = storing_of(options)
+    return pack(path, source, options, lambda number, sample: members_of(sample, storing), {})
+
+
+def output_folder(options: PackingOptions) -> Path:
+    """--output_dir. UserError where it is not given, or is no folder of this machine."""
+    if options.output_dir is None:
+        raise UserError("--output_dir is missing: name the folder for the shards.")
+    check_output_dir(options.output_dir)
+    return Path(options.output_dir)
+
+
+def storing_of(options: PackingOptions) -> Storing:
+    return Storing(options.resolution, options.image_interpolation_mode, options.jpeg_quality)
+
+
+def pack(path: Path, source: Source, options: PackingOptions, members: MembersOf, settings: Mapping[str, Any]) -> int:
+    """Write shards of a source's samples, or go on with them.
+
+    Args:
+        path: of their folder, which is made.
+        source: all of its samples are packed.
+        options: how.
+        members: what makes members of a sample, from several threads.
+        settings: what decides the members beside the source and the options.
+
+    Raises:
+        UserError: the folder holds something else or cannot be written to, too many samples are bad, or all.
+    """
+    make_folder(path)
+    with run_lock(path), logging_redirect_tqdm():
+        folder = PackedFolder(path, _settings(options, source) | json.loads(json.dumps(settings)))
+        if folder.is_finished:
+            logger.info("%s holds these shards already; there is nothing left to do", shown(path))
+            return 0
+        shards = _pack(options, source, folder, members)
+        _check_some(source, shards)
+        threads = threads_of(options.num_workers)
+        index_shards([folder.shard(number) for number in range(len(shards))], shard_keys(None, None, None), threads)
+        folder.finish(shards)
+    logger.info(
+        "%s: %s samples in %s shards; %s were left out, see %s",
+        shown(path),
+        f"{sum(done.samples for done in shards):,}",
+        f"{len(shards):,}",
+        f"{sum(len(done.left_out) for done in shards):,}",
+        CARD,
+    )
+    return 0
+
+
+def _settings(options: PackingOptions, source: Source) -> dict[str, Any]:
+    """What decides the bytes of the shards, and nothing of where they come from or go to."""
+    data = {name: value for name, value in source.manifest.items() if name != "location"}
+    resized = options.resolution is not None
+    settings = {
+        "data": data,
+        "samples_per_shard": options.samples_per_shard,
+        "resolution": options.resolution,
+        "image_interpolation_mode": options.image_interpolation_mode if resized else None,
+        "jpeg_quality": options.jpeg_quality,
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _pack(options: PackingOptions, source: Source, folder: PackedFolder, members: MembersOf) -> list[Done]:
+    threads, skipped = threads_of(options.num_workers), SkippedSamples(options.max_skipped_samples)
+    total = len(source) if isinstance(source, RandomAccessSource) else None
+    shards: list[Done] = []
+    with tqdm(total=total, desc="pack", unit="sample", dynamic_ncols=True) as bar:
+        for number, group in enumerate(in_groups(numbered(source), options.samples_per_shard)):
+            done = folder.done(number)
+            if done is not None:
+                for left_out in done.left_out:
+                    skipped.add(left_out.sample, BadSampleError(left_out.reason))
+                bar.update(done.samples + len(done.left_out))
+            else:
+                packed = _progressing(bar, in_order(partial(_packed, members), group, threads))
+                done = folder.write_shard(number, partial(_write, packed, skipped))
+            shards.append(done)
+    return shards
+
+
+def _packed(members: MembersOf, sample: NumberedSample) -> tuple[int, Members | LeftOut]:
+    number, read = sample
+    raw = read()
+    try:
+        return number, members(number, raw)
+    except BadSampleError as error:
+        return number, LeftOut(shown(raw.name), shown(error, _LONGEST_REASON))
+
+
+def _write(packed: Iterator[tuple[int, Members | LeftOut]], skipped: SkippedSamples, path: Path) -> Done:
+    samples, left_out = 0, list[LeftOut]()
+    # Without a time in it, the same samples make the same bytes.
+    with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as writer:
+        for number, content in packed:
+            if isinstance(content, LeftOut):
+                left_out.append(content)
+                skipped.add(content.sample, BadSampleError(content.reason))
+                continue
+            writer.write({"__key__": f"{number:09d}"} | content)
+            samples += 1
+    return Done(samples, left_out)
+
+
+def _progressing(
+    bar: "tqdm[Any]", packed: Iterator[tuple[int, Members | LeftOut]]
+) -> Iterator[tuple[int, Members | LeftOut]]:
+    for one in packed:
+        bar.update()
+        yield one
+
+
+def _check_some(source: Source, shards: list[Done]) -> None:
+    if not sum(done.samples for done in shards):
+        raise UserError(f"{shown(source.manifest.get('location'))} holds no sample that can be used.")
