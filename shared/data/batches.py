@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from shared.config import TrainConfig
 from shared.data.candidates import Candidates, ShuffledCandidates, StreamCandidates
-from shared.data.preprocessing import Preprocessed, preprocess, preprocess_with_sizes
+from shared.data.preprocessing import preprocess, preprocess_with_sizes
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources.base import RandomAccessSource, Source
 from shared.data.tokenization import PromptInputs
 from shared.data.workers import Workers
-from shared.models.xl import SIZES
+from shared.models.xl import SIZES, Sizes
 from shared.randomness import Purpose, generator
 from shared.user_errors import UserError
 
@@ -195,10 +195,8 @@ class BatchLoader:
     def _fill(self, unfinished: "_UnfinishedBatch", row: int) -> None:
         position = int(unfinished.positions[row])
         seed, arrays = self._config.seed, unfinished.arrays
-        sample, image, conditioning_pixels = self._usable_sample(position)
-        arrays["pixel_values"][row] = image.pixels
-        arrays["conditioning_pixel_values"][row] = conditioning_pixels
-        unfinished.sizes[row] = image.sizes
+        rows = arrays["pixel_values"][row], arrays["conditioning_pixel_values"][row]
+        sample, unfinished.sizes[row] = self._usable_sample(position, *rows)
         unfinished.captions[row] = self._caption(sample, position)
         for name, purpose in (("vae_noise", Purpose.VAE_NOISE), ("noise", Purpose.NOISE)):
             generator(seed, purpose, position).standard_normal(dtype=np.float32, out=arrays[name][row])
@@ -210,15 +208,19 @@ class BatchLoader:
         leading = (self._spec.accumulation_steps, self._local_rows)
         return {name: array.reshape(leading + array.shape[1:]) for name, array in arrays.items()}
 
-    def _usable_sample(self, position: int) -> tuple[RawSample, Preprocessed, npt.NDArray[np.uint8]]:
+    def _usable_sample(
+        self, position: int, pixels: npt.NDArray[np.uint8], conditioning_pixels: npt.NDArray[np.uint8]
+    ) -> tuple[RawSample, Sizes]:
+        """Writes its pixels, uint8 [R,R,3] each."""
         resolution, interpolation = self._config.resolution, self._config.image_interpolation_mode
         for sample in self._candidates.at(position):
             try:
                 sample.check()
                 assert sample.image is not None
                 assert sample.conditioning_image is not None
-                image = preprocess_with_sizes(sample.image, resolution, interpolation)
-                return sample, image, preprocess(sample.conditioning_image, resolution, interpolation)
+                _, sizes = preprocess_with_sizes(sample.image, resolution, interpolation, pixels)
+                preprocess(sample.conditioning_image, resolution, interpolation, conditioning_pixels)
+                return sample, sizes
             except BadSampleError as error:
                 self._skipped.add(sample.name, error)
         raise UserError(

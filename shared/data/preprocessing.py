@@ -3,8 +3,9 @@
 Axes: H height, W width, C channels, R the training resolution.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from shared.data.addresses import described, local_path, read_address, scheme_of
+from shared.data.pictures import Picture, plain_pixels, render
 from shared.data.sample import BadSampleError, EncodedImage
 from shared.models.xl import Sizes
 from shared.untrusted import foreign_library, shown
@@ -30,6 +32,9 @@ INTERPOLATION_MODES = {
 """torchvision's names for PIL's filters. PIL has one nearest filter, which torchvision uses for both of its own."""
 
 
+Decoded = TypeVar("Decoded")
+
+
 class Preprocessed(NamedTuple):
     """The pixels that are trained on, uint8 [R,R,3], RGB, 0 to 255, and the sizes of what they were cut from."""
 
@@ -37,30 +42,48 @@ class Preprocessed(NamedTuple):
     sizes: Sizes
 
 
-def preprocess(image: EncodedImage, resolution: int, interpolation: str) -> npt.NDArray[np.uint8]:
+def preprocess(
+    image: EncodedImage, resolution: int, interpolation: str, out: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8]:
     """Decode, resize the shorter side to `resolution`, crop the centre. Images and conditions both go through this.
 
+    Args:
+        image: what is decoded.
+        resolution: of the square that is cut.
+        interpolation: one of `INTERPOLATION_MODES`.
+        out: a row of a batch to write to, uint8 [R,R,3], contiguous; a new array where it is None.
+
     Returns:
-        uint8 [R,R,3], RGB, 0 to 255.
+        uint8 [R,R,3], RGB, 0 to 255: the pixels of `decode` then `resize_and_crop`, bit for bit.
 
     Raises:
         BadSampleError: for an image that cannot be read, or is too large to be honest.
         UserError: for an unknown interpolation mode.
     """
-    return preprocess_with_sizes(image, resolution, interpolation).pixels
+    return preprocess_with_sizes(image, resolution, interpolation, out).pixels
 
 
-def preprocess_with_sizes(image: EncodedImage, resolution: int, interpolation: str) -> Preprocessed:
+def preprocess_with_sizes(
+    image: EncodedImage, resolution: int, interpolation: str, out: npt.NDArray[np.uint8] | None = None
+) -> Preprocessed:
     """As `preprocess`, saying too what was done: Podell et al. 2023 (SDXL), section 2.2, conditions on it.
 
     The original is counted upright and before it is resized, the crop in the resized image, as diffusers'
     `train_text_to_image_sdxl.py` does it with a centre crop.
     """
-    decoded = decode(image)
-    pixels = np.asarray(resize_and_crop(decoded, resolution, resolution, interpolation))
-    resized = resized_size(decoded.width, decoded.height, resolution, resolution)
+    filter_ = _filter(interpolation)
+    picture = decode_picture(image)
+    resized = resized_size(*picture.size, resolution, resolution)
+    _check_pixels(*resized)
     left, top = crop_corner(*resized, resolution, resolution)
-    return Preprocessed(pixels, (decoded.height, decoded.width, top, left, resolution, resolution))
+    pixels = np.empty((resolution, resolution, 3), np.uint8) if out is None else out
+    render(picture, resized, (left, top, left + resolution, top + resolution), False, filter_, pixels)
+    return Preprocessed(pixels, (picture.height, picture.width, top, left, resolution, resolution))
+
+
+def decode_picture(image: EncodedImage) -> Picture:
+    """As `decode`, for `render`: grey pictures stay grey, and much of it runs without Python's lock."""
+    return _read(image, _picture)
 
 
 def decode(image: EncodedImage) -> PIL.Image.Image:
@@ -73,17 +96,7 @@ def decode(image: EncodedImage) -> PIL.Image.Image:
             `shared.untrusted.pictures.FORMATS`; for 32-bit images, whose range nothing tells; for more than
             `PIL.Image.MAX_IMAGE_PIXELS` pixels (where PIL itself begins to warn of a decompression bomb).
     """
-    try:
-        # What PIL raises on damaged or hostile files is anything, from one plugin or another.
-        with foreign_library("", ""):
-            return _decode(image)
-    except ValueError as error:
-        cause = error.__cause__
-        if isinstance(cause, BadSampleError):
-            raise cause from None
-        raise BadSampleError(_undecodable(image, cause)) from cause
-    except MemoryError as error:
-        raise BadSampleError(f"{_describe(image)} cannot be decoded: there is not enough memory for it") from error
+    return _read(image, _upright_rgb)
 
 
 def resize_and_crop(image: PIL.Image.Image, height: int, width: int, interpolation: str) -> PIL.Image.Image:
@@ -97,12 +110,9 @@ def resize_and_crop(image: PIL.Image.Image, height: int, width: int, interpolati
         BadSampleError: when an extreme aspect ratio would make the resized image a decompression bomb.
         UserError: for an unknown interpolation mode.
     """
-    if interpolation not in INTERPOLATION_MODES:
-        known = ", ".join(INTERPOLATION_MODES)
-        raise UserError(f"--image_interpolation_mode is {interpolation!r}; use one of {known}")
     covering = resized_size(image.width, image.height, width, height)
     _check_pixels(*covering)
-    resized = image.resize(covering, INTERPOLATION_MODES[interpolation])
+    resized = image.resize(covering, _filter(interpolation))
     left, top = crop_corner(*covering, width, height)
     return resized.crop((left, top, left + width, top + height))
 
@@ -119,10 +129,30 @@ def crop_corner(width: int, height: int, wanted_width: int, wanted_height: int) 
     return round((width - wanted_width) / 2), round((height - wanted_height) / 2)
 
 
-def _decode(image: EncodedImage) -> PIL.Image.Image:
-    with _open(image) as opened:
-        _check_pixels(*opened.size)
-        return _to_rgb(PIL.ImageOps.exif_transpose(opened))
+def _read(image: EncodedImage, read: Callable[[PIL.Image.Image], Decoded]) -> Decoded:
+    try:
+        # What PIL raises on damaged or hostile files is anything, from one plugin or another.
+        with foreign_library("", ""), _open(image) as opened:
+            _check_pixels(*opened.size)
+            return read(opened)
+    except ValueError as error:
+        cause = error.__cause__
+        if isinstance(cause, BadSampleError):
+            raise cause from None
+        raise BadSampleError(_undecodable(image, cause)) from cause
+    except MemoryError as error:
+        raise BadSampleError(f"{_describe(image)} cannot be decoded: there is not enough memory for it") from error
+
+
+def _upright_rgb(opened: PIL.Image.Image) -> PIL.Image.Image:
+    return _to_rgb(PIL.ImageOps.exif_transpose(opened))
+
+
+def _picture(opened: PIL.Image.Image) -> Picture:
+    if (pixels := plain_pixels(opened)) is not None:
+        return Picture(pixels)
+    PIL.ImageOps.exif_transpose(opened, in_place=True)
+    return Picture(opened if opened.mode in Picture.MODES else _to_rgb(opened))
 
 
 def _open(image: EncodedImage) -> PIL.Image.Image:
@@ -151,6 +181,13 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode in ("I", "F"):
         raise BadSampleError(f"it has 32-bit pixels (mode {image.mode}) of unknown range; save it with 8 or 16 bits")
     return image.convert("RGB")
+
+
+def _filter(interpolation: str) -> PIL.Image.Resampling:
+    if interpolation not in INTERPOLATION_MODES:
+        known = ", ".join(INTERPOLATION_MODES)
+        raise UserError(f"--image_interpolation_mode is {interpolation!r}; use one of {known}")
+    return INTERPOLATION_MODES[interpolation]
 
 
 def _check_pixels(width: int, height: int) -> None:
