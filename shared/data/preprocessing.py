@@ -13,7 +13,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from shared.data.addresses import described, local_path, read_address, scheme_of
-from shared.data.pictures import Picture, plain_pixels, render
+from shared.data.pixels import Picture, plain_pixels, render
 from shared.data.sample import BadSampleError, EncodedImage
 from shared.models.xl import Sizes
 from shared.untrusted import foreign_library, shown

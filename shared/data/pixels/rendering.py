@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from shared.data.pictures.decoding import Picture
-from shared.data.pictures.resampling import resample
+from shared.data.pixels.decoding import Picture
+from shared.data.pixels.resampling import resample
 
 
 def render(

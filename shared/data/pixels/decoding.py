@@ -8,7 +8,7 @@ import numpy.typing as npt
 import PIL.Image
 from PIL.PngImagePlugin import PngImageFile
 
-from shared.data.pictures.png import plain_png
+from shared.data.pixels.png import plain_png
 
 
 class Picture:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data.pictures.resampling import resample
+from shared.data.pixels.resampling import resample
 
 SIDES = st.one_of(st.integers(1, 12), st.integers(1, 150))
 

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from shared.data.pictures.compiled import array, compiled
+from shared.data.pixels.compiled import array, compiled
 
 _i32 = np.int32
 _u64 = np.uint64

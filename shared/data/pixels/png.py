@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL.PngImagePlugin import PngImageFile
 
-from shared.data.pictures.png_filters import unfiltered
+from shared.data.pixels.png_filters import unfiltered
 
 _CHANNELS = {"L": 1, "RGB": 3}
 _MAY_TELL_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")

@@ -17,7 +17,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from shared.data.pictures.compiled import array, compiled
+from shared.data.pixels.compiled import array, compiled
 
 _FRACTION = 32 - 8 - 2  # Pillow's PRECISION_BITS
 _HALF = np.int32(1 << (_FRACTION - 1))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data.pictures import plain_pixels
+from shared.data.pixels import plain_pixels
 from shared.data.preprocessing import decode, decode_picture
 from shared.data.sample import BadSampleError
 
