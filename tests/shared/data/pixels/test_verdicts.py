@@ -128,7 +128,7 @@ def test_a_damaged_file_is_what_it_is_to_pillow(name: str) -> None:
             refused += 1
             with pytest.raises(BadSampleError) as other:
                 decode_picture(content)
-            assert str(other.value) == str(error)
+            assert str(other.value) == str(error)  # noqa: PT017
         else:
             pixels = decode_picture(content).pixels
             np.testing.assert_array_equal(np.broadcast_to(pixels, expected.shape), expected)
