@@ -9,7 +9,7 @@ Both sides by turns, 8 pairs per batch, on
 - prepared: the photos, resized and cropped to --resolution beforehand.
 
 Ours reads them from a folder and from a tar, with as many threads as the reference (`benchmarks.guide_loader`) has
-processes. Then it says where the time of one pair goes, its parts one after another in one thread.
+processes. Then it says where a processor's time for one pair goes, its parts one after another in one thread.
 """
 
 import argparse
@@ -49,7 +49,7 @@ _RENDERED = ("resize and crop the image", "resize and crop the condition")
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one case: pairs per second of every side, the median of all rounds, and the milliseconds of a pair's parts."""
+    """Of one case: pairs per second of every side, the median of all rounds; a processor's milliseconds for a pair."""
 
     rates: dict[str, float]
     parts: dict[str, float]
@@ -132,7 +132,7 @@ def rate(batches: Iterable[Any], seconds: float) -> float:
 
 
 def time_of_parts(config: TrainConfig, tokenizer: CLIPTokenizer, samples: int) -> dict[str, float]:
-    """Milliseconds of one pair: each part's median over the samples. The rest is a batch's time less those."""
+    """A processor's milliseconds for a pair: each part's median over the samples. The rest is a batch's less those."""
     source, loader = open_source(config), _our_loader(config, tokenizer)
     assert isinstance(source, RandomAccessSource)
     latent_shape = (config.resolution // 8, config.resolution // 8, 4)
@@ -140,9 +140,9 @@ def time_of_parts(config: TrainConfig, tokenizer: CLIPTokenizer, samples: int) -
     taken: dict[str, list[float]] = {part: [] for part in ("read", *_DECODED, *_RENDERED, "noise", "batch")}
 
     def timed(part: str, function: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
+        started = time.process_time()
         result = function()
-        taken[part].append(1000 * (time.perf_counter() - started))
+        taken[part].append(1000 * (time.process_time() - started))
         return result
 
     for index in range(samples):
@@ -177,7 +177,7 @@ def report(figures: dict[str, Figures]) -> str:
     if {"photos", "prepared"} <= figures.keys():
         ratio = figures["prepared"].rates["ours, tar"] / figures["photos"].rates[_REFERENCE]
         lines.append(f"\nPrepared, from a tar: {ratio:.1f}× of the reference on the photos that they were made of.")
-    lines += ["", "| ms of one pair | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
+    lines += ["", "| processor ms of one pair | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
     for part in next(iter(figures.values())).parts:
         lines.append(f"| {part} | " + " | ".join(f"{figure.parts[part]:.2f}" for figure in figures.values()) + " |")
     lines.append("| sum | " + " | ".join(f"{sum(figure.parts.values()):.2f}" for figure in figures.values()) + " |")

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset, Image
 from transformers import CLIPTokenizer
 
-from shared.data.preprocessing import resize_and_crop
+from shared.data.preprocessing import crop_corner, resized_size
 
 _EPOCHS = 2000
 
@@ -67,7 +67,10 @@ def dataset(folder: Path) -> Dataset:
 
 def _to_tensor(image: PIL.Image.Image, resolution: int) -> torch.Tensor:
     """Resize, CenterCrop, ToTensor."""
-    cropped = resize_and_crop(image, resolution, resolution, "bilinear")
+    size = resized_size(*image.size, resolution, resolution)
+    resized = image if size == image.size else image.resize(size, PIL.Image.Resampling.BILINEAR)
+    left, top = crop_corner(*size, resolution, resolution)
+    cropped = resized.crop((left, top, left + resolution, top + resolution))
     pixels_HWC = torch.from_numpy(np.array(cropped, np.uint8, copy=True))
     return pixels_HWC.permute((2, 0, 1)).contiguous().to(torch.float32).div(255)
 

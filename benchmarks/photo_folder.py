@@ -27,6 +27,7 @@ def write_photo_folder(folder: Path, samples: int, prepared: int | None = None) 
         edges = edges_of(image)
         if prepared is not None:
             image, edges = (resize_and_crop(picture, prepared, prepared, "bilinear") for picture in (image, edges))
+            edges = edges.convert("L")
         names = {"image_file_name": f"{index}.jpg", "conditioning_image_file_name": f"{index}.cond.png"}
         image.save(folder / names["image_file_name"], quality=90 if prepared is None else 95)
         edges.save(folder / names["conditioning_image_file_name"])

@@ -54,7 +54,7 @@ def preprocess(
         out: a row of a batch to write to, uint8 [R,R,3], contiguous; a new array where it is None.
 
     Returns:
-        uint8 [R,R,3], RGB, 0 to 255: the pixels of `decode` then `resize_and_crop`, bit for bit.
+        uint8 [R,R,3], RGB, 0 to 255: PIL's pixels to within 1, and always the same ones.
 
     Raises:
         BadSampleError: for an image that cannot be read, or is too large to be honest.
@@ -71,13 +71,9 @@ def preprocess_with_sizes(
     The original is counted upright and before it is resized, the crop in the resized image, as diffusers'
     `train_text_to_image_sdxl.py` does it with a centre crop.
     """
-    filter_ = _filter(interpolation)
     picture = decode_picture(image)
-    resized = resized_size(*picture.size, resolution, resolution)
-    _check_pixels(*resized)
-    left, top = crop_corner(*resized, resolution, resolution)
     pixels = np.empty((resolution, resolution, 3), np.uint8) if out is None else out
-    render(picture, resized, (left, top, left + resolution, top + resolution), False, filter_, pixels)
+    left, top = _resize_and_crop(picture, interpolation, pixels)
     return Preprocessed(pixels, (picture.height, picture.width, top, left, resolution, resolution))
 
 
@@ -100,7 +96,7 @@ def decode(image: EncodedImage) -> PIL.Image.Image:
 
 
 def resize_and_crop(image: PIL.Image.Image, height: int, width: int, interpolation: str) -> PIL.Image.Image:
-    """An image resized until it covers `height` and `width`, then cropped at its centre.
+    """An image of mode RGB or L, resized until it covers `height` and `width`, then cropped at its centre: in RGB.
 
     For squares that is torchvision's `Resize(resolution, interpolation)` then `CenterCrop(resolution)`, same rounding.
     Reference: torchvision 0.21, `transforms.functional._compute_resized_output_size` (the longer side is truncated)
@@ -110,11 +106,10 @@ def resize_and_crop(image: PIL.Image.Image, height: int, width: int, interpolati
         BadSampleError: when an extreme aspect ratio would make the resized image a decompression bomb.
         UserError: for an unknown interpolation mode.
     """
-    covering = resized_size(image.width, image.height, width, height)
-    _check_pixels(*covering)
-    resized = image.resize(covering, _filter(interpolation))
-    left, top = crop_corner(*covering, width, height)
-    return resized.crop((left, top, left + width, top + height))
+    picture = Picture(image)
+    pixels = np.empty((height, width, 3), np.uint8)
+    _resize_and_crop(picture, interpolation, pixels)
+    return PIL.Image.fromarray(pixels)
 
 
 def resized_size(width: int, height: int, wanted_width: int, wanted_height: int) -> tuple[int, int]:
@@ -127,6 +122,20 @@ def resized_size(width: int, height: int, wanted_width: int, wanted_height: int)
 def crop_corner(width: int, height: int, wanted_width: int, wanted_height: int) -> tuple[int, int]:
     """(left, top) of the centre crop of a resized image, halves rounded to even as torchvision does."""
     return round((width - wanted_width) / 2), round((height - wanted_height) / 2)
+
+
+def _resize_and_crop(picture: Picture, interpolation: str, out: npt.NDArray[np.uint8]) -> tuple[int, int]:
+    """(left, top) of the crop that was written, uint8 [H,W,3]."""
+    if interpolation not in INTERPOLATION_MODES:
+        known = ", ".join(INTERPOLATION_MODES)
+        raise UserError(f"--image_interpolation_mode is {interpolation!r}; use one of {known}")
+    height, width, _ = out.shape
+    resized = resized_size(*picture.size, width, height)
+    _check_pixels(*resized)
+    left, top = crop_corner(*resized, width, height)
+    box = (left, top, left + width, top + height)
+    render(picture, resized, box, False, INTERPOLATION_MODES[interpolation], out)
+    return left, top
 
 
 def _read(image: EncodedImage, read: Callable[[PIL.Image.Image], Decoded]) -> Decoded:
@@ -181,13 +190,6 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode in ("I", "F"):
         raise BadSampleError(f"it has 32-bit pixels (mode {image.mode}) of unknown range; save it with 8 or 16 bits")
     return image.convert("RGB")
-
-
-def _filter(interpolation: str) -> PIL.Image.Resampling:
-    if interpolation not in INTERPOLATION_MODES:
-        known = ", ".join(INTERPOLATION_MODES)
-        raise UserError(f"--image_interpolation_mode is {interpolation!r}; use one of {known}")
-    return INTERPOLATION_MODES[interpolation]
 
 
 def _check_pixels(width: int, height: int) -> None:

@@ -52,9 +52,9 @@ def resample(
     first_Y, weights_YK = _weights(height, resized[1], top, bottom - top, _taps(height, resized[1]))
 
     used = slice(int(first_Y[0]), int(first_Y[-1]) + weights_YK.shape[1])
-    pixels_HW = _packed(pixels_HWC[used]) if channels == 3 else pixels_HWC[used, :, 0]
-    narrowed_HX = np.empty((len(pixels_HW), right - left), pixels_HW.dtype)
-    _resample_columns(pixels_HW, first_X, weights_XK, narrowed_HX)
+    # The channels of a pixel travel together, as one integer.
+    narrowed_HX = np.empty((used.stop - used.start, right - left), np.uint8 if channels == 1 else np.uint32)
+    _resample_columns(pixels_HWC[used], first_X, weights_XK, narrowed_HX)
     _resample_rows(narrowed_HX.view(np.uint8), first_Y - used.start, weights_YK, flipped, out_YXC)
 
 
@@ -97,60 +97,52 @@ def _weights(
     return starts, weights
 
 
-@compiled(array(np.uint32, 2)(array(np.uint8, 3, read_only=True)))
-def _packed(pixels_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """The channels of a pixel as one integer, in which they travel together."""
-    height, width, _ = pixels_HWC.shape
-    packed_HW = np.empty((height, width), np.uint32)
-    for row in range(_u64(height)):
-        line = pixels_HWC[row]
-        for column in range(_u64(width)):
-            red, green, blue = np.uint32(line[column, 0]), np.uint32(line[column, 1]), np.uint32(line[column, 2])
-            packed_HW[row, column] = red | (green << 8) | (blue << 16)
-    return packed_HW
-
-
 @compiled(
     *(
-        numba.void(array(pixel, 2, read_only=True), array(np.int64, 1), array(np.int32, 2), array(pixel, 2))
+        numba.void(array(np.uint8, 3, read_only=True), array(np.int64, 1), array(np.int32, 2), array(pixel, 2))
         for pixel in (np.uint8, np.uint32)
     )
 )
 def _resample_columns(
-    pixels_HW: npt.NDArray[Any],
+    pixels_HWC: npt.NDArray[np.uint8],
     first_X: npt.NDArray[np.int64],
     weights_XK: npt.NDArray[np.int32],
     result_HX: npt.NDArray[Any],
 ) -> None:
-    """[H,W] → [H,X] of pixels that are single bytes or four.
+    """[H,W,C] → [H,X] of bytes, or of integers of which three bytes are a pixel's.
 
     In strips of rows, transposed: then one weight is for bytes that lie side by side, and registers take many at once.
     """
-    height, width = result_HX.shape[0], pixels_HW.shape[1]
-    rows = _STRIP_BYTES // pixels_HW.itemsize
-    strip_WS = np.zeros((width, rows), pixels_HW.dtype)
-    result_XS = np.empty((result_HX.shape[1], rows), pixels_HW.dtype)
+    height, width, channels = pixels_HWC.shape
+    rows = _STRIP_BYTES // result_HX.itemsize
+    strip_WS = np.zeros((width, rows), result_HX.dtype)
+    result_XS = np.empty((result_HX.shape[1], rows), result_HX.dtype)
     strip_bytes, result_bytes = strip_WS.view(np.uint8), result_XS.view(np.uint8)
     sums = np.empty(_STRIP_BYTES, np.int32)
     for top in range(0, height, rows):
         used = min(rows, height - top)
         for row in range(_u64(used)):
-            line = pixels_HW[_u64(top) + row]
+            line = pixels_HWC[_u64(top) + row]
             for column in range(_u64(width)):
-                strip_WS[column, row] = line[column]
+                pixel = np.uint32(line[column, 0])
+                if channels == 3:
+                    pixel |= (np.uint32(line[column, 1]) << np.uint32(8)) | (
+                        np.uint32(line[column, 2]) << np.uint32(16)
+                    )
+                strip_WS[column, row] = pixel
         for column in range(_u64(first_X.size)):
             sums[:] = _HALF
             for tap in range(_u64(weights_XK.shape[1])):
                 weight = weights_XK[column, tap]
-                line = strip_bytes[_u64(first_X[column]) + tap]
+                under = strip_bytes[_u64(first_X[column]) + tap]
                 for byte in range(_u64(_STRIP_BYTES)):
-                    sums[byte] = np.int32(sums[byte] + np.int32(line[byte]) * weight)
+                    sums[byte] = np.int32(sums[byte] + np.int32(under[byte]) * weight)
             for byte in range(_u64(_STRIP_BYTES)):
                 result_bytes[column, byte] = sums[byte] >> _FRACTION
         for row in range(_u64(used)):
-            line = result_HX[_u64(top) + row]
+            written = result_HX[_u64(top) + row]
             for column in range(_u64(first_X.size)):
-                line[column] = result_XS[column, row]
+                written[column] = result_XS[column, row]
 
 
 @compiled(

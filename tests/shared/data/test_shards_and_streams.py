@@ -409,8 +409,8 @@ def test_a_stream_resumes_exactly_and_without_decoding(streamed: Any, monkeypatc
     decoded: list[int] = []
     import shared.data.preprocessing as preprocessing
 
-    decode = preprocessing.decode
-    monkeypatch.setattr(preprocessing, "decode", lambda *given: decoded.append(1) or decode(*given))
+    decode = preprocessing.decode_picture
+    monkeypatch.setattr(preprocessing, "decode_picture", lambda *given: decoded.append(1) or decode(*given))
     resumed = loader(streamed)
     for step in (5, 6, 7, 2):  # and back
         for name, array in resumed.batch(step).items():
