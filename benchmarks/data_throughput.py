@@ -15,6 +15,7 @@ processes. Then it says where a processor's time for one pair goes, its parts on
 import argparse
 import json
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -49,10 +50,17 @@ _RENDERED = ("resize and crop the image", "resize and crop the condition")
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one case: pairs per second of every side, the median of all rounds; a processor's milliseconds for a pair."""
+    """Of one case.
+
+    Attributes:
+        rates: pairs per second of every side, the median of all rounds.
+        parts: a processor's milliseconds for a pair, ours.
+        reference_ms: the same of the whole reference.
+    """
 
     rates: dict[str, float]
     parts: dict[str, float]
+    reference_ms: float
 
 
 def main() -> None:
@@ -102,7 +110,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> Figures:
         for side, side_rate in sides.items():
             rates[side].append(side_rate())
     parts = time_of_parts(configs["ours, tar"], tokenizer, arguments.samples)
-    return Figures({side: statistics.median(values) for side, values in rates.items()}, parts)
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    return Figures(medians, parts, time_of_reference(folder, tokenizer, arguments))
 
 
 def our_rate(config: TrainConfig, tokenizer: CLIPTokenizer, seconds: float) -> float:
@@ -163,6 +172,20 @@ def time_of_parts(config: TrainConfig, tokenizer: CLIPTokenizer, samples: int) -
     return median | {"rest": batch / _BATCH - sum(median.values())}
 
 
+def time_of_reference(folder: Path, tokenizer: CLIPTokenizer, arguments: argparse.Namespace) -> float:
+    """Processors' milliseconds for a pair, from the first batch to the end of the processes that make them."""
+    loader = guide_loader(folder, tokenizer, arguments.resolution, _BATCH, arguments.threads, repeated=4)
+    started = _processor_time()
+    for _ in loader:
+        pass
+    return 1000 * (_processor_time() - started) / len(loader.dataset)
+
+
+def _processor_time() -> float:
+    """Seconds of this process, and of those it started that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
 def report(figures: dict[str, Figures]) -> str:
     """Two tables in Markdown."""
     sides = next(iter(figures.values())).rates
@@ -181,6 +204,7 @@ def report(figures: dict[str, Figures]) -> str:
     for part in next(iter(figures.values())).parts:
         lines.append(f"| {part} | " + " | ".join(f"{figure.parts[part]:.2f}" for figure in figures.values()) + " |")
     lines.append("| sum | " + " | ".join(f"{sum(figure.parts.values()):.2f}" for figure in figures.values()) + " |")
+    lines.append("| the reference | " + " | ".join(f"{figure.reference_ms:.2f}" for figure in figures.values()) + " |")
     return "\n".join(lines)
 
 

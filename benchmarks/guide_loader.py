@@ -17,13 +17,13 @@ from transformers import CLIPTokenizer
 
 from shared.data.preprocessing import crop_corner, resized_size
 
-_EPOCHS = 2000
 
-
-def guide_loader(folder: Path, tokenizer: CLIPTokenizer, resolution: int, batch_size: int, workers: int) -> Any:
+def guide_loader(
+    folder: Path, tokenizer: CLIPTokenizer, resolution: int, batch_size: int, workers: int, repeated: int = 2000
+) -> Any:
     """Batches of an image folder in random order, float32 [B,C,H,W], made by `workers` processes.
 
-    Its one epoch is thousands of the folder's, so that a benchmark does not wait for processes to start.
+    Its one epoch has each sample that many times, so that a benchmark does not wait for processes to start.
     """
 
     def transform(examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -45,7 +45,7 @@ def guide_loader(folder: Path, tokenizer: CLIPTokenizer, resolution: int, batch_
         }
 
     return torch.utils.data.DataLoader(
-        dataset(folder).with_transform(transform),
+        dataset(folder, repeated).with_transform(transform),
         shuffle=True,
         collate_fn=_collate,
         batch_size=batch_size,
@@ -53,10 +53,10 @@ def guide_loader(folder: Path, tokenizer: CLIPTokenizer, resolution: int, batch_
     )
 
 
-def dataset(folder: Path) -> Dataset:
-    """An image folder's rows again and again, their pictures decoded when they are read."""
+def dataset(folder: Path, repeated: int) -> Dataset:
+    """An image folder's rows, that many times, their pictures decoded when they are read."""
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows *= _EPOCHS
+    rows *= repeated
     columns = {
         "image": [str(folder / row["image_file_name"]) for row in rows],
         "conditioning_image": [str(folder / row["conditioning_image_file_name"]) for row in rows],

@@ -160,3 +160,10 @@ def test_pillow_says_what_is_wrong(content: bytes, reason: str) -> None:
     with pytest.raises(BadSampleError) as other:
         decode(content)
     assert str(one.value) == str(other.value)
+
+
+def test_a_file_of_very_many_chunks_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = png(random_rows(6, 4, 2, [2]), 6, 4, split=1)
+    assert plain_pixels(opened(content)) is not None
+    monkeypatch.setattr("shared.data.pixels.png._MOST_CHUNKS", 3)
+    assert plain_pixels(opened(content)) is None
