@@ -6,7 +6,7 @@ H W C of the latents.
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from functools import partial
@@ -209,9 +209,7 @@ class BatchLoader:
     def _fill(self, unfinished: "_UnfinishedBatch", row: int) -> None:
         position = int(unfinished.positions[row])
         seed, arrays = self._config.seed, unfinished.arrays
-        sample, pair = self._usable_sample(position)
-        for name, array in pair.arrays.items():
-            arrays[name][row] = array
+        sample, pair = self._usable_sample(position, {name: arrays[name][row] for name in self._pair_shapes})
         unfinished.sizes[row] = pair.sizes
         unfinished.captions[row] = self._caption(sample, position)
         for name, purpose in (("vae_noise", Purpose.VAE_NOISE), ("noise", Purpose.NOISE)):
@@ -224,11 +222,12 @@ class BatchLoader:
         leading = (self._spec.accumulation_steps, self._local_rows)
         return {name: array.reshape(leading + array.shape[1:]) for name, array in arrays.items()}
 
-    def _usable_sample(self, position: int) -> tuple[RawSample, DecodedPair]:
+    def _usable_sample(self, position: int, rows: Mapping[str, npt.NDArray[Any]]) -> tuple[RawSample, DecodedPair]:
+        """Decoded into `rows`, by their names in a batch."""
         placement = self._placement(position)
         for sample in self._candidates.at(position):
             try:
-                return sample, self._decode(sample, placement)
+                return sample, self._decode(sample, placement, rows)
             except BadSampleError as error:
                 self._skipped.add(sample.name, error)
         raise UserError(

@@ -5,15 +5,16 @@ Axes: R the training resolution, N channels of the condition, H W C of latents.
 
 import logging
 import threading
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import PIL.Image
 
 from shared.config import TrainConfig
 from shared.data.cached_latents import CachedImage
-from shared.data.preprocessing import decode, rendered
+from shared.data.pixels import Picture
+from shared.data.preprocessing import decode_picture, rendered
 from shared.data.sample import BadSampleError, EncodedImage, MismatchedPairError, RawSample
 from shared.data.sources.base import Source, latents_of
 from shared.data.views import CENTRED, Placement, View, are_of_one_shape, view_of
@@ -71,8 +72,15 @@ class PairDecoder:
         """Distinct pairs of two shapes so far, counted up to a hundred thousand."""
         return len(self._mismatched)
 
-    def __call__(self, sample: RawSample, placement: Placement = CENTRED) -> DecodedPair:
+    def __call__(
+        self, sample: RawSample, placement: Placement = CENTRED, rows: Mapping[str, npt.NDArray[Any]] | None = None
+    ) -> DecodedPair:
         """Decode a sample, and cut both of its pictures at a place.
+
+        Args:
+            sample: what is decoded.
+            placement: where it is cut.
+            rows: of a batch, by the names of `DecodedPair.arrays`, to write to and to return; new arrays without.
 
         Raises:
             BadSampleError: a part is missing, cannot be read, or is too large to be honest; or image and condition are
@@ -81,18 +89,24 @@ class PairDecoder:
         sample.check()
         assert sample.image is not None
         assert sample.conditioning_image is not None
-        config = self._config
+        config, rows = self._config, rows or {}
         if isinstance(sample.image, CachedImage):
             assert placement == CENTRED, "what is cached was cut when it was encoded"
-            return _unpacked(sample.image, sample.conditioning_image, config)
-        image, condition = decode(sample.image), decode(sample.conditioning_image, config.conditioning_channels)
+            return _unpacked(sample.image, sample.conditioning_image, config, rows)
+        channels = config.conditioning_channels
+        image, condition = decode_picture(sample.image), decode_picture(sample.conditioning_image, channels)
         view = view_of(image.size, (config.resolution, config.resolution), placement)
         of_condition = self._view_of_condition(sample.name, image, condition, view, placement)
+        pixels = rendered(image, view, config.image_interpolation_mode, out=rows.get("pixel_values"))
+        conditioning_pixels = rendered(
+            condition,
+            of_condition,
+            conditioning_interpolation(config),
+            channels,
+            rows.get("conditioning_pixel_values"),
+        )
         return DecodedPair(
-            {
-                "pixel_values": rendered(image, view, config.image_interpolation_mode),
-                "conditioning_pixel_values": rendered(condition, of_condition, conditioning_interpolation(config)),
-            },
+            {"pixel_values": pixels, "conditioning_pixel_values": conditioning_pixels},
             (image.height, image.width, view.top, view.left, config.resolution, config.resolution),
         )
 
@@ -108,7 +122,7 @@ class PairDecoder:
             )
 
     def _view_of_condition(
-        self, name: str, image: PIL.Image.Image, condition: PIL.Image.Image, view: View, placement: Placement
+        self, name: str, image: Picture, condition: Picture, view: View, placement: Placement
     ) -> View:
         """The image's own, over which the condition is stretched: by no pixel or one, unless it is of another shape."""
         config = self._config
@@ -151,16 +165,22 @@ def conditioning_interpolation(config: TrainConfig) -> str:
     return config.conditioning_interpolation or config.image_interpolation_mode
 
 
-def _unpacked(image: CachedImage, conditioning_image: EncodedImage, config: TrainConfig) -> DecodedPair:
+def _unpacked(
+    image: CachedImage, conditioning_image: EncodedImage, config: TrainConfig, rows: Mapping[str, npt.NDArray[Any]]
+) -> DecodedPair:
     """Both were cut when the image was encoded."""
-    condition = decode(conditioning_image, config.conditioning_channels)
+    condition = decode_picture(conditioning_image, config.conditioning_channels)
     if condition.size != (config.resolution, config.resolution):
         raise BadSampleError(f"its cached condition has {condition.width}x{condition.height} pixels")
     latents = image.unpack()
-    pixels = rendered(condition, view_of(condition.size, condition.size), conditioning_interpolation(config))
-    arrays = {
-        "latent_mean": latents.mean_HWC,
-        "latent_std": latents.std_HWC,
-        "conditioning_pixel_values": pixels,
-    }
-    return DecodedPair(arrays, latents.sizes)
+    pixels = rendered(
+        condition,
+        view_of(condition.size, condition.size),
+        conditioning_interpolation(config),
+        config.conditioning_channels,
+        rows.get("conditioning_pixel_values"),
+    )
+    arrays = {"latent_mean": latents.mean_HWC, "latent_std": latents.std_HWC}
+    for name in rows.keys() & arrays.keys():
+        rows[name][:] = arrays[name]
+    return DecodedPair(arrays | {"conditioning_pixel_values": pixels}, latents.sizes)

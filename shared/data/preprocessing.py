@@ -3,7 +3,10 @@
 Axes: H height, W width, C channels, R the training resolution.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +14,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from shared.data.addresses import described, local_path, read_address, scheme_of
+from shared.data.pixels import Picture, plain_pixels, render
 from shared.data.sample import BadSampleError, EncodedImage
 from shared.data.views import View, view_of
 from shared.untrusted import foreign_library, shown
@@ -29,6 +33,8 @@ INTERPOLATION_MODES = {
 """torchvision's names for PIL's filters. PIL has one nearest filter, which torchvision uses for both of its own."""
 
 
+Decoded = TypeVar("Decoded")
+
 MODES = {1: "L", 3: "RGB"}
 """PIL's mode of pictures, by their channels."""
 
@@ -37,14 +43,19 @@ def preprocess(image: EncodedImage, resolution: int, interpolation: str, channel
     """Decode, resize the shorter side to `resolution`, crop the centre.
 
     Returns:
-        uint8 [R,R,C], 0 to 255: RGB, or grey of one channel.
+        uint8 [R,R,C], 0 to 255: RGB, or grey of one channel; PIL's pixels to within 1, and always the same ones.
 
     Raises:
         BadSampleError: for an image that cannot be read, or is too large to be honest.
         UserError: for an unknown interpolation mode.
     """
-    decoded = decode(image, channels)
-    return rendered(decoded, view_of(decoded.size, (resolution, resolution)), interpolation)
+    picture = decode_picture(image, channels)
+    return rendered(picture, view_of(picture.size, (resolution, resolution)), interpolation, channels)
+
+
+def decode_picture(image: EncodedImage, channels: int = 3) -> Picture:
+    """As `decode`, for `rendered`: grey pictures stay grey, and much of it runs without Python's lock."""
+    return _read(image, partial(_picture, channels=channels))
 
 
 def decode(image: EncodedImage, channels: int = 3) -> PIL.Image.Image:
@@ -57,28 +68,27 @@ def decode(image: EncodedImage, channels: int = 3) -> PIL.Image.Image:
             `shared.untrusted.pictures.FORMATS`; for 32-bit images, whose range nothing tells; for more than
             `PIL.Image.MAX_IMAGE_PIXELS` pixels (where PIL itself begins to warn of a decompression bomb).
     """
-    try:
-        # What PIL raises on damaged or hostile files is anything, from one plugin or another.
-        with foreign_library("", ""):
-            return _decode(image, MODES[channels])
-    except ValueError as error:
-        cause = error.__cause__
-        if isinstance(cause, BadSampleError):
-            raise cause from None
-        raise BadSampleError(_undecodable(image, cause)) from cause
-    except MemoryError as error:
-        raise BadSampleError(f"{_describe(image)} cannot be decoded: there is not enough memory for it") from error
+    return _read(image, partial(_upright, mode=MODES[channels]))
 
 
-def rendered(image: PIL.Image.Image, view: View, interpolation: str) -> npt.NDArray[np.uint8]:
+def rendered(
+    picture: Picture, view: View, interpolation: str, channels: int = 3, out: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8]:
     """What a view shows of a decoded picture.
 
     Where it is cropped at its centre to a square, that is torchvision's `Resize(resolution, interpolation)` then
     `CenterCrop(resolution)`, same rounding. Reference: torchvision 0.21, `transforms.functional.
     _compute_resized_output_size` (the longer side is truncated) and `center_crop` (offsets rounded half to even).
 
+    Args:
+        picture: of `channels`, or grey.
+        view: the part that is shown.
+        interpolation: one of `INTERPOLATION_MODES`.
+        channels: C.
+        out: a row of a batch to write to, uint8 [H,W,C], contiguous; a new array where it is None.
+
     Returns:
-        uint8 [H,W,C], 0 to 255, with the channels of the picture.
+        uint8 [H,W,C], 0 to 255.
 
     Raises:
         BadSampleError: when an extreme aspect ratio would make the resized image a decompression bomb.
@@ -88,15 +98,37 @@ def rendered(image: PIL.Image.Image, view: View, interpolation: str) -> npt.NDAr
         known = ", ".join(INTERPOLATION_MODES)
         raise UserError(f"--image_interpolation_mode is {interpolation!r}; use one of {known}")
     _check_pixels(*view.resized)
-    cropped = image.resize(view.resized, INTERPOLATION_MODES[interpolation]).crop(view.box)
-    pixels_HWC = np.asarray(cropped).reshape(cropped.height, cropped.width, -1)
-    return pixels_HWC[:, ::-1] if view.flipped else pixels_HWC
+    width, height = view.size
+    pixels = np.empty((height, width, channels), np.uint8) if out is None else out
+    render(picture, view.resized, view.box, view.flipped, INTERPOLATION_MODES[interpolation], pixels)
+    return pixels
 
 
-def _decode(image: EncodedImage, mode: str) -> PIL.Image.Image:
-    with _open(image) as opened:
-        _check_pixels(*opened.size)
-        return _converted(PIL.ImageOps.exif_transpose(opened), mode)
+def _read(image: EncodedImage, read: Callable[[PIL.Image.Image], Decoded]) -> Decoded:
+    try:
+        # What PIL raises on damaged or hostile files is anything, from one plugin or another.
+        with foreign_library("", ""), _open(image) as opened:
+            _check_pixels(*opened.size)
+            return read(opened)
+    except ValueError as error:
+        cause = error.__cause__
+        if isinstance(cause, BadSampleError):
+            raise cause from None
+        raise BadSampleError(_undecodable(image, cause)) from cause
+    except MemoryError as error:
+        raise BadSampleError(f"{_describe(image)} cannot be decoded: there is not enough memory for it") from error
+
+
+def _upright(opened: PIL.Image.Image, mode: str) -> PIL.Image.Image:
+    return _converted(PIL.ImageOps.exif_transpose(opened), mode)
+
+
+def _picture(opened: PIL.Image.Image, channels: int) -> Picture:
+    as_it_is = Picture.MODES if channels == 3 else ("L",)
+    if opened.mode in as_it_is and (pixels := plain_pixels(opened)) is not None:
+        return Picture(pixels)
+    PIL.ImageOps.exif_transpose(opened, in_place=True)
+    return Picture(opened if opened.mode in as_it_is else _converted(opened, MODES[channels]))
 
 
 def _open(image: EncodedImage) -> PIL.Image.Image:

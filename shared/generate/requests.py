@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
+from shared.data.pixels import Picture
 from shared.data.preprocessing import decode, rendered
 from shared.data.sample import BadSampleError
 from shared.data.views import view_of
@@ -120,7 +121,9 @@ def read_condition(path: Path, height: int, width: int, interpolation: str, chan
 def fitted(image: PIL.Image.Image, height: int, width: int, interpolation: str) -> np.ndarray:
     """uint8 [H,W,C] of a decoded image, as `read_condition`; UserError for too many pixels on the way."""
     try:
-        return rendered(image, view_of(image.size, (width, height)), interpolation)
+        return rendered(
+            Picture(image), view_of(image.size, (width, height)), interpolation, channels=len(image.getbands())
+        )
     except BadSampleError as error:
         raise UserError(str(error)) from error
 

@@ -85,11 +85,13 @@ def test_sizes_say_what_was_cut_from_what(size: tuple[int, int], top: int, left:
     exif[0x0112] = orientation
     stored = upright.transpose(PIL.Image.Transpose.ROTATE_90) if orientation == 6 else upright
     data = encoded(stored, exif=exif.tobytes())
-    pixels, _, sizes = PairDecoder(config())(RawSample(data, data, ("a",), "a pair"))
-    assert sizes == (upright.height, upright.width, top, left, 32, 32)
+    pair = PairDecoder(config())(RawSample(data, data, ("a",), "a pair"))
+    assert pair.sizes == (upright.height, upright.width, top, left, 32, 32)
     scale = 32 / min(upright.size)
     resized = upright.resize((int(scale * upright.width + 1e-9), int(scale * upright.height + 1e-9)), 2)
-    np.testing.assert_array_equal(pixels, np.asarray(resized)[top : top + 32, left : left + 32])
+    assert pair.pixels is not None
+    expected = np.asarray(resized)[top : top + 32, left : left + 32]
+    assert np.abs(pair.pixels.astype(int) - expected).max() <= 1  # Pillow may begin with the rows
 
 
 def test_an_unknown_mode_is_named() -> None:

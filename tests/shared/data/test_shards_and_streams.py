@@ -410,8 +410,8 @@ def test_a_stream_resumes_exactly_and_without_decoding(streamed: Any, monkeypatc
     decoded: list[int] = []
     import shared.data.decoded_pairs as decoded_pairs
 
-    decode = decoded_pairs.decode
-    monkeypatch.setattr(decoded_pairs, "decode", lambda *given: decoded.append(1) or decode(*given))
+    decode = decoded_pairs.decode_picture
+    monkeypatch.setattr(decoded_pairs, "decode_picture", lambda *given: decoded.append(1) or decode(*given))
     resumed = loader(streamed)
     for step in (5, 6, 7, 2):  # and back
         for name, array in resumed.batch(step).items():
