@@ -79,7 +79,7 @@ class FrozenParams(NamedTuple):
     """Parameters that are used and not trained, in the compute dtype; numpy until they are placed.
 
     The VAE may be in float32 (`ModelConfigs.vae_dtype`). With `--sd_unlocked`, `unet` lacks the decoder, which is
-    trained. With `--precompute_text` the text encoders' are empty.
+    trained. With `--precompute_text` or `--cached_data` the text encoders' are empty.
     """
 
     unet: dict[str, Any]

@@ -58,7 +58,7 @@ class BaseModels:
     """The models of a run. Parameters that require gradients are trained and in float32, others in the compute dtype.
 
     The VAE may be in float32 (`shared.models.xl.vae_in_float32`). `text_encoder_2` is SDXL's. With `--precompute_text`
-    there are no text encoders.
+    or `--cached_data` there are no text encoders.
 
     Trained are the ControlNet's and, with `--sd_unlocked`, those of the UNet's decoder. `memory_format` is how feature
     maps lie in memory.

@@ -1,7 +1,8 @@
 """`--precompute_text`: what the text encoders would make of a run's texts in its steps, made before and found on disk.
 
 Everything that is encoded for one base model, precision and backend is in one folder, in files that appear whole and
-never change: a later start encodes what is new, and runs at the same time make, at worst, the same file twice.
+never change: a later start encodes what is new, and runs at the same time make, at worst, the same file twice. A cache
+(`--cached_data`) has such folders in it, which do not ask for the backend.
 """
 
 import logging
@@ -84,13 +85,13 @@ def precompute_text(
     texts = distinct_texts(captions, prompt_inputs)
     is_xl = prompt_inputs.xl is not None
     layout = layout_of(config, texts.token_ids["input_ids"].shape[1], is_xl=is_xl)
-    folder = _made(_root(config) / _model_key(config, backend, layout, is_xl=is_xl))
+    folder = _made(config, _root(config) / _model_key(config, backend, layout, is_xl=is_xl))
     if processes.index == 0:
         remove_leftovers(folder, older_than=time.time() - _NOT_LOCKED_YET)
         remove_damaged(folder, layout, texts.keys)
-        _say_and_check_room(folder, layout, texts)
+        _say_and_check_room(config, folder, layout, texts)
     processes.wait()
-    _encode_missing(folder, layout, texts, open_encoder, processes)
+    _encode_missing(config, folder, layout, texts, open_encoder, processes)
     processes.wait()
     stored = StoredText(folder, layout, texts.keys)
     missing = sum(key not in stored for key in texts.keys)
@@ -109,13 +110,22 @@ def _root(config: TrainConfig) -> Path:
     return in_user_cache("text") if config.cache_dir is None else Path(config.cache_dir) / PROJECT / "text"
 
 
-def _made(folder: Path) -> Path:
+def _asked_by(config: TrainConfig) -> str:
+    return "--precompute_text" if config.cached_data is None else f"--cached_data {shown(config.cached_data)}"
+
+
+def _elsewhere(config: TrainConfig) -> str:
+    """What to do where the folder will not do."""
+    return "name a folder on another disk with --cache_dir" if config.cached_data is None else "move the cache"
+
+
+def _made(config: TrainConfig, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"--precompute_text keeps encoded captions in {shown(folder)}, which cannot be made ({error.strerror}). "
-            "Name a folder that can be written to with --cache_dir."
+            f"{_asked_by(config)}: encoded captions are kept in {shown(folder)}, which cannot be made "
+            f"({error.strerror}). Let it be written to, or {_elsewhere(config)}."
         ) from error
     return folder
 
@@ -138,7 +148,7 @@ def _model_key(config: TrainConfig, backend: Backend, layout: Layout, *, is_xl: 
     return digest_of(facts)
 
 
-def _say_and_check_room(folder: Path, layout: Layout, texts: Texts) -> None:
+def _say_and_check_room(config: TrainConfig, folder: Path, layout: Layout, texts: Texts) -> None:
     stored = StoredText(folder, layout, texts.keys)
     new = sum(key not in stored for key in texts.keys)
     size = KEY_BYTES + layout.bytes_per_text
@@ -149,14 +159,18 @@ def _say_and_check_room(folder: Path, layout: Layout, texts: Texts) -> None:
     free = shutil.disk_usage(folder).free
     if new * size > free:
         raise UserError(
-            f"--precompute_text needs {new * size / 1e9:,.1f} GB for {new:,} captions and prompts in {shown(folder)}, "
-            f"where {free / 1e9:,.1f} GB are free. Free some, name a folder on another disk with --cache_dir, or leave "
-            "it out."
+            f"{_asked_by(config)} needs {new * size / 1e9:,.1f} GB for {new:,} captions and prompts in "
+            f"{shown(folder)}, where {free / 1e9:,.1f} GB are free. Free some, {_elsewhere(config)}, or leave it out."
         )
 
 
 def _encode_missing(
-    folder: Path, layout: Layout, texts: Texts, open_encoder: Callable[[], TextEncoder], processes: Processes
+    config: TrainConfig,
+    folder: Path,
+    layout: Layout,
+    texts: Texts,
+    open_encoder: Callable[[], TextEncoder],
+    processes: Processes,
 ) -> None:
     stored = StoredText(folder, layout, texts.keys)
     mine = [
@@ -177,8 +191,8 @@ def _encode_missing(
                 write_part(path, layout, keys, _encoded(encoder, texts, rows, progress))
             except OSError as error:
                 raise UserError(
-                    f"--precompute_text could not write {shown(path)} ({error.strerror}). If the disk is full, free "
-                    "some room or name a folder on another disk with --cache_dir; what is written so far is kept."
+                    f"{_asked_by(config)}: {shown(path)} cannot be written ({error.strerror}). If the disk is full, "
+                    f"free some room or {_elsewhere(config)}; what is written so far is kept."
                 ) from error
 
 

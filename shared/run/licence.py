@@ -59,13 +59,14 @@ def licence_of(config: TrainConfig, usual: Licence, *, asks_hub: bool) -> Licenc
 
 
 def _licence_in(card: bytes) -> Licence | None:
-    """From the YAML between the first two lines of three dashes."""
+    """From the YAML between the first two lines of three dashes. A link that is no address would lead anywhere."""
     lines = [line.rstrip() for line in card.decode("utf-8", "replace").splitlines()]
     if lines[:1] != ["---"] or "---" not in lines[1:]:
         return None
     metadata = lines[1 : lines.index("---", 1)]
     license_, name, link = (_value(metadata, key) for key in ("license", "license_name", "license_link"))
-    return None if license_ is None else Licence(license_, name, link)
+    is_address = link is not None and link.startswith(("https://", "http://"))
+    return None if license_ is None else Licence(license_, name, link if is_address else None)
 
 
 def _value(metadata: list[str], key: str) -> str | None:

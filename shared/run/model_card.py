@@ -137,9 +137,9 @@ def model_card(output_dir: Path, config: TrainConfig, name: str, content: CardCo
     metadata = ModelCardData(
         base_model=base_model if is_on_the_hub else None,
         library_name="diffusers",
-        license=licence.license,
-        license_name=licence.name,
-        license_link=licence.link,
+        license=shown(licence.license),
+        license_name=None if licence.name is None else shown(licence.name),
+        license_link=None if licence.link is None else shown(licence.link, _LONGEST),
         tags=[kind.tag, f"{kind.tag}-diffusers", *_TAGS],
         inference=True,
     )
@@ -162,7 +162,7 @@ def model_card(output_dir: Path, config: TrainConfig, name: str, content: CardCo
         "\n".join(_item(key, value) for key, value in content.facts.items()),
     ]
     if content.command:
-        sections.append(_as_block(content.command, "sh"))
+        sections.append(_as_block(shown(content.command, sys.maxsize), "sh"))
     if content.pictures:
         sections.append("## Validation")
         sections.extend(

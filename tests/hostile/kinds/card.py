@@ -35,7 +35,7 @@ def build(case: Case) -> Attempt:
         "Hardware": pick(case, ("1 × cpu", hostile_text(case))),
         "Data": data_description(config) if case.chance(0.3) else "circles",
     }
-    command = pick(case, ("python3 train_flax.py", hostile_text(case)))
+    command = f"python3 {hostile_text(case)}"
     kind = kind_of(UNet2DConditionConfig())
     licence = Licence("other", hostile_text(case), hostile_address(case)) if case.chance(0.3) else kind.licence
     pictures = [(case.out / "validation" / "step-3" / f"{index}.png", prompt) for index, prompt in enumerate(prompts)]

@@ -159,7 +159,7 @@ def _other_json(run: Path) -> None:
         (_not_written, "holds no finished run"),
         (_no_controlnet, "holds no finished run"),
         (_no_command, "tells no command"),
-        (_other_yaml, "unknown flag"),
+        (_other_yaml, "sed is not a flag"),
         (_other_json, "config.json"),
     ],
 )
