@@ -321,7 +321,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(Path, "mkdir", full)
     else:
         monkeypatch.setattr(precomputing, "write_part", full)
-    with pytest.raises(UserError, match=r"^--precompute_text .*No space left on device.*--cache_dir") as refused:
+    with pytest.raises(UserError, match=r"^--precompute_text: .*No space left on device.*--cache_dir") as refused:
         precomputed(run, Encoder())
     assert "\n" not in str(refused.value)
 
