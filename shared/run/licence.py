@@ -32,10 +32,11 @@ OPENRAIL_PLUS_PLUS = Licence("openrail++")
 
 
 def licence_of(config: TrainConfig, usual: Licence, *, asks_hub: bool) -> Licence:
-    """What the base model's own card says; `usual`, which is said in the log, where it says nothing or cannot be read.
+    """What the base model's own card says; `usual` where it says nothing or cannot be read.
 
     Args:
-        asks_hub: whether a model on the Hub is looked up there; if not, it is taken for a usual one.
+        asks_hub: of what is about to be published: a model on the Hub is looked up there, and a licence that is not
+            told is said in the log.
 
     Reference: Hugging Face Hub documentation, "Model Card components", metadata of a card.
     """
@@ -48,7 +49,7 @@ def licence_of(config: TrainConfig, usual: Licence, *, asks_hub: bool) -> Licenc
     except UserError as error:
         logger.info("The card of %s cannot be read (%s)", name, masked(str(error)))
         told = None
-    if told is None:
+    if told is None and asks_hub:  # others will see it
         logger.info(
             "The card of %s tells no licence: that of the ControlNet is put down as %s, as usual for its kind. Correct "
             "README.md if it is another",

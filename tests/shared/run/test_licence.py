@@ -17,7 +17,7 @@ USUAL = STABLE_DIFFUSION
 
 def told_by(folder: Path, card: str | bytes) -> Licence:
     (folder / "README.md").write_bytes(card.encode() if isinstance(card, str) else card)
-    return licence_of(TrainConfig(pretrained_model_name_or_path=str(folder)), USUAL, asks_hub=False)
+    return licence_of(TrainConfig(pretrained_model_name_or_path=str(folder)), USUAL, asks_hub=True)
 
 
 @pytest.mark.parametrize(
