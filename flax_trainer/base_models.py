@@ -79,7 +79,8 @@ class FrozenParams(NamedTuple):
     """Parameters that are used and not trained, in the compute dtype; numpy until they are placed.
 
     The VAE may be in float32 (`ModelConfigs.vae_dtype`). With `--sd_unlocked`, `unet` lacks the decoder, which is
-    trained. With `--precompute_text` or `--cached_data` the text encoders' are empty.
+    trained. With `--precompute_text` or `--cached_data` the text encoders' are empty, and with the latter, unless
+    pictures are drawn, so is the VAE's.
     """
 
     unet: dict[str, Any]
@@ -172,7 +173,9 @@ def load_base_models(
     kernel = kernel_that_runs(attention_kernel(asked_for, jax.devices()[0]), dtype, asked_for=asked_for is True)
     models = define_models(config, configs, schedule, jax.devices()[0], kernel)
     _, unet = load_unet(config, unet_source)
-    _, vae = FlaxAutoencoderKL.load_params(vae_source(config), dtype=configs.vae_dtype(dtype))
+    vae: HostParams = {}
+    if config.uses_vae:
+        _, vae = FlaxAutoencoderKL.load_params(vae_source(config), dtype=configs.vae_dtype(dtype))
     text_encoders: tuple[HostParams, HostParams] = ({}, {})
     if not config.encodes_text_beforehand:
         text_encoders = load_text_encoders(config, is_xl=configs.text_encoder_2 is not None)

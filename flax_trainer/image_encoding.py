@@ -23,10 +23,10 @@ from flax_trainer.compilation import matmul_precision, use_compilation_cache
 from flax_trainer.models import FlaxAutoencoderKL
 from flax_trainer.text_encoding import as_stored, open_text_encoder
 from flax_trainer.training.step import encode_images
-from shared.cache_data.encoders import EncodedImages, Encoders, ImageEncoder
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.source import base_source, vae_source
+from shared.prepare_data.cache.encoders import EncodedImages, Encoders, ImageEncoder
 from shared.run.setup import check_resolution
 
 

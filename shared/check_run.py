@@ -26,11 +26,9 @@ from shared.checkpoints.policy import (
 from shared.checkpoints.portable import STATE_FILE
 from shared.outgoing.messages import explain
 from shared.run.folder import WEIGHTS_FILE, finished_steps
-from shared.run.interruption import forgiving_output
+from shared.run.interruption import INTERRUPTED, forgiving_output
 from shared.untrusted import shown
 from shared.user_errors import UserError
-
-INTERRUPTED = 130
 
 
 class Finding(NamedTuple):

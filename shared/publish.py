@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from shared.config.command_line import read_configuration
 from shared.evaluation.validation_images import prompts_of_pairs, saved_pictures
 from shared.models.configs import ControlNetConfig, read_config
 from shared.models.source import CONFIG_FILE
-from shared.outgoing.messages import explain, set_up_logging
+from shared.outgoing.messages import set_up_logging
 from shared.outgoing.redaction import keep_secret
 from shared.run import hub
-from shared.run.folder import REPORT_FILE, finished_steps
-from shared.run.interruption import forgiving_output
+from shared.run.folder import REPORT_FILE, RUN_CONFIG, finished_steps
+from shared.run.interruption import exit_code_of
 from shared.run.licence import licence_of
 from shared.run.model_card import CARD_FILE, CardContent, kind_of, model_card, write_model_card
 from shared.run.result import card_content
@@ -26,10 +27,6 @@ from shared.untrusted import MIB, read_file, read_json, shown
 from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
-
-INTERRUPTED = 130
-
-_RUN_CONFIG = "config.yaml"
 
 
 def main(words: list[str]) -> int:
@@ -50,15 +47,12 @@ def main(words: list[str]) -> int:
     given = parser.parse_args(words)
     if given.hub_token is not None:
         keep_secret(given.hub_token)
-    with forgiving_output():
-        try:
-            set_up_logging("shared")
-            print(f"Uploaded: {publish(Path(given.run), given.hub_model_id, given.hub_token)}")
-        except ValueError as error:
-            return explain(error)
-        except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
-            return INTERRUPTED
+    return exit_code_of(partial(_publish, given))
+
+
+def _publish(given: argparse.Namespace) -> int:
+    set_up_logging("shared")
+    print(f"Uploaded: {publish(Path(given.run), given.hub_model_id, given.hub_token)}")
     return 0
 
 
@@ -83,9 +77,9 @@ def publish(run: Path, hub_model_id: str | None, hub_token: str | None) -> str:
 
 
 def _configuration(run: Path) -> TrainConfig:
-    path = run / _RUN_CONFIG
+    path = run / RUN_CONFIG
     if not os.path.isfile(path):
-        raise UserError(f"{shown(run)} has no {_RUN_CONFIG}: expected the --output_dir of a training run.")
+        raise UserError(f"{shown(run)} has no {RUN_CONFIG}: expected the --output_dir of a training run.")
     return read_configuration(["--config", str(path)])
 
 

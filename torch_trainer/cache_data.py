@@ -3,11 +3,11 @@
 import sys
 from typing import TYPE_CHECKING
 
-from shared.cache_data.command import cache_by_command
+from shared.prepare_data.cache.command import cache_by_command
 
 if TYPE_CHECKING:
-    from shared.cache_data.encoders import Encoders
     from shared.config import TrainConfig
+    from shared.prepare_data.cache.encoders import Encoders
 
 
 def main(words: list[str]) -> int:

@@ -14,11 +14,11 @@ from diffusers import AutoencoderKL
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from shared.cache_data.encoders import EncodedImages, Encoders, ImageEncoder
 from shared.config import TrainConfig
 from shared.models.configs import AutoencoderKLConfig, UNet2DConditionConfig, read_config
 from shared.models.source import base_source, vae_source
 from shared.models.xl import is_xl, vae_in_float32
+from shared.prepare_data.cache.encoders import EncodedImages, Encoders, ImageEncoder
 from shared.run.setup import check_resolution
 from torch_trainer.base_models import BaseModels, load_model
 from torch_trainer.distributed.accelerator import COMPUTE_DTYPES, make_accelerator

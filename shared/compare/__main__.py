@@ -7,10 +7,9 @@ from pathlib import Path
 from shared.compare.command import PAGE_NAME, USAGE, TrainBoth, read_command
 from shared.outgoing.atomic_files import write_text_atomically
 from shared.outgoing.messages import explain
+from shared.run.interruption import INTERRUPTED
 from shared.untrusted import shown
 from shared.user_errors import UserError
-
-INTERRUPTED = 130
 
 
 def main(words: list[str]) -> int:

@@ -12,6 +12,7 @@ from shared.config.arguments import value_of
 from shared.config.options import FLAGS
 from shared.config.support import BACKEND_NAMES
 from shared.config.yaml_io import read_yaml
+from shared.run.folder import RUN_CONFIG
 from shared.tracking.metrics_file import LARGEST_METRICS, METRICS_FILE, read_metrics
 from shared.untrusted import MIB, check_plain_files, is_inside, open_file, shown
 from shared.user_errors import UserError
@@ -70,12 +71,12 @@ def check_is_finished(folder: Path) -> None:
     """
     if not os.path.isdir(folder):
         raise UserError(f"{shown(folder)} is not a folder. Give the --output_dir of a finished run.")
-    if not any(os.path.lexists(folder / name) for name in ("config.yaml", METRICS_FILE)):
+    if not any(os.path.lexists(folder / name) for name in (RUN_CONFIG, METRICS_FILE)):
         raise UserError(
             f"{shown(folder)} is not a run's folder: it has neither config.yaml nor {METRICS_FILE}. Give the "
             "--output_dir of a finished run."
         )
-    for name in ("report.json", "config.yaml", METRICS_FILE):
+    for name in ("report.json", RUN_CONFIG, METRICS_FILE):
         if not os.path.lexists(folder / name):
             raise UserError(
                 f"The run in {shown(folder)} is not finished: it has no {name}. Continue it with "
@@ -108,7 +109,7 @@ def open_run(folder: Path) -> Run:
             f"The run in {shown(folder)} is not finished: its report is of step {report.steps}, but its metrics are of "
             f"step {last}. Continue it with --resume_from_checkpoint latest, then compare."
         )
-    return Run(folder, _read_config(folder / "config.yaml"), report, entries)
+    return Run(folder, _read_config(folder / RUN_CONFIG), report, entries)
 
 
 def _read_config(path: Path) -> TrainConfig:

@@ -24,9 +24,19 @@ from shared.config.flags import (
     within,
 )
 
-__all__ = ["FLAGS", "SECRETS", "Backend", "InterpolationMode", "ScheduleName", "TrainConfig", "as_in_training"]
+__all__ = [
+    "FLAGS",
+    "SECRETS",
+    "Backend",
+    "InterpolationMode",
+    "MismatchedPairs",
+    "ScheduleName",
+    "TrainConfig",
+    "as_in_training",
+]
 
 InterpolationMode = Literal["nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+MismatchedPairs = Literal["skip", "resize", "crop"]
 ScheduleName = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 
 _model = partial(flag, "model")
@@ -232,7 +242,7 @@ class TrainConfig:
         "Mirror half of the images, left for right, together with their conditions. Captions stay as they are.",
         must_match=["resume", "compare"],
     )
-    mismatched_pairs: Literal["skip", "resize", "crop"] = _data(
+    mismatched_pairs: MismatchedPairs = _data(  # noqa: RUF009
         "skip",
         "What becomes of pairs whose image and condition are of different shapes: skip counts them among the unusable "
         "samples, resize stretches the condition over the image, crop crops either by itself, as diffusers does.",
@@ -531,6 +541,16 @@ class TrainConfig:
         "memory_initial.prof and memory_final.prof, for pprof; PyTorch, of NVIDIA and AMD GPUs alone, to "
         "memory_initial.pickle and memory_final.pickle, for https://pytorch.org/memory_viz.",
     )
+
+    @property
+    def draws_pictures(self) -> bool:
+        """Whether anything is sampled during the training."""
+        return self.validation_image is not None or self.evaluation_fidelity != "none"
+
+    @property
+    def uses_vae(self) -> bool:
+        """Whether the devices need one: to encode images, or to decode what is sampled."""
+        return self.cached_data is None or self.draws_pictures
 
     @property
     def encodes_text_beforehand(self) -> bool:

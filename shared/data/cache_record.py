@@ -102,15 +102,12 @@ def read_record(folder: Path) -> CacheRecord:
     return record
 
 
-def record_for(config: TrainConfig) -> CacheRecord | None:
-    """That of `--cached_data`, None for a run without.
+def record_for(config: TrainConfig, folder: Path) -> CacheRecord:
+    """That of a run's `--cached_data`.
 
     Raises:
         UserError: it is not finished, or was made with another VAE or for another size.
     """
-    if config.cached_data is None:
-        return None
-    folder = Path(config.cached_data)
     record = read_record(folder)
     if record.samples is None:
         raise UserError(

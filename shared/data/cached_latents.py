@@ -8,6 +8,7 @@ Axes: H W C of the latents.
 """
 
 import json
+import math
 import re
 import zlib
 from dataclasses import dataclass
@@ -123,4 +124,4 @@ def _header(layout: LatentsLayout, digest: str, sizes: Sizes) -> bytes:
 
 
 def _bytes_of_array(layout: LatentsLayout) -> int:
-    return int(np.prod(layout.shape)) * layout.dtype.itemsize
+    return math.prod(layout.shape) * layout.dtype.itemsize

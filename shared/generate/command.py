@@ -4,6 +4,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shared.config import Backend
@@ -12,15 +13,13 @@ from shared.config.flags import Flag
 from shared.config.help_text import LARGEST_WIDTH, flag_sections
 from shared.config.validation import check_output_dir, check_values
 from shared.generate.options import GENERATE_FLAGS, GenerateConfig
-from shared.outgoing.messages import explain, set_up_logging
-from shared.run.interruption import forgiving_output
+from shared.outgoing.messages import set_up_logging
+from shared.run.interruption import exit_code_of
 from shared.user_errors import UserError
 
 if TYPE_CHECKING:
     from shared.generate.pictures import Artist
     from shared.generate.preparation import Job
-
-INTERRUPTED = 130
 
 _HELP = Flag("help", bool, False, False, (), False, "commands", "")
 _INTRODUCTION = (
@@ -35,14 +34,7 @@ def generate_by_command(words: Sequence[str], backend: Backend, make_artist: "Ca
 
     `make_artist` loads the models, and the backend's libraries: other mistakes need not wait for them.
     """
-    with forgiving_output():
-        try:
-            return _generate(words, backend, make_artist)
-        except ValueError as error:
-            return explain(error)
-        except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
-            return INTERRUPTED
+    return exit_code_of(partial(_generate, words, backend, make_artist))
 
 
 def _generate(words: Sequence[str], backend: Backend, make_artist: "Callable[[Job], Artist]") -> int:

@@ -12,12 +12,12 @@ from shared.config.options import FLAGS
 from shared.config.validation import check_values
 from shared.models.source import CONFIG_FILE, ModelSource, shown_name
 from shared.models.trained_parts import UNET_FOLDER
+from shared.run.folder import RUN_CONFIG
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
-RUN_CONFIG = "config.yaml"
 # What belongs to a base model, and is told together with it.
 OF_BASE_MODEL = (
     "pretrained_model_name_or_path",

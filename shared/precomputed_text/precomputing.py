@@ -136,15 +136,13 @@ def _model_key(config: TrainConfig, backend: Backend, layout: Layout, *, is_xl: 
     Two backends round differently, and what a run computes should not depend on which of them was there first.
     """
     parts = ("text_encoder", *(("text_encoder_2",) if is_xl else ()))
-    facts = {
+    facts: dict[str, Any] = {
         "format": _FORMAT,
-        "backend": backend,
         "dtype": layout.stored_dtype,
-        "allow_tf32": config.allow_tf32,
         "files": {part: digests_of_model(base_source(config, part), TRANSFORMERS) for part in parts},
     }
-    if config.cached_data is not None:  # made once, for both backends
-        del facts["backend"], facts["allow_tf32"]
+    if config.cached_data is None:  # a cache is made once, for both backends
+        facts |= {"backend": backend, "allow_tf32": config.allow_tf32}
     return digest_of(facts)
 
 

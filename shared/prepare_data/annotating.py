@@ -11,9 +11,9 @@ from shared.data.sample import RawSample
 from shared.data.sources import open_source
 from shared.data.sources.shard_keys import shard_keys
 from shared.prepare_data.conditions import check_available, make_condition
-from shared.prepare_data.members import Members, Storing, caption_member, image_member, png
-from shared.prepare_data.options import AnnotateOptions, ConditionName
-from shared.prepare_data.packing import CIRCLES_SIDE, output_folder, pack, storing_of
+from shared.prepare_data.members import CONDITION, Members, caption_member, image_as_it_is, image_member, png
+from shared.prepare_data.options import AnnotateOptions, ConditionName, PackingOptions
+from shared.prepare_data.packing import CIRCLES_SIDE, output_folder, pack
 from shared.randomness import Purpose, generator
 from shared.user_errors import UserError
 
@@ -25,30 +25,29 @@ def run(options: AnnotateOptions) -> int:
         raise UserError(f"--condition is missing: name one of {', '.join(get_args(ConditionName))}.")
     path = output_folder(options)
     check_available(condition)
-    source, storing, seed = open_source(_training(options)), storing_of(options), options.seed
+    source, seed = open_source(_training(options)), options.seed
 
     def members(number: int, sample: RawSample) -> Members:
-        return annotated(sample, storing, condition, generator(seed, Purpose.CONDITION, number))
+        return annotated(sample, options, condition, generator(seed, Purpose.CONDITION, number))
 
     return pack(path, source, options, members, {"condition": condition, "seed": seed})
 
 
-def annotated(sample: RawSample, storing: Storing, condition: ConditionName, rng: np.random.Generator) -> Members:
+def annotated(
+    sample: RawSample, options: PackingOptions, condition: ConditionName, rng: np.random.Generator
+) -> Members:
     """A sample's image and captions, and what is made of the image as it is stored.
 
     Raises:
         BadSampleError: image or caption is missing or cannot be read.
     """
     replace(sample, conditioning_image=b"").check()  # which is about to be made
-    if storing.resolution is None:
-        image_HWC = np.asarray(decode(sample.picture))
+    if options.resolution is None:
+        image_HWC, image = np.asarray(decode(sample.picture)), image_as_it_is(sample.picture)
     else:
-        image_HWC = preprocess(sample.picture, storing.resolution, storing.interpolation)
-    return {
-        **image_member(sample.picture, storing),
-        "conditioning_image.png": png(make_condition(condition, image_HWC, rng)),
-        **caption_member(sample.captions),
-    }
+        image_HWC = preprocess(sample.picture, options.resolution, options.image_interpolation_mode)
+        image = image_member(image_HWC, options.jpeg_quality)
+    return image | {CONDITION: png(make_condition(condition, image_HWC, rng))} | caption_member(sample.captions)
 
 
 def _training(options: AnnotateOptions) -> TrainConfig:

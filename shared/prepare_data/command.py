@@ -7,13 +7,14 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shared.config.arguments import read_arguments, suggestion, value_of
 from shared.config.flags import Flag, flags_of
 from shared.config.help_text import LARGEST_WIDTH, flag_sections
 from shared.config.validation import DATA_SOURCES, check_sources, check_values
-from shared.outgoing.messages import explain, set_up_logging
+from shared.outgoing.messages import set_up_logging
 from shared.outgoing.redaction import described
 from shared.prepare_data.options import (
     AnnotateOptions,
@@ -24,10 +25,8 @@ from shared.prepare_data.options import (
     PackOptions,
     ShowOptions,
 )
-from shared.run.interruption import forgiving_output
+from shared.run.interruption import exit_code_of
 from shared.user_errors import UserError
-
-INTERRUPTED = 130
 
 _PROGRAM = "python3 -m shared.prepare_data"
 
@@ -84,7 +83,7 @@ SUBCOMMANDS = {
         "--mixed_precision, the format of what is kept. --train_batch_size images are encoded at once on each device. "
         "--output_dir is the folder of the cache. Stopped at any time, the same command goes on where it was.",
         CacheOptions,
-        "shared.prepare_data.caching",
+        "shared.prepare_data.handing_on",
         hands_on=True,
     ),
     "check": Subcommand(
@@ -113,20 +112,17 @@ class Command:
 
 def main(words: Sequence[str]) -> int:
     """0: done; 1: `check` found something, or a defect; 2: a mistake of the user, told in a sentence; 130: Ctrl-C."""
-    with forgiving_output():
-        try:
-            if not words or words[0] in ("-h", "--help") or "--help" in words:
-                sys.stdout.write(help_text(words))
-                return 0
-            subcommand = _subcommand(words[0])
-            if subcommand.hands_on:
-                return int(importlib.import_module(subcommand.module).run(words[1:]))
-            return _run(read_command(words))
-        except ValueError as error:
-            return explain(error)
-        except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
-            return INTERRUPTED
+    return exit_code_of(partial(_main, words))
+
+
+def _main(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help") or "--help" in words:
+        sys.stdout.write(help_text(words))
+        return 0
+    subcommand = _subcommand(words[0])
+    if subcommand.hands_on:
+        return int(importlib.import_module(subcommand.module).run(words[1:]))
+    return _run(read_command(words))
 
 
 def read_command(words: Sequence[str]) -> Command:

@@ -13,6 +13,7 @@ import PIL.Image
 
 from shared.data.preprocessing import decode
 from shared.data.sample import BadSampleError, RawSample
+from shared.data.views import are_of_one_shape
 
 FaultKind = Literal["corrupt", "mismatched", "duplicated", "small", "long"]
 
@@ -52,14 +53,6 @@ def examined(sample: RawSample, resolution: int) -> Examined:
     return Examined(sample.name, faults, _digest(image) + _digest(condition))
 
 
-def are_of_one_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether one (width, height) is the other resized, each side rounded to a pixel up or down."""
-    (width, height), (other_width, other_height) = size, other
-    least = max((other_width - 1) / width, (other_height - 1) / height)
-    most = min((other_width + 1) / width, (other_height + 1) / height)
-    return least <= most
-
-
 def duplicates(digests: bytes) -> Iterator[tuple[int, int]]:
     """(number, number of the first of its kind) of each that was there before; two digests a sample, in its order."""
     pairs = np.frombuffer(digests, np.dtype((np.void, 2 * DIGEST_BYTES)))
@@ -70,7 +63,7 @@ def duplicates(digests: bytes) -> Iterator[tuple[int, int]]:
 
 def _faults(name: str, image: PIL.Image.Image, condition: PIL.Image.Image, resolution: int) -> Iterator[Fault]:
     size = f"{image.width}x{image.height}"
-    if not are_of_one_shape(image.size, condition.size):
+    if not are_of_one_shape(image.size, condition.size, resolution):
         other = f"{condition.width}x{condition.height}"
         yield Fault(
             "mismatched", name, f"its image has {size} pixels and its condition {other}: other parts are cropped"

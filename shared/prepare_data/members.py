@@ -13,13 +13,16 @@ import numpy.typing as npt
 import PIL.Image
 
 from shared.data.addresses import local_path, read_address, scheme_of
-from shared.data.preprocessing import decode, preprocess
+from shared.data.decoded_pairs import PairDecoder
+from shared.data.preprocessing import decode
 from shared.data.sample import EncodedImage, RawSample
 from shared.untrusted import read_file
 from shared.untrusted.pictures import LARGEST_FILE, open_picture
 
 # Those of Pillow's formats that are stored as they are, with an extension that is found by itself; others become PNG.
 _EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
+
+CONDITION = "conditioning_image.png"
 
 Members = dict[str, bytes]
 """By extension. They are found without --shards_…_key."""
@@ -30,13 +33,11 @@ class Storing:
     """How pictures are stored.
 
     Attributes:
-        resolution: the side to resize to and crop, None to store pictures as they are.
-        interpolation: the filter that resizes.
+        resized: decodes, resizes and crops pairs as a training does; None to store pictures as they are.
         jpeg_quality: of resized images, None for PNG.
     """
 
-    resolution: int | None
-    interpolation: str
+    resized: PairDecoder | None
     jpeg_quality: int | None
 
 
@@ -44,44 +45,51 @@ def members_of(sample: RawSample, storing: Storing) -> Members:
     """The sample's image, condition and captions.
 
     Raises:
-        BadSampleError: a part is missing or cannot be decoded.
+        BadSampleError: a part is missing or cannot be decoded; or, of those that are resized, image and condition are
+            of different shapes, and such pairs are to be skipped.
     """
+    if storing.resized is not None:
+        pair = storing.resized(sample)
+        assert pair.pixels is not None
+        pictures = {**image_member(pair.pixels, storing.jpeg_quality), CONDITION: png(pair.conditioning_pixels)}
+        return pictures | caption_member(sample.captions)
     sample.check()
     assert sample.conditioning_image is not None
     return {
-        **image_member(sample.picture, storing),
-        **_condition(sample.conditioning_image, storing),
+        **image_as_it_is(sample.picture),
+        **_condition_as_it_is(sample.conditioning_image),
         **caption_member(sample.captions),
     }
 
 
 def png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """uint8 [H,W,3] or [H,W] as a PNG file; in one channel where all three are the same."""
-    picture = PIL.Image.fromarray(pixels)
-    return _png(picture if pixels.ndim == 2 else _in_one_channel(picture) or picture)
+    """uint8 [H,W,C] or [H,W] as a PNG file; in one channel where all are the same."""
+    picture = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    return _png(picture if picture.mode == "L" else _in_one_channel(picture) or picture)
 
 
-def image_member(image: EncodedImage, storing: Storing) -> Members:
-    """The image alone. BadSampleError where it cannot be decoded."""
-    if storing.resolution is None:
-        extension, content = _as_it_is(image)
-        return {f"image.{extension}": content}
-    picture = PIL.Image.fromarray(preprocess(image, storing.resolution, storing.interpolation))
-    if storing.jpeg_quality is None:
+def image_member(pixels_HWC: npt.NDArray[np.uint8], jpeg_quality: int | None) -> Members:
+    """The image alone, resized already."""
+    picture = PIL.Image.fromarray(pixels_HWC)
+    if jpeg_quality is None:
         return {"image.png": _png(picture)}
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=storing.jpeg_quality)
+    picture.save(file, "JPEG", quality=jpeg_quality)
     return {"image.jpg": file.getvalue()}
 
 
-def _condition(condition: EncodedImage, storing: Storing) -> Members:
+def image_as_it_is(image: EncodedImage) -> Members:
+    """The image alone. BadSampleError where it cannot be decoded."""
+    extension, content = _as_it_is(image)
+    return {f"image.{extension}": content}
+
+
+def _condition_as_it_is(condition: EncodedImage) -> Members:
     """Without loss, and in one channel where all three are the same and that takes fewer bytes."""
-    if storing.resolution is not None:
-        return {"conditioning_image.png": png(preprocess(condition, storing.resolution, storing.interpolation))}
     extension, content = _as_it_is(condition)
     grey = _in_one_channel(decode(content))
     if grey is not None and len(smaller := _png(grey)) < len(content):
-        return {"conditioning_image.png": smaller}
+        return {CONDITION: smaller}
     return {f"conditioning_image.{extension}": content}
 
 

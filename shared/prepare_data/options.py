@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from shared.config import TrainConfig
 from shared.config.flags import at_least, at_most, flag, within
-from shared.config.options import InterpolationMode, as_in_training
+from shared.config.options import InterpolationMode, MismatchedPairs, as_in_training
 
 _output = partial(flag, "output")
 _work = partial(flag, "work")
@@ -98,6 +98,18 @@ class PackingOptions(ImageOptions):
 @dataclass(frozen=True)
 class PackOptions(DataOptions, PackingOptions):
     """Flags of `pack`."""
+
+    conditioning_interpolation: InterpolationMode | None = _output(  # noqa: RUF009
+        None,
+        "The filter that resizes the condition images: nearest for maps of labels. Without it, that of the images.",
+        only_with="resolution",
+    )
+    mismatched_pairs: MismatchedPairs = _output(  # noqa: RUF009
+        "skip",
+        "What becomes of pairs whose image and condition are of different shapes, as in training: skip leaves them "
+        "out, resize stretches the condition over the image, crop crops either by itself.",
+        only_with="resolution",
+    )
 
 
 @dataclass(frozen=True)

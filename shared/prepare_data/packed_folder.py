@@ -4,7 +4,6 @@ A shard counts as finished when it has its name; what was left out of it stands 
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -168,15 +167,3 @@ class PackedFolder:
             f"--output_dir {shown(self._path)} cannot be written to ({error.strerror or shown(error)}). If the disk is "
             "full, free some space; the same command goes on from here. Or choose another folder."
         )
-
-
-def make_folder(path: Path) -> None:
-    """Raises UserError where there cannot be a folder to write to."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output_dir {shown(path)} cannot be made: {error.strerror}. Choose a folder that you may write to."
-        ) from error
-    if not os.access(path, os.W_OK):
-        raise UserError(f"--output_dir {shown(path)} cannot be written to. Choose a folder that you may write to.")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from shared.config.validation import check_output_dir
+from shared.data.decoded_pairs import PairDecoder, conditioning_interpolation
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources import RandomAccessSource, Source, open_source
 from shared.data.sources.shard_keys import shard_keys
@@ -22,8 +23,9 @@ from shared.prepare_data.indexing import index_shards
 from shared.prepare_data.members import Members, Storing, members_of
 from shared.prepare_data.numbered import NumberedSample, in_groups, numbered
 from shared.prepare_data.options import PackingOptions, PackOptions
-from shared.prepare_data.packed_folder import CARD, Done, LeftOut, PackedFolder, make_folder
+from shared.prepare_data.packed_folder import CARD, Done, LeftOut, PackedFolder
 from shared.prepare_data.parallel import in_order, threads_of
+from shared.run.folder import make_output_folder
 from shared.run.lock import run_lock
 from shared.untrusted import shown
 from shared.user_errors import UserError
@@ -41,9 +43,18 @@ MembersOf = Callable[[int, RawSample], Members]
 def run(options: PackOptions) -> int:
     """Pack, or go on where an earlier call of it was."""
     path = output_folder(options)
-    source = open_source(options.training(resolution=options.resolution or CIRCLES_SIDE))
-    storing = storing_of(options)
-    return pack(path, source, options, lambda number, sample: members_of(sample, storing), {})
+    training = options.training(resolution=options.resolution or CIRCLES_SIDE)
+    storing = Storing(None if options.resolution is None else PairDecoder(training), options.jpeg_quality)
+    settings = {}
+    if storing.resized is not None:
+        settings = {
+            "conditioning_interpolation": conditioning_interpolation(training),
+            "mismatched_pairs": options.mismatched_pairs,
+        }
+    exit_code = pack(path, open_source(training), options, lambda number, sample: members_of(sample, storing), settings)
+    if storing.resized is not None:
+        storing.resized.report()
+    return exit_code
 
 
 def output_folder(options: PackingOptions) -> Path:
@@ -52,10 +63,6 @@ def output_folder(options: PackingOptions) -> Path:
         raise UserError("--output_dir is missing: name the folder for the shards.")
     check_output_dir(options.output_dir)
     return Path(options.output_dir)
-
-
-def storing_of(options: PackingOptions) -> Storing:
-    return Storing(options.resolution, options.image_interpolation_mode, options.jpeg_quality)
 
 
 def pack(path: Path, source: Source, options: PackingOptions, members: MembersOf, settings: Mapping[str, Any]) -> int:
@@ -71,7 +78,7 @@ def pack(path: Path, source: Source, options: PackingOptions, members: MembersOf
     Raises:
         UserError: the folder holds something else or cannot be written to, too many samples are bad, or all.
     """
-    make_folder(path)
+    make_output_folder(path)
     with run_lock(path), logging_redirect_tqdm():
         folder = PackedFolder(path, _settings(options, source) | json.loads(json.dumps(settings)))
         if folder.is_finished:

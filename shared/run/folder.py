@@ -18,6 +18,7 @@ from shared.untrusted import read_json, shown
 from shared.user_errors import UserError
 
 REPORT_FILE = "report.json"
+RUN_CONFIG = "config.yaml"
 WEIGHTS_FILE = f"{DIFFUSERS.safetensors}.safetensors"
 """The trained ControlNet."""
 
@@ -64,6 +65,16 @@ def make_run_folder(config: TrainConfig) -> Path:
     """
     folder = Path(config.output_dir)
     _check_apart_from_inputs(config, folder)
+    make_output_folder(folder)
+    return folder
+
+
+def make_output_folder(folder: Path) -> None:
+    """`--output_dir` of any command, made where missing.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -73,7 +84,6 @@ def make_run_folder(config: TrainConfig) -> Path:
         ) from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"--output_dir {shown(folder)} cannot be written to. Choose a folder that you may write to.")
-    return folder
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
@@ -82,7 +92,7 @@ def write_config(folder: Path, config: TrainConfig) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    path = folder / "config.yaml"
+    path = folder / RUN_CONFIG
     try:
         write_text_atomically(path, to_yaml(config), private=public_config(config) != config)
     except OSError as error:

@@ -6,10 +6,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, TextIO
+
+from shared.outgoing.messages import explain
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,23 @@ class Interruption:
             signal.signal(number, handler)
         for stream in _forgiving_streams():
             stream.when_closed = _go_on  # the result is saved after the loop
+
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
+
+def exit_code_of(work: Callable[[], int], *, interrupted: str = "Interrupted.") -> int:
+    """What a command ends with: the code of its work; 2 after a mistake of the user, which is told; 130 after Ctrl-C,
+    where `interrupted` is; 1 after a defect, with its traceback."""
+    with forgiving_output():
+        try:
+            return work()
+        except ValueError as error:
+            return explain(error)
+        except KeyboardInterrupt:
+            print(interrupted, file=sys.stderr)
+            return INTERRUPTED
 
 
 @contextmanager

@@ -202,7 +202,7 @@ def card_content(
         "Optimizer steps": report["steps"],
         "Images seen": report["images_seen"],
         **({"Weights": "their moving average over the training (--use_ema)"} if "weights" in report else {}),
-        **{name: report[name] for name in _ON_THE_CARD if name in report},
+        **{name: report[name] for name in _ON_THE_CARD if isinstance(report.get(name), int | float)},
         "Hardware": report["devices"],
         "Software": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
     }

@@ -86,7 +86,7 @@ def prepare(config: TrainConfig, backend: Backend, *, is_main_process: bool = Tr
     repository = hub.prepare_repository(config, output_dir) if is_main_process else None
     # The schedule is a small file, so the first to read of a model that may not be there.
     schedule = NoiseSchedule.from_source(base_source(config, "scheduler"))
-    if images is not None or config.evaluation_fidelity != "none":
+    if config.draws_pictures:
         validation_plan(schedule)  # which refuses what cannot be sampled
     unet = check_base_model(config, schedule.config)
     prompt_inputs = prompt_inputs_of(config, is_xl=is_xl(unet))

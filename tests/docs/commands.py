@@ -20,14 +20,14 @@ from unittest import mock
 
 from packaging.requirements import Requirement
 
-from shared.cache_data.command import read_command as read_cache_command
 from shared.compare.command import read_command
 from shared.config import Backend, parse_command_line
 from shared.generate.command import read_command as read_generate_command
 from shared.generate.options import GENERATE_FLAGS
-from shared.prepare_data.caching import taken_apart
+from shared.prepare_data.cache.command import read_command as read_cache_command
 from shared.prepare_data.command import SUBCOMMANDS
 from shared.prepare_data.command import read_command as read_prepare_command
+from shared.prepare_data.handing_on import taken_apart
 from tests.docs.pages import ROOT
 from tests.tpu_vm.cloud import Cloud
 

@@ -40,11 +40,12 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
     kind = accelerator.distributed_type
     is_divided = kind in (DistributedType.DEEPSPEED, DistributedType.FSDP)
     text_encoders = [model for model in (models.text_encoder, models.text_encoder_2) if model is not None]
-    for model in (models.vae, models.unet, *text_encoders):
+    vae = [models.vae] if config.uses_vae else []  # which else stays in the host's memory
+    for model in (*vae, models.unet, *text_encoders):
         model.to(accelerator.device)
     if config.torch_compile or _group_norm_keeps_channels_last(accelerator.device):
         models.memory_format = torch.channels_last
-        for model in (models.vae, models.unet):
+        for model in (*vae, models.unet):
             model.to(memory_format=torch.channels_last)
         if not is_divided:  # they cut up contiguous memory only
             models.controlnet.to(memory_format=torch.channels_last)

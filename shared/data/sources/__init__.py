@@ -62,7 +62,7 @@ def _open(config: TrainConfig) -> Source:
     if config.cached_data is not None:
         from shared.data.sources.cached import open_cached
 
-        return open_cached(config)
+        return open_cached(config, Path(config.cached_data))
     if config.train_shards is not None:
         from shared.data.sources.shards import open_shards
 

@@ -1,16 +1,16 @@
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from shared.data.decoded_pairs import PairDecoder
+from shared.data.sample import MismatchedPairError, RawSample
 from shared.prepare_data.command import main
-from shared.prepare_data.faults import are_of_one_shape
-from tests.shared.data.pictures import pairs, png, write_image_folder, write_tars
+from tests.shared.data.pictures import config, pairs, png, write_image_folder, write_tars
 
 
 def write_faulty(folder: Path) -> dict[int, str]:
@@ -59,17 +59,14 @@ def test_a_stream_is_checked(tmp_path: Path) -> None:
     assert fault["kind"] == "duplicated"
 
 
-@given(
-    width=st.integers(8, 4000),
-    height=st.integers(8, 4000),
-    scale=st.floats(0.1, 4),
-    rounding=st.sampled_from([int, round, lambda side: int(side) + 1]),
-)
-def test_a_resized_picture_is_of_its_shape(width: int, height: int, scale: float, rounding: Any) -> None:
-    resized = (max(1, rounding(width * scale)), max(1, rounding(height * scale)))
-    assert are_of_one_shape((width, height), resized)
-    if min(resized) > 50:
-        assert not are_of_one_shape((width, height), (resized[0] + 4 + resized[0] // 20, resized[1]))
+@pytest.mark.parametrize("size", [(320, 240), (321, 240), (322, 240), (323, 240), (330, 240), (322, 242), (1000, 750)])
+def test_mismatched_is_what_a_training_calls_so(tmp_path: Path, size: tuple[int, int]) -> None:
+    sample = {"image": png(1, 320, 240), "conditioning_image": png(2, *size), "text": "a caption"}
+    write_image_folder(tmp_path, [sample])
+    exit_code = main(["check", "--train_data_dir", str(tmp_path), "--resolution", "32"])
+    pair = RawSample(sample["image"], sample["conditioning_image"], ("a caption",), "a pair")
+    with pytest.raises(MismatchedPairError) if exit_code else nullcontext():
+        PairDecoder(config(resolution=32))(pair)
 
 
 def test_a_sheet_shows_conditions_beside_images(tmp_path: Path) -> None:

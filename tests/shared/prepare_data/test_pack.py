@@ -179,3 +179,23 @@ def test_another_packing_or_other_files_are_not_touched(tmp_path: Path, capsys: 
     (tmp_path / "packed" / "packed.json").write_text('{"finished": 1}')
     assert pack(tmp_path / "packed", "--generated_circles", 9, "--resolution", 16) == 2
     assert "packed.json holds something else than expected" in capsys.readouterr().err
+
+
+def test_resized_pairs_of_two_shapes_are_what_a_training_makes_of_them(tmp_path: Path) -> None:
+    """After resizing nothing tells them from others."""
+    samples = pairs(6)
+    for place, size in ((1, (40, 80)), (4, (64, 20))):
+        samples[place]["conditioning_image"] = png(place, *size)
+    data = write_image_folder(tmp_path / "data", samples)
+    words = ("--train_data_dir", data, "--resolution", 32)
+    assert pack(tmp_path / "skip", *words) == 0
+    card = json.loads((tmp_path / "skip" / "packed.json").read_text())
+    assert [left_out["sample"].partition(" line ")[2].split()[0] for left_out in card["left_out"]] == ["2", "5"]
+    assert all("different shapes" in left_out["reason"] for left_out in card["left_out"])
+    for how in ("resize", "crop"):
+        for filter_ in ("bilinear", "nearest"):
+            output = tmp_path / how / filter_
+            assert pack(output, *words, "--mismatched_pairs", how, "--conditioning_interpolation", filter_) == 0
+            original = config(train_data_dir=str(data), mismatched_pairs=how, conditioning_interpolation=filter_)
+            assert_same_batches(original, packed(output))
+    assert pack(tmp_path / "skip", *words, "--mismatched_pairs", "crop") == 2  # another packing

@@ -86,6 +86,14 @@ def test_a_run_is_uploaded_with_a_card_that_names_its_repository(
     assert all(WRITER.encode() not in content for content in hub.files.values())
 
 
+def test_figures_that_are_none_are_not_put_on_the_card(hub: FakeHub, run: Path) -> None:
+    (run / "report.json").write_text(json.dumps(REPORT | {"circle_iou": ["<script>", 1], "edge_f1": "![x](y)"}))
+    (run / "README.md").unlink()
+    assert published(run) == 0
+    for forged in (b"script", b"circle_iou", b"edge_f1"):
+        assert forged not in hub.files["README.md"]
+
+
 def test_once_more_the_card_stays(hub: FakeHub, run: Path) -> None:
     assert published(run) == 0
     first = hub.files["README.md"]

@@ -2,19 +2,18 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shared.config import Backend, TrainConfig, read_configuration, validate
 from shared.config.options import FLAGS
 from shared.config.validation import check_one_view
-from shared.outgoing.messages import explain, set_up_logging
-from shared.run.interruption import forgiving_output
+from shared.outgoing.messages import set_up_logging
+from shared.run.interruption import exit_code_of
 from shared.user_errors import UserError
 
 if TYPE_CHECKING:
-    from shared.cache_data.encoders import Encoders
-
-INTERRUPTED = 130
+    from shared.prepare_data.cache.encoders import Encoders
 
 _HELP = """usage: python3 -m {backend}_trainer.cache_data --flag value ...
 
@@ -29,14 +28,8 @@ was stopped is taken up there. --validation_prompt, where it is known already, i
 
 def cache_by_command(words: Sequence[str], backend: Backend, open_encoders: "Callable[[TrainConfig], Encoders]") -> int:
     """0: the cache is made; 2: a mistake of the user, told in a sentence; 130: Ctrl-C; 1: a defect."""
-    with forgiving_output():
-        try:
-            return _cache(words, backend, open_encoders)
-        except ValueError as error:
-            return explain(error)
-        except KeyboardInterrupt:
-            print("Interrupted. The same command goes on where it was stopped.", file=sys.stderr)
-            return INTERRUPTED
+    goes_on = "Interrupted. The same command goes on where it was stopped."
+    return exit_code_of(partial(_cache, words, backend, open_encoders), interrupted=goes_on)
 
 
 def _cache(words: Sequence[str], backend: Backend, open_encoders: "Callable[[TrainConfig], Encoders]") -> int:
@@ -44,7 +37,9 @@ def _cache(words: Sequence[str], backend: Backend, open_encoders: "Callable[[Tra
         sys.stdout.write(_HELP.format(backend=backend))
         return 0
     config = read_command(words, backend)
-    from shared.cache_data.caching import make_cache  # here, so that mistakes in flags need not wait for libraries
+    from shared.prepare_data.cache.making import (
+        make_cache,  # here, so that mistakes in flags need not wait for libraries
+    )
 
     set_up_logging(f"{backend}_trainer")
     make_cache(config, backend, open_encoders)

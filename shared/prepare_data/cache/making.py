@@ -5,22 +5,22 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.cache_data.encoders import Encoders
-from shared.cache_data.writing import write_shards
 from shared.config import Backend, TrainConfig
 from shared.data.cache_record import RECORD_FILE, CacheRecord, new_record, read_record
 from shared.data.sources import RandomAccessSource, open_source
 from shared.data.sources.cached import KEYS, shards_in
 from shared.data.sources.shards import ShardSource
 from shared.data.tokenization import PromptInputs
-from shared.data.workers import threads_beside_accelerators
 from shared.diffusion.schedule import NoiseSchedule
 from shared.models.base_model import check_base_model
 from shared.models.source import base_source
 from shared.models.stored_dtypes import STORED_DTYPES
 from shared.models.xl import is_xl
 from shared.precomputed_text.precomputing import ALONE, precompute_text
+from shared.prepare_data.cache.encoders import Encoders
+from shared.prepare_data.cache.writing import write_shards
 from shared.prepare_data.indexing import index_shards
+from shared.prepare_data.parallel import threads_of
 from shared.run.folder import make_run_folder
 from shared.run.lock import run_lock
 from shared.run.setup import prompt_inputs_of
@@ -55,7 +55,7 @@ def make_cache(config: TrainConfig, backend: Backend, open_encoders: Callable[[T
     record = new_record(config, source.manifest, encoders.latent_shape, stored_dtype)
     with run_lock(folder):
         _begin(folder, record)
-        skipped = write_shards(folder, source, config, record, encoders.open_image_encoder())
+        skipped = write_shards(folder, source, config, record, encoders.open_image_encoder)
         _encode_captions(folder, config, backend, source, prompt_inputs, encoders)
         samples = _indexed(folder)
         _write_record(folder, record.finished(samples))
@@ -81,8 +81,8 @@ def _begin(folder: Path, record: CacheRecord) -> None:
             )
     elif shards_in(folder):
         raise UserError(
-            f"--output_dir {shown(folder)} holds shards of a cache without its {RECORD_FILE}: choose another folder, "
-            "or delete them."
+            f"--output_dir {shown(folder)} holds shards of a cache without the {RECORD_FILE} that says of what: choose "
+            "another folder, or delete them."
         )
     _write_record(folder, record)
 
@@ -90,7 +90,7 @@ def _begin(folder: Path, record: CacheRecord) -> None:
 def _indexed(folder: Path) -> int:
     """How many samples there are; a training finds the index beside the shards."""
     shards = shards_in(folder)
-    index_shards(shards, KEYS, threads_beside_accelerators())
+    index_shards(shards, KEYS, threads_of(None))
     return len(ShardSource(shards, KEYS))
 
 

@@ -15,9 +15,6 @@ import pytest
 import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from shared.cache_data import writing
-from shared.cache_data.caching import make_cache
-from shared.cache_data.encoders import Encoders, ImageEncoder
 from shared.config import TrainConfig
 from shared.data.cache_record import RECORD_FILE
 from shared.data.decoded_pairs import PairDecoder
@@ -27,10 +24,13 @@ from shared.data.sources.base import latents_of
 from shared.data.sources.cached import CAPTIONS, CONDITION, LATENTS
 from shared.data.sources.shard_index import SUFFIX
 from shared.precomputed_text.precomputing import TextEncoder
+from shared.prepare_data.cache import writing
+from shared.prepare_data.cache.encoders import Encoders, ImageEncoder
+from shared.prepare_data.cache.making import make_cache
 from shared.user_errors import UserError
 from tests.shared.data.pictures import captions_in, loader, pairs, write_image_folder
 
-DEMO_MODEL = Path(__file__).resolve().parents[3] / "shared" / "demo_model"
+DEMO_MODEL = Path(__file__).resolve().parents[4] / "shared" / "demo_model"
 FEATURES = int(json.loads((DEMO_MODEL / "text_encoder" / "config.json").read_text())["hidden_size"])
 SIDE, ROWS = 32, 3
 SHAPE = (SIDE // 8, SIDE // 8, 4)
@@ -166,9 +166,20 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 def test_made_once_more_nothing_is_encoded(photos: Path, tmp_path: Path) -> None:
     make_cache(config(photos, tmp_path), "flax", Backend().open)
-    again = Backend()
-    make_cache(config(photos, tmp_path), "flax", again.open)
-    assert again.images == 0
+    no_models = lambda made: Encoders(made, SHAPE, pytest.fail, pytest.fail)  # noqa: E731
+    make_cache(config(photos, tmp_path, mixed_precision="no"), "flax", no_models)
+    assert len(open_source(of_cache(tmp_path))) == 20  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_shard_that_was_deleted_is_made_again_as_the_message_says(photos: Path, tmp_path: Path) -> None:
+    make_cache(config(photos, tmp_path), "flax", Backend().open)
+    before = _files(tmp_path)
+    (tmp_path / "cache-000001.tar").unlink()
+    with pytest.raises(UserError, match="run the command that made it once more"):
+        open_source(of_cache(tmp_path))
+    make_cache(config(photos, tmp_path), "flax", Backend().open)
+    assert _files(tmp_path) == before
 
 
 def test_bfloat16_comes_as_its_bits_and_text_is_known_to_both_backends(photos: Path, tmp_path: Path) -> None:

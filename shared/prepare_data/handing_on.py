@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from shared.config.flags import Backend
+from shared.outgoing.redaction import described
 from shared.prepare_data.options import CacheOptions
 from shared.user_errors import UserError
 
@@ -33,7 +34,7 @@ def taken_apart(words: Sequence[str]) -> tuple[CacheOptions, list[str]]:
     match named:
         case None | "flax" | "torch":
             return CacheOptions(named), rest
-    raise UserError(f"{_FLAG} is {named!r}: expected flax or torch, or leave it out.")
+    raise UserError(f"{_FLAG} is {described(named)}: expected flax or torch, or leave it out.")
 
 
 def _backend(options: CacheOptions) -> Backend:
