@@ -1,0 +1,94 @@
+"""What goes wrong on the way to an object: which faults pass by themselves, and each as words without a secret.
+
+Libraries' messages may quote an address with a signature in it, so none is shown.
+"""
+
+import http
+from collections.abc import Iterator
+
+from shared.data.addresses import PACKAGES, scheme_of
+
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_PASSING_STATUS = (408, 425, 429)  # and all from 500 on
+# Of aiohttp, botocore, httpx and azure, whose classes are not imported: a store's package may not be installed.
+_PASSING_KINDS = frozenset(
+    {
+        "ClientConnectionError",
+        "ClientPayloadError",
+        "HTTPClientError",
+        "IncompleteReadError",
+        "ServiceRequestError",
+        "ServiceResponseError",
+        "TransportError",
+    }
+)
+_LASTING_KINDS = frozenset({"ClientSSLError", "SSLError", "ProxyConnectionError", "UnsupportedProtocol"})
+
+
+class RemoteError(Exception):
+    """The message is the reason, a part of a sentence that names the address, without anything that may be secret."""
+
+
+class ShortReadError(OSError):
+    """An answer ended before what it was to bring."""
+
+
+class IgnoredRangeError(OSError):
+    """A server that answers with ranges has once answered with the whole object."""
+
+
+def passes(error: Exception) -> bool:
+    """Whether the same request may succeed a moment later."""
+    if isinstance(error, (RemoteError, *_LASTING)):
+        return False
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & _LASTING_KINDS:
+        return False
+    status = _status_of(error)
+    if status is not None:
+        return status in _PASSING_STATUS or status >= 500
+    return isinstance(error, OSError) or bool(kinds & _PASSING_KINDS)
+
+
+def reason_of(address: str, error: Exception) -> str:
+    """An error in words that may be shown."""
+    if isinstance(error, RemoteError):
+        return str(error)
+    if isinstance(error, ImportError):
+        scheme = scheme_of(address)
+        return f"{scheme}: needs a package that is not installed; pip install {PACKAGES[scheme or 'http']}"
+    if isinstance(error, FileNotFoundError):
+        return "it is not there"
+    if isinstance(error, PermissionError):
+        return "it may not be read from here"
+    if isinstance(error, ShortReadError):
+        return "the answer ends too early"
+    if any(kind.__name__ == "ClientPayloadError" for kind in type(error).__mro__):
+        return "the connection broke off"
+    if isinstance(error, IgnoredRangeError):
+        return "the server answers with the whole object, not with the range that it was asked for"
+    if any(kind.__name__ == "RedirectClientError" for kind in type(error).__mro__):
+        return "it redirects to what is no address of the web"
+    status = _status_of(error)
+    if status is None:
+        return type(error).__name__
+    known = {entry.value: entry.phrase for entry in http.HTTPStatus}
+    return f"HTTP {status} {known.get(status, '')}".strip()
+
+
+def _status_of(error: Exception) -> int | None:
+    """The HTTP status in an error of any of the libraries."""
+    for status in _told_status(error):
+        if isinstance(status, int) and 100 <= status < 600:
+            return status
+    return None
+
+
+def _told_status(error: Exception) -> Iterator[object]:
+    yield getattr(error, "status", None)  # aiohttp
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        yield (response.get("ResponseMetadata") or {}).get("HTTPStatusCode")
+    yield getattr(response, "status_code", None)  # httpx, requests
+    yield getattr(error, "status_code", None)  # azure
+    yield getattr(error, "code", None)  # gcsfs; deprecated in aiohttp
