@@ -10,6 +10,7 @@ from shared.data.addresses import PACKAGES, scheme_of
 
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _PASSING_STATUS = (408, 425, 429)  # and all from 500 on
+_ABSENT_STATUS = (401, 403, 404, 410)
 # Of aiohttp, botocore, httpx and azure, whose classes are not imported: a store's package may not be installed.
 _PASSING_KINDS = frozenset(
     {
@@ -27,6 +28,10 @@ _LASTING_KINDS = frozenset({"ClientSSLError", "SSLError", "ProxyConnectionError"
 
 class RemoteError(Exception):
     """The message is the reason, a part of a sentence that names the address, without anything that may be secret."""
+
+
+class AbsentError(RemoteError):
+    """It is not there, or may not be read: stores say the one for the other to whom they do not trust."""
 
 
 class ShortReadError(OSError):
@@ -48,6 +53,14 @@ def passes(error: Exception) -> bool:
     if status is not None:
         return status in _PASSING_STATUS or status >= 500
     return isinstance(error, OSError) or bool(kinds & _PASSING_KINDS)
+
+
+def as_lasting(address: str, error: Exception) -> RemoteError:
+    """An error that does not pass."""
+    if isinstance(error, RemoteError):
+        return error
+    absent = isinstance(error, (FileNotFoundError, PermissionError)) or _status_of(error) in _ABSENT_STATUS
+    return (AbsentError if absent else RemoteError)(reason_of(address, error))
 
 
 def reason_of(address: str, error: Exception) -> str:

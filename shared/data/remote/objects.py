@@ -25,8 +25,9 @@ class RemoteObject:
         beginning: its first bytes, as many as were asked for.
     """
 
-    def __init__(self, address: str, identity: Identity, beginning: bytearray) -> None:
-        self.address, self.size, self.beginning = address, identity.size, beginning
+    def __init__(self, address: str, identity: Identity, beginning: bytearray | None = None) -> None:
+        self.address, self.size = address, identity.size
+        self.beginning = bytearray() if beginning is None else beginning
         self._identity = identity
 
     def read(self, begin: int, end: int) -> bytearray:

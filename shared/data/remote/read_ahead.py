@@ -29,9 +29,15 @@ _OBJECTS_OPEN = 3  # that which is read, and those after it
 class RemoteStream:
     """One of `RemoteStreams`, to be read until the next is asked for."""
 
-    def __init__(self, pieces: Iterator[bytearray]) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: Iterator[bytearray], opening: "Future[RemoteObject | None]") -> None:
+        self._pieces, self._opening = pieces, opening
         self._rest = memoryview(b"")
+
+    @property
+    def size(self) -> int | None:
+        """In bytes; None where the server only answers with the whole. Raises RemoteError where it cannot be read."""
+        opened = self._opening.result()
+        return None if opened is None else opened.size
 
     def read(self, count: int) -> memoryview:
         """Up to `count` bytes, none only at the end. Raises RemoteError where they cannot be read."""
@@ -70,7 +76,7 @@ class RemoteStreams:
             self._opened.popleft().drop()
         self._begun = True
         self._fill()
-        return RemoteStream(self._pieces(self._opened[0]))
+        return RemoteStream(self._pieces(self._opened[0]), self._opened[0].opening)
 
     def _pieces(self, ahead: "_Ahead") -> Iterator[bytearray]:
         opened = ahead.opening.result()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from shared.data.remote.faults import RemoteError, passes, reason_of
+from shared.data.remote.faults import RemoteError, as_lasting, passes, reason_of
 from shared.outgoing.redaction import redacted
 from shared.untrusted import shown
 
@@ -26,7 +26,7 @@ def retried(address: str, attempt: Callable[[float], Result]) -> Result:
     Between two tries, pauses grow twofold, each shortened at random by up to half, so that hosts do not knock together.
 
     Raises:
-        RemoteError: it failed in a way that lasts, or too often.
+        RemoteError: it failed in a way that lasts, an AbsentError where nothing is there to be read; or too often.
     """
     begun = time.monotonic()
     for number in range(1, TRIES + 1):
@@ -36,9 +36,9 @@ def retried(address: str, attempt: Callable[[float], Result]) -> Result:
         except MemoryError:
             raise
         except Exception as error:  # libraries promise nothing about what they raise
-            reason = reason_of(address, error)
             if not passes(error):
-                raise RemoteError(reason) from None
+                raise as_lasting(address, error) from None
+            reason = reason_of(address, error)
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (number - 1)) * random.uniform(0.5, 1)
         if number == TRIES or time.monotonic() - begun + pause > LONGEST:
             raise RemoteError(f"{reason}, after {number} tries")
