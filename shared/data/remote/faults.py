@@ -6,6 +6,8 @@ Libraries' messages may quote an address with a signature in it, so none is show
 import http
 from collections.abc import Iterator
 
+import fsspec
+
 from shared.data.addresses import PACKAGES, scheme_of
 
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -24,6 +26,18 @@ _PASSING_KINDS = frozenset(
     }
 )
 _LASTING_KINDS = frozenset({"ClientSSLError", "SSLError", "ProxyConnectionError", "UnsupportedProtocol"})
+
+_KINDS = {
+    "ClientConnectorDNSError": "its host is not known",
+    "ClientConnectorError": "its host cannot be reached",
+    "ClientPayloadError": "the connection broke off",
+    "EndpointConnectionError": "its host cannot be reached",
+    "NoCredentialsError": "the store wants credentials, and there are none",
+    "RedirectClientError": "it redirects to what is no address of the web",
+    "ServerDisconnectedError": "the connection broke off",
+    "TimeoutError": "no answer came in time",
+}
+"""In words; of others, the name is shown."""
 
 
 class RemoteError(Exception):
@@ -67,24 +81,21 @@ def reason_of(address: str, error: Exception) -> str:
     """An error in words that may be shown."""
     if isinstance(error, RemoteError):
         return str(error)
-    if isinstance(error, ImportError):
-        scheme = scheme_of(address)
-        return f"{scheme}: needs a package that is not installed; pip install {PACKAGES[scheme or 'http']}"
+    scheme = scheme_of(address) or ""
+    if isinstance(error, ImportError) or scheme not in fsspec.available_protocols():
+        return f"{scheme}: needs a package that is not installed; pip install {PACKAGES[scheme]}"
     if isinstance(error, FileNotFoundError):
         return "it is not there"
     if isinstance(error, PermissionError):
         return "it may not be read from here"
     if isinstance(error, ShortReadError):
         return "the answer ends too early"
-    if any(kind.__name__ == "ClientPayloadError" for kind in type(error).__mro__):
-        return "the connection broke off"
     if isinstance(error, IgnoredRangeError):
         return "the server answers with the whole object, not with the range that it was asked for"
-    if any(kind.__name__ == "RedirectClientError" for kind in type(error).__mro__):
-        return "it redirects to what is no address of the web"
     status = _status_of(error)
     if status is None:
-        return type(error).__name__
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        return next((_KINDS[kind] for kind in kinds if kind in _KINDS), type(error).__name__)
     known = {entry.value: entry.phrase for entry in http.HTTPStatus}
     return f"HTTP {status} {known.get(status, '')}".strip()
 

@@ -14,7 +14,7 @@ from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFileSystem
 
 from shared.data.remote.faults import IgnoredRangeError, RemoteError, ShortReadError
-from shared.data.remote.identity import Identity
+from shared.data.remote.identity import Identity, Reading
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _CONNECTING, _SILENCE = 30.0, 60.0  # seconds
@@ -27,17 +27,14 @@ class NoRangesError(Exception):
     """The server only answers with the whole object."""
 
 
-def append_range(
-    address: str, begin: int, end: int, known: Identity | None, content: bytearray, seconds: float
-) -> Identity:
-    """Append the bytes from `begin` to before `end` as they come, so that after a fault those before it are kept.
+def read_range(address: str, begin: int, end: int, reading: Reading, seconds: float) -> None:
+    """Read what is still lacking of the bytes from `begin` to before `end`, or to the object's end.
 
     Args:
         address: of the object.
         begin: the first byte.
-        end: the byte after the last; beyond the object's end, as far as that.
-        known: of the object; None where it is read for the first time.
-        content: to append to.
+        end: the byte after the last.
+        reading: what there is of them.
         seconds: after which to give up.
 
     Raises:
@@ -45,33 +42,29 @@ def append_range(
         RemoteError: the object has changed, or the answer is none to what was asked.
         Exception: whatever aiohttp raises.
     """
-    session_of = _file_system()
-    return sync(session_of.loop, _append_range, session_of, address, begin, end, known, content, seconds)
+    file_system = _file_system()
+    sync(file_system.loop, _read_range, file_system, address, begin, end, reading, seconds)
 
 
-async def _append_range(
-    file_system: HTTPFileSystem,
-    address: str,
-    begin: int,
-    end: int,
-    known: Identity | None,
-    content: bytearray,
-    seconds: float,
-) -> Identity:
+async def _read_range(
+    file_system: HTTPFileSystem, address: str, begin: int, end: int, reading: Reading, seconds: float
+) -> None:
+    content = reading.content
+    begin += len(content)
     headers = {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
     async with asyncio.timeout(seconds), _response(file_system, address, headers) as response:
-        if response.status == _NOT_SATISFIABLE and known is None and begin == 0:
-            return Identity(0, _version_of(response))
+        if response.status == _NOT_SATISFIABLE and reading.identity is None and begin == 0:
+            reading.identity = Identity(0, _version_of(response))
+            return
         response.raise_for_status()
-        length, identity = _honoured(response, begin, end, known)
+        length, reading.identity = _honoured(response, begin, end, reading.identity)
         wanted = len(content) + length
         async for part in response.content.iter_any():
             content += part[: wanted - len(content)]
             if len(content) == wanted:
                 break
-        if len(content) < wanted or begin + length < min(end, identity.size):
+        if len(content) < wanted or begin + length < min(end, reading.identity.size):
             raise ShortReadError
-        return identity
 
 
 def _honoured(response: Any, begin: int, end: int, known: Identity | None) -> tuple[int, Identity]:
@@ -111,7 +104,8 @@ class HttpStream:
         sync(self._file_system.loop, self._append, count, content, seconds)
 
     def close(self) -> None:
-        sync(self._file_system.loop, self._close)
+        """Does not wait: the garbage collector may call it in any thread, the loop's own too."""
+        self._file_system.loop.call_soon_threadsafe(self._close)
 
     async def _append(self, count: int, content: bytearray, seconds: float) -> None:
         try:
@@ -123,7 +117,7 @@ class HttpStream:
                     if len(content) >= count:
                         break
         except BaseException:
-            await self._close()
+            self._close()
             raise
 
     async def _open(self) -> AsyncIterator[bytes]:
@@ -148,7 +142,7 @@ class HttpStream:
         self._parts = _chained(rest, self._parts)
         return self._parts
 
-    async def _close(self) -> None:
+    def _close(self) -> None:
         self._parts = None
         if self._response is not None:
             self._response.close()

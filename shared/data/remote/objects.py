@@ -7,8 +7,8 @@ import fsspec
 
 from shared.data.addresses import scheme_of
 from shared.data.remote.faults import RemoteError, ShortReadError
-from shared.data.remote.http_ranges import NoRangesError, append_range
-from shared.data.remote.identity import Identity
+from shared.data.remote.http_ranges import NoRangesError, read_range
+from shared.data.remote.identity import Identity, Reading
 from shared.data.remote.retrying import retried
 
 _HTTP = ("http", "https")
@@ -38,7 +38,7 @@ class RemoteObject:
         """
         if not 0 <= begin <= end <= self.size:
             raise RemoteError(f"it has {self.size:,} bytes, and {begin:,} to {end:,} were asked for")
-        return _read(self.address, begin, end, self._identity)[0] if begin < end else bytearray()
+        return _read(self.address, begin, end, self._identity).content if begin < end else bytearray()
 
     def check_unchanged(self) -> None:
         """Raises RemoteError where another object lies there now. Over HTTP every range tells that by itself."""
@@ -57,51 +57,43 @@ def open_object(address: str, beginning: int) -> RemoteObject | None:
     """
     if scheme_of(address) in _HTTP:
         try:
-            content, identity = _read(address, 0, beginning, None)
+            reading = _read(address, 0, beginning, None)
         except NoRangesError:
             return None
     else:
         identity = retried(address, lambda _: _identity_of(address))
-        content, _ = _read(address, 0, min(beginning, identity.size), identity)
-    return RemoteObject(address, identity, content)
+        reading = _read(address, 0, min(beginning, identity.size), identity)
+    assert reading.identity is not None
+    return RemoteObject(address, reading.identity, reading.content)
 
 
-def _read(address: str, begin: int, end: int, known: Identity | None) -> tuple[bytearray, Identity]:
-    content = bytearray()
-    append = _append_over_http if scheme_of(address) in _HTTP else _append_from_store
+def _read(address: str, begin: int, end: int, identity: Identity | None) -> Reading:
+    reading = Reading(identity)
 
-    def attempt(seconds: float) -> Identity | NoRangesError:
-        return append(address, begin, end, known, content, seconds)
+    def attempt(seconds: float) -> NoRangesError | None:
+        if scheme_of(address) not in _HTTP:
+            _read_from_store(address, begin, end, reading)
+            return None
+        try:
+            read_range(address, begin, end, reading, seconds)
+        except NoRangesError as error:  # which is no fault
+            return error
+        return None
 
-    identity = retried(address, attempt)
-    if isinstance(identity, NoRangesError):
-        raise identity
-    return content, identity
-
-
-def _append_over_http(
-    address: str, begin: int, end: int, known: Identity | None, content: bytearray, seconds: float
-) -> Identity | NoRangesError:
-    try:
-        return append_range(address, begin + len(content), end, known, content, seconds)
-    except NoRangesError as error:
-        return error
+    if (error := retried(address, attempt)) is not None:
+        raise error
+    return reading
 
 
-def _append_from_store(
-    address: str, begin: int, end: int, known: Identity | None, content: bytearray, seconds: float
-) -> Identity:
-    assert known is not None
-    if begin == end:
-        return known
+def _read_from_store(address: str, begin: int, end: int, reading: Reading) -> None:
     file_system, path = _store(address)
-    part = file_system.cat_file(path, start=begin + len(content), end=end)
-    if len(part) > end - begin - len(content):
+    lacking = end - begin - len(reading.content)
+    part = file_system.cat_file(path, start=end - lacking, end=end) if lacking else b""
+    if len(part) > lacking:
         raise RemoteError("the store answers with more than it was asked for")
-    content += part
-    if len(content) < end - begin:
+    reading.content += part
+    if len(part) < lacking:
         raise ShortReadError
-    return known
 
 
 def _identity_of(address: str) -> Identity:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
@@ -32,6 +32,7 @@ class RemoteStream:
     def __init__(self, pieces: Iterator[bytearray], opening: "Future[RemoteObject | None]") -> None:
         self._pieces, self._opening = pieces, opening
         self._rest = memoryview(b"")
+        self._failure: Exception | None = None
 
     @property
     def size(self) -> int | None:
@@ -42,7 +43,13 @@ class RemoteStream:
     def read(self, count: int) -> memoryview:
         """Up to `count` bytes, none only at the end. Raises RemoteError where they cannot be read."""
         while not self._rest:
-            piece = next(self._pieces, None)
+            if self._failure is not None:  # a generator that raised is over, and would pass for the end
+                raise self._failure
+            try:
+                piece = next(self._pieces, None)
+            except Exception as error:
+                self._failure = error
+                raise
             if piece is None:
                 return self._rest
             self._rest = memoryview(piece)
@@ -59,7 +66,8 @@ class RemoteStreams:
         self._opened: deque[_Ahead] = deque()
         self._lanes: Workers | None = None
         self._window = 1  # of LANES; it grows with what is read, for a reader may want the first sample alone
-        self._begun = self._told = False
+        self._reading: Generator[bytearray, None, None] | None = None
+        self._told = False
 
     def __enter__(self) -> "RemoteStreams":
         return self
@@ -67,18 +75,24 @@ class RemoteStreams:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._end_stream()
         if self._lanes is not None:
             self._lanes.close()
 
     def next(self) -> RemoteStream:
         """That of the next address; what the one before has left is not read."""
-        if self._begun:
-            self._opened.popleft().drop()
-        self._begun = True
+        self._end_stream()
         self._fill()
-        return RemoteStream(self._pieces(self._opened[0]), self._opened[0].opening)
+        self._reading = self._pieces(self._opened[0])
+        return RemoteStream(self._reading, self._opened[0].opening)
 
-    def _pieces(self, ahead: "_Ahead") -> Iterator[bytearray]:
+    def _end_stream(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+            self._opened.popleft().drop()
+
+    def _pieces(self, ahead: "_Ahead") -> Generator[bytearray, None, None]:
         opened = ahead.opening.result()
         if opened is None:
             self._tell_of_no_ranges(ahead.address)

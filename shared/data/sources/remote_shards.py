@@ -117,7 +117,10 @@ def _fetched_index(first: str) -> ShardIndex | None:
     except AbsentError:
         return None
     except RemoteError as error:
-        raise UserError(f"the index {shown(named)} cannot be read: {error}.") from None
+        raise UserError(
+            f"--train_shards: looking for {shown(named)} failed ({error}). Check that the shards exist, and may be read "
+            "from here."
+        ) from None
     except OSError as error:
         raise UserError(
             f"the index {shown(named)} cannot be copied to {tempfile.gettempdir()}: {error.strerror}. Make room there, "

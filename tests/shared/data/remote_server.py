@@ -36,6 +36,11 @@ class Request:
     sent: int | None = None
     endless: bool = False
 
+    @property
+    def end(self) -> int:
+        """Of the range."""
+        return (self.begin or 0) + len(self.body)
+
     def fail(self, status: int) -> None:
         self.status, self.headers, self.body = status, {"Content-Length": "0"}, b""
 
@@ -43,7 +48,12 @@ class Request:
         self.sent = count
 
     def answer_whole(self, content: bytes) -> None:
-        self.status, self.headers, self.body = 200, {"Content-Length": str(len(content))}, content
+        self.status, self.body = 200, content
+        self.headers = {"Content-Length": str(len(content)), "ETag": '"one"'}
+
+    def claim(self, begin: int, end: int, size: int) -> None:
+        """Say that the body is another range, or of another object."""
+        self.headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
 
 
 Fault = Callable[[Request], None]
