@@ -118,7 +118,7 @@ def _fetched_index(first: str) -> ShardIndex | None:
         return None
     except RemoteError as error:
         raise UserError(
-            f"--train_shards: looking for {shown(named)} failed ({error}). Check that the shards exist, and may be read "
+            f"--train_shards: looking for {shown(named)} failed ({error}). Check that the shards exist and may be read "
             "from here."
         ) from None
     except OSError as error:
