@@ -36,6 +36,7 @@ def http_server(folder: Path, latency: float) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             time.sleep(latency)
@@ -72,6 +73,7 @@ def s3(latency: float) -> Any:
 
     class Handler(WSGIRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
     def delayed(environment: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         time.sleep(latency)

@@ -4,6 +4,7 @@ tell whether a range was honoured, and takes an answer of any length. Reference:
 
 import asyncio
 import re
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -173,8 +174,9 @@ async def _response(file_system: HTTPFileSystem, address: str, headers: dict[str
 
 def _file_system() -> HTTPFileSystem:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECTING, sock_read=_SILENCE)
-    # trust_env: proxies from the environment, as curl has them.
-    return fsspec.filesystem("http", client_kwargs={"timeout": timeout, "trust_env": True})
+    # Where there are no proxies, aiohttp would still ask threads for them at every request.
+    proxied = bool(urllib.request.getproxies())
+    return fsspec.filesystem("http", client_kwargs={"timeout": timeout, "trust_env": proxied})
 
 
 def _version_of(response: Any) -> str | None:
