@@ -127,6 +127,8 @@ class HttpStream:
             self._file_system.encode_url(self._address), read_bufsize=_BUFFER, headers={"Accept-Encoding": "identity"}
         )
         self._response.raise_for_status()
+        if not _tells_its_end(self._response):
+            raise RemoteError("its server does not tell where it ends, so that a broken connection would pass for that")
         version = _version_of(self._response)
         if self._position and version != self._version:
             raise RemoteError("it has changed while it was read")
@@ -177,6 +179,11 @@ def _file_system() -> HTTPFileSystem:
     # Where there are no proxies, aiohttp would still ask threads for them at every request.
     proxied = bool(urllib.request.getproxies())
     return fsspec.filesystem("http", client_kwargs={"timeout": timeout, "trust_env": proxied})
+
+
+def _tells_its_end(response: Any) -> bool:
+    headers = response.headers
+    return "Content-Length" in headers or "chunked" in headers.get("Transfer-Encoding", "").lower()
 
 
 def _version_of(response: Any) -> str | None:

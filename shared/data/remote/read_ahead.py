@@ -98,14 +98,11 @@ class RemoteStreams:
             self._tell_of_no_ranges(ahead.address)
             yield from _from_front_to_back(ahead.address)
             return
-        ahead.holds_beginning = False
+        beginning = ahead.take_beginning(opened)
         self._grow()
-        yield opened.beginning
-        opened.beginning = bytearray()
-        while True:
+        yield beginning
+        while ahead.lacks(opened):  # the place of what was taken is its own: later objects get what it leaves
             self._fill()
-            if not ahead.pieces:
-                return
             piece = ahead.pieces.popleft().result()
             self._grow()
             yield piece
@@ -151,6 +148,18 @@ class _Ahead:
     def held(self) -> int:
         """Pieces on their way or waiting."""
         return len(self.pieces) + self.holds_beginning
+
+    def take_beginning(self, opened: RemoteObject) -> bytearray:
+        """Whose place is free from now on."""
+        self.holds_beginning = False
+        self._asked_up_to = self._asked_up_to or len(opened.beginning)
+        beginning, opened.beginning = opened.beginning, bytearray()
+        return beginning
+
+    def lacks(self, opened: RemoteObject) -> bool:
+        """Whether there are pieces that were not taken."""
+        assert self._asked_up_to is not None
+        return bool(self.pieces) or self._asked_up_to < opened.size
 
     def drop(self) -> None:
         """What was not begun is not wanted any more."""

@@ -25,7 +25,7 @@ from shared.user_errors import UserError
 logger = logging.getLogger(__name__)
 
 _READERS = 32  # samples on their way: at 100 ms each, 320 arrive in a second
-_MOST_AHEAD = 1024  # samples that are on their way or wait
+_MOST_AHEAD = 4096  # samples that are on their way or wait; three batches are announced
 _GAP = MIB  # bytes that nobody asked for, which cost less than another request
 _AT_ONCE = 8 * MIB  # of an index
 _LARGEST_INDEX = 64 * 1024 * MIB  # that of a thousand million samples
@@ -65,9 +65,12 @@ class RemoteShardSource:
     def read_ahead(self, index: int) -> None:
         """Begin to read a sample that will be asked for."""
         with self._lock:
-            if index not in self._pending and len(self._pending) < _MOST_AHEAD:
-                reading = partial(_read, self._samples[index], self._keys)
-                self._pending[index] = self._readers.submit(reading)
+            if index in self._pending:
+                return
+            if len(self._pending) >= _MOST_AHEAD:  # whoever announced the oldest has been closed since
+                self._pending.pop(next(iter(self._pending))).cancel()
+            reading = partial(_read, self._samples[index], self._keys)
+            self._pending[index] = self._readers.submit(reading)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Without reading the images."""
