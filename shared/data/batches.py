@@ -30,6 +30,7 @@ from shared.user_errors import UserError
 Batch = dict[str, npt.NDArray[Any]]
 
 _STEPS_AHEAD = 2
+_SAMPLES_AHEAD = 32  # of a source whose samples take time on their way
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class BatchLoader:
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
         """(step, batch) from `start_step` on without end, prepared ahead by the worker threads."""
         if self._workers is None:
-            for step in itertools.count(start_step):
+            for step in self._announced(start_step):
                 yield step, self.batch(step)
         else:
             yield from self._prefetch(start_step, self._workers)
@@ -182,7 +183,7 @@ class BatchLoader:
         ahead: deque[tuple[_UnfinishedBatch, list[Future[None]]]] = deque()
         to_submit = itertools.count(start_step)
         try:
-            for step in itertools.count(start_step):
+            for step in self._announced(start_step):
                 self._candidates.forget_before(step * self._spec.global_batch_size)
                 while len(ahead) <= _STEPS_AHEAD:
                     unfinished = self._begin(next(to_submit))
@@ -196,6 +197,15 @@ class BatchLoader:
             for _, fills in ahead:
                 for fill in fills:
                     fill.cancel()
+
+    def _announced(self, start_step: int) -> Iterator[int]:
+        """The steps from `start_step` on; what they and those after them need is on its way by then."""
+        ahead = max(_STEPS_AHEAD, -(-_SAMPLES_AHEAD // self._positions(0).size))
+        for step in range(start_step, start_step + ahead):
+            self._candidates.expect(map(int, self._positions(step).flat))
+        for step in itertools.count(start_step):
+            self._candidates.expect(map(int, self._positions(step + ahead).flat))
+            yield step
 
     def _positions(self, step: int) -> npt.NDArray[np.int64]:
         first_row = self._process_index * self._local_rows

@@ -6,7 +6,7 @@ is replaced by the ones that follow it in the same order, and those keep their o
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.data.sample import RawSample
-from shared.data.sources.base import RandomAccessSource, StreamSource
+from shared.data.sources.base import RandomAccessSource, ReadsAhead, StreamSource
 from shared.data.sources.order import KeyedOrder, random_order
 from shared.randomness import Purpose
 from shared.user_errors import UserError
@@ -24,6 +24,8 @@ class Candidates(Protocol):
     """The samples for a position, best first. The iterator ends when a whole epoch was on offer."""
 
     def at(self, position: int) -> Iterator[RawSample]: ...
+
+    def expect(self, positions: Iterable[int]) -> None: ...
 
     def forget_before(self, position: int) -> None: ...
 
@@ -43,6 +45,13 @@ class ShuffledCandidates:
         order = self._order(epoch)
         for attempt in range(count):
             yield self._source[int(order[(offset + attempt) % count])]
+
+    def expect(self, positions: Iterable[int]) -> None:
+        """These will be asked for: begin to read their samples, where those take time on their way."""
+        if isinstance(self._source, ReadsAhead):
+            for position in positions:
+                epoch, offset = divmod(position, len(self._source))
+                self._source.read_ahead(int(self._order(epoch)[offset]))
 
     def forget_before(self, position: int) -> None:
         """Nothing is kept."""
@@ -71,6 +80,9 @@ class StreamCandidates:
             if epoch > first + 1:  # a whole epoch was on offer
                 return
             yield sample
+
+    def expect(self, positions: Iterable[int]) -> None:
+        """A stream reads ahead by itself."""
 
     def forget_before(self, position: int) -> None:
         """Positions before this one will not be asked for. Going back is possible, by reading from the start."""

@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from shared.user_errors import UserError
 
@@ -25,7 +26,9 @@ def threads_beside_accelerators(processes_here: int = 1) -> int:
     return max(1, min(_MOST, processors // processes_here - 1))
 
 
-_Task = tuple[Future[None], Callable[[], None]]
+Result = TypeVar("Result")
+
+_Task = tuple[Future[Any], Callable[[], Any]]
 
 
 class Workers:
@@ -40,11 +43,11 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, function: Callable[[], None]) -> Future[None]:
+    def submit(self, function: Callable[[], Result]) -> Future[Result]:
         """Run `function` in a thread. What it raises, the future's `result()` raises."""
         if self._closed.is_set():
             raise UserError("this loader was closed; make a new one to read more batches")
-        future: Future[None] = Future()
+        future: Future[Result] = Future()
         self._tasks.put((future, function))
         return future
 
@@ -62,8 +65,9 @@ class Workers:
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                function()
+                result = function()
             except BaseException as error:  # whatever it is belongs to the thread that asks for the result
                 future.set_exception(error)
             else:
-                future.set_result(None)
+                future.set_result(result)
+                del result  # the thread may wait for long

@@ -53,10 +53,12 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "index": Subcommand(
-        "Write the index beside local shards that lets a training start at once.",
+        "Write the index of shards that lets a training start at once, and read them in any order.",
         "Reads the headers of uncompressed local tars, img2dataset's too, and writes FIRST_SHARD.shard_index beside "
         "them. A training on these shards, or on some of them, finds it by itself. Shards that an earlier index knows, "
-        "and that have not changed, are not read again. SHARDS are paths with {000..127} ranges and * patterns.",
+        "and that have not changed, are not read again. Remote shards are read whole, once; their index goes to "
+        "--output_file, and from there, by you, beside them. SHARDS are paths or addresses with {000..127} ranges, "
+        "paths with * patterns too.",
         IndexOptions,
         "shared.prepare_data.indexing",
         takes_shards=True,

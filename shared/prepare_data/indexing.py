@@ -1,20 +1,23 @@
-"""`index`: the index beside local shards, made from their headers."""
+"""`index`: the index of shards, made from their headers: beside local ones, of remote ones in a file."""
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from shared.data.sources.indexed_samples import IndexedSamples, indexes_in
-from shared.data.sources.shard_index import SUFFIX, ShardIndex, columns_of
+from shared.data.sources.indexed_samples import IndexedSamples, fingerprint_of, indexes_in
+from shared.data.sources.remote_indexing import read_remote_shards
+from shared.data.sources.shard_index import SUFFIX, Columns, ShardIndex, columns_of
 from shared.data.sources.shard_index_writing import ShardContent, read_shard, write_index
 from shared.data.sources.shard_keys import ShardKeys, shard_keys
+from shared.data.sources.shard_layout import RemoteShard, Shard
 from shared.data.sources.shard_locations import expand
-from shared.data.sources.shard_stream import is_local
-from shared.data.sources.shards import COMPRESSED, fingerprint_of
+from shared.data.sources.shard_stream import is_local, is_remote
+from shared.data.sources.shards import COMPRESSED
+from shared.outgoing.redaction import redacted
 from shared.prepare_data.options import IndexOptions
 from shared.prepare_data.parallel import in_order, threads_of
 from shared.untrusted import shown
@@ -26,13 +29,21 @@ _SAVED_EVERY = 60.0  # seconds: so much is read again after a kill
 
 
 def run(options: IndexOptions, patterns: Sequence[str]) -> int:
-    """An index in each folder of the shards."""
+    """An index in each folder of local shards, or one of remote shards."""
     keys = shard_keys(options.shards_image_key, options.shards_conditioning_key, options.shards_caption_key)
+    locations = list(dict.fromkeys(_indexable(patterns)))
+    if all(map(is_remote, locations)):
+        _index_remote_shards(locations, keys, options.output_file)
+        return 0
+    if options.output_file is not None:
+        raise UserError(
+            "--output_file is about remote shards; the index of local ones stands beside them. Leave it out."
+        )
     by_folder: dict[Path, list[Path]] = {}
-    for shard in _local_shards(patterns):
+    for shard in map(Path, locations):
         by_folder.setdefault(shard.parent, []).append(shard)
     for shards in by_folder.values():
-        index_shards(list(dict.fromkeys(shards)), keys, threads_of(options.num_workers))
+        index_shards(shards, keys, threads_of(options.num_workers))
     return 0
 
 
@@ -43,10 +54,27 @@ def index_shards(shards: Sequence[Path], keys: ShardKeys, threads: int) -> Path:
         UserError: a shard cannot be read, none holds a sample, or the index cannot be written.
     """
     path = shards[0].with_name(shards[0].name + SUFFIX)
-    columns, contents, saved = columns_of(keys), list[ShardContent](), time.monotonic()
+    _write(path, columns_of(keys), shards, _contents(shards, keys, threads))
+    return path
+
+
+def _index_remote_shards(addresses: Sequence[str], keys: ShardKeys, output_file: str | None) -> None:
+    shards = [RemoteShard(address) for address in addresses]
+    name = shards[0].name + SUFFIX
+    if len({shard.folder for shard in shards}) > 1:
+        raise UserError("the shards lie in several folders; index those of each by themselves")
+    if output_file is None:
+        raise UserError(f"remote shards need --output_file, where their index is written to: --output_file {name}")
+    path = Path(output_file)
+    _write(path, columns_of(keys), shards, read_remote_shards(addresses, keys))
+    logger.info("copy it to the shards, as %s, where trainings look for it", shown(f"{shards[0]}{SUFFIX}"))
+
+
+def _write(path: Path, columns: Columns, shards: Sequence[Shard], read: Iterable[ShardContent]) -> None:
+    contents, saved = list[ShardContent](), time.monotonic()
     try:
         with tqdm(total=len(shards), desc="index", unit="shard", dynamic_ncols=True) as bar:
-            for content in _contents(shards, keys, threads):
+            for content in read:
                 contents.append(content)
                 bar.update()
                 if time.monotonic() - saved > _SAVED_EVERY:
@@ -58,25 +86,26 @@ def index_shards(shards: Sequence[Path], keys: ShardKeys, threads: int) -> Path:
         write_index(path, columns, contents, None)
         index = ShardIndex(path)
         places = [(index, number) for number in range(len(shards))]
-        write_index(path, columns, contents, fingerprint_of(IndexedSamples(list(shards), places)))
+        write_index(path, columns, contents, fingerprint_of(IndexedSamples(shards, places)))
     except OSError as error:
         raise UserError(
-            f"{shown(path)} cannot be written: {error.strerror}. The index stands beside the shards: make their folder "
-            "one that you may write to, and see that the disk is not full."
+            f"{shown(path)} cannot be written: {error.strerror}. The index of local shards stands beside them: make "
+            "their folder one that you may write to, and see that the disk is not full."
         ) from error
     _report(path, contents)
-    return path
 
 
-def _local_shards(patterns: Sequence[str]) -> list[Path]:
+def _indexable(patterns: Sequence[str]) -> list[str]:
     locations = list(expand(patterns, "SHARDS"))
     for location in locations:
-        if not is_local(location) or location.endswith(COMPRESSED):
+        if not (is_local(location) or is_remote(location)) or redacted(location).endswith(COMPRESSED):
             raise UserError(
-                f"{shown(location)!r} cannot be indexed: expected uncompressed tars on a local disk. Others are read "
-                "from front to back, and need no index."
+                f"{shown(redacted(location))!r} cannot be indexed: expected uncompressed tars, on a local disk or at "
+                "addresses. Others are read from front to back, and need no index."
             )
-    return [Path(location) for location in locations]
+    if any(map(is_remote, locations)) and any(map(is_local, locations)):
+        raise UserError("some of the shards are local and some remote: index each kind by itself")
+    return locations
 
 
 def _contents(shards: Sequence[Path], keys: ShardKeys, threads: int) -> Iterator[ShardContent]:

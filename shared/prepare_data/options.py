@@ -64,6 +64,9 @@ class IndexOptions:
     shards_image_key: str | None = as_in_training("shards_image_key")
     shards_conditioning_key: str | None = as_in_training("shards_conditioning_key")
     shards_caption_key: str | None = as_in_training("shards_caption_key")
+    output_file: str | None = _output(
+        None, "Where the index of remote shards is written to; that of local ones stands beside them."
+    )
     num_workers: int | None = _work(None, _THREADS, must_be=[within(0, _MOST_THREADS)])
 
 

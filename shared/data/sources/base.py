@@ -48,6 +48,15 @@ class TellsCaptions(Protocol):
 
 
 @runtime_checkable
+class ReadsAhead(Protocol):
+    """A `RandomAccessSource` whose samples take time on their way."""
+
+    def read_ahead(self, index: int) -> None:
+        """Begin to read a sample that will be asked for."""
+        ...
+
+
+@runtime_checkable
 class BringsLatents(Protocol):
     """A source whose images may be encoded already. They are not where `latents` is None."""
 
@@ -88,6 +97,11 @@ class SubsetSource:
     def latents(self) -> LatentsLayout | None:
         """See `latents_of`."""
         return latents_of(self._source)
+
+    def read_ahead(self, index: int) -> None:
+        """See `ReadsAhead`."""
+        if isinstance(self._source, ReadsAhead):
+            self._source.read_ahead(int(self.indices[index]))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """See `captions_at`."""

@@ -1,16 +1,18 @@
 """The samples of shards that are in indexes: found beside the shards, and each read when it is asked for."""
 
+import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
+from shared.data.sample import RawSample
 from shared.data.sources.shard_index import SUFFIX, Columns, ShardIndex, columns_of
-from shared.data.sources.shard_keys import ShardKeys
-from shared.data.sources.shard_layout import IndexedSample
+from shared.data.sources.shard_keys import ShardKeys, raw_sample
+from shared.data.sources.shard_layout import IndexedSample, Member, Shard
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
@@ -22,7 +24,7 @@ _MOST_IN_FOLDER = 100  # indexes; people keep a handful of collections in a fold
 class IndexedSamples(Sequence[IndexedSample]):
     """The samples of shards that are all in indexes, in the order of the shards, each read when it is asked for."""
 
-    def __init__(self, shards: list[Path], places: list[tuple[ShardIndex, int]]) -> None:
+    def __init__(self, shards: Sequence[Shard], places: list[tuple[ShardIndex, int]]) -> None:
         """`places`: of each shard its index, and its number there."""
         self._shards, self._places = shards, places
         counts = [index.description.shards[number].samples for index, number in places]
@@ -35,7 +37,7 @@ class IndexedSamples(Sequence[IndexedSample]):
         in_order = [(index, number) for number in range(len(index.description.shards))]
         return index.description.fingerprint if self._places == in_order else None
 
-    def shards_that_begin_with_less(self) -> Iterator[Path]:
+    def shards_that_begin_with_less(self) -> Iterator[Shard]:
         """Those whose first sample lacks an image, a condition or a caption."""
         for shard, (index, number) in zip(self._shards, self._places, strict=True):
             if index.description.shards[number].samples:
@@ -65,6 +67,20 @@ class IndexedSamples(Sequence[IndexedSample]):
     def __iter__(self) -> Iterator[IndexedSample]:
         for shard, (index, number) in zip(self._shards, self._places, strict=True):
             yield from index.samples(number, shard)
+
+
+def read_sample(
+    sample: IndexedSample, keys: ShardKeys, contents_of: Callable[[list[Member | None]], list[bytes | None]]
+) -> RawSample:
+    """The sample whose parts `contents_of` reads, unless one is larger than any honest one; that is then its defect."""
+    name = f"{sample.shard}:{sample.key}"
+    parts = [sample.image, sample.conditioning_image, sample.caption]
+    defect = next(filter(None, (keys.too_large(part.extension, part.size) for part in parts if part)), "")
+    if defect:
+        return RawSample(None, None, (), name, defect)
+    image, conditioning_image, caption = contents_of(parts)
+    named_caption = (sample.caption.extension, caption) if sample.caption and caption is not None else None
+    return raw_sample(name, image, conditioning_image, named_caption)
 
 
 def find_index(shards: list[Path], keys: ShardKeys) -> IndexedSamples | None:
@@ -99,6 +115,17 @@ def find_index(shards: list[Path], keys: ShardKeys) -> IndexedSamples | None:
     return IndexedSamples(shards, places)
 
 
+def fingerprint_of(samples: Iterable[IndexedSample]) -> str:
+    """A hash of every sample's shard name, key and layout, and not of where the shards lie."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        parts = (sample.image, sample.conditioning_image, sample.caption)
+        digest.update(
+            repr((sample.shard.name, sample.key, [part and (part.offset, part.size) for part in parts])).encode()
+        )
+    return digest.hexdigest()
+
+
 def indexes_in(folder: Path) -> list[Path]:
     """Every index of a folder, in the order of their names.
 
@@ -121,7 +148,7 @@ def _usable(folder: Path, wanted: set[str], columns: Columns) -> list[ShardIndex
         if index.description.columns == columns:
             usable.append(index)
         else:
-            logger.warning("%s is not used: it was made with other --shards_…_key", shown(index.path))
+            logger.warning("%s is not used: it was made with other --shards_…_key", shown(index.name))
     return sorted(usable, key=lambda index: -len(wanted & {shard.name for shard in index.description.shards}))
 
 
@@ -134,5 +161,5 @@ def _check_size(shard: Path, index: ShardIndex, number: int) -> None:
     if size != expected:
         raise UserError(
             f"{shown(shard)} has {size:,} bytes, and had {expected:,} when it was indexed. Index it again (python3 -m "
-            f"shared.prepare_data index), or delete {shown(index.path)}."
+            f"shared.prepare_data index), or delete {shown(index.name)}."
         )

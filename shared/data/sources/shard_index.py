@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared.data.sources.shard_keys import ShardKeys
-from shared.data.sources.shard_layout import HEADER, IndexedSample, Member
+from shared.data.sources.shard_layout import HEADER, IndexedSample, Member, Shard
 from shared.data.sources.tar_reading import read_at
 from shared.untrusted import MIB, open_file, parse_json, sha256_from, shown
 from shared.user_errors import UserError
@@ -72,8 +72,8 @@ class Description:
     Attributes:
         columns: those looked for, to which records refer by number.
         shards: in the order of the records.
-        fingerprint: of all shards in this order, see `shared.data.sources.shards.fingerprint_of`; None where not all
-            are in it yet.
+        fingerprint: of all shards in this order, see `shared.data.sources.indexed_samples.fingerprint_of`; None where
+            not all are in it yet.
         sha256: of everything after the description.
     """
 
@@ -93,13 +93,17 @@ class _Place(NamedTuple):
 class ShardIndex:
     """One index, checked and open. Safe to use from several threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, named: str | None = None) -> None:
         """Reads what it says of the shards.
+
+        Args:
+            path: of the file, which may be deleted after this.
+            named: what messages call it, if not by its path.
 
         Raises:
             UserError: it cannot be read, is damaged, or is of another version.
         """
-        self.path = path
+        self.name = str(path) if named is None else named
         with open_file(path) as file:
             self._descriptor = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._descriptor)
@@ -115,11 +119,11 @@ class ShardIndex:
         if digest != self.description.sha256:
             raise self._damaged("its records are not what was written")
 
-    def sample(self, number: int, row: int, shard: Path) -> IndexedSample:
+    def sample(self, number: int, row: int, shard: Shard) -> IndexedSample:
         """The sample of a row of the shard of a number; `shard` is where that lies."""
         return self._decoded(number, shard, self._read(self._places[number].records + row * RECORD.size, RECORD.size))
 
-    def samples(self, number: int, shard: Path) -> Iterator[IndexedSample]:
+    def samples(self, number: int, shard: Shard) -> Iterator[IndexedSample]:
         """All samples of a shard, in its order."""
         begin, count = self._places[number].records, self.description.shards[number].samples
         for row in range(0, count, _AT_ONCE):
@@ -138,13 +142,13 @@ class ShardIndex:
         if magic != MAGIC:
             raise self._damaged("it does not begin as one")
         if version != VERSION:
-            raise UserError(f"{shown(self.path)} is an index of version {version}; expected {VERSION}. {_FIX}")
+            raise UserError(f"{shown(self.name)} is an index of version {version}; expected {VERSION}. {_FIX}")
         if length > _LARGEST_DESCRIPTION:
             raise self._damaged(f"its description claims {length:,} bytes")
         content = self._read(PREFIX.size, length)
         if hashlib.sha256(content).digest() != digest:
             raise self._damaged("its description is not what was written")
-        description: Description = parse_json(content, Description, where=str(self.path), fix=_FIX)
+        description: Description = parse_json(content, Description, where=self.name, fix=_FIX)
         return description, PREFIX.size + length
 
     def _check_layout(self, file_size: int) -> list[_Place]:
@@ -164,7 +168,7 @@ class ShardIndex:
         keys = itertools.accumulate((shard.key_bytes for shard in shards), initial=keys_begin)
         return [_Place(*both) for both in zip(records, keys, strict=True)]
 
-    def _decoded(self, number: int, shard: Path, record: bytes) -> IndexedSample:
+    def _decoded(self, number: int, shard: Shard, record: bytes) -> IndexedSample:
         fields = RECORD.unpack(record)
         offsets, sizes, headers, extensions = (fields[place : place + _PARTS] for place in range(0, 12, _PARTS))
         key_begin, key_length = fields[12:]
@@ -194,10 +198,10 @@ class ShardIndex:
         return content
 
     def _unreadable(self, error: OSError) -> UserError:
-        return UserError(f"{shown(self.path)} cannot be read: {error.strerror}. {_FIX}")
+        return UserError(f"{shown(self.name)} cannot be read: {error.strerror}. {_FIX}")
 
     def _damaged(self, reason: str) -> UserError:
-        return UserError(f"{shown(self.path)} is no whole index of shards: {reason}. {_FIX}")
+        return UserError(f"{shown(self.name)} is no whole index of shards: {reason}. {_FIX}")
 
 
 def columns_of(keys: ShardKeys) -> Columns:

@@ -4,10 +4,9 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -24,8 +23,8 @@ from shared.data.sources.shard_index import (
     columns_of,
 )
 from shared.data.sources.shard_keys import ShardKeys
-from shared.data.sources.shard_layout import HEADER, Member
-from shared.data.sources.shards import member_groups
+from shared.data.sources.shard_layout import HEADER, Member, Shard
+from shared.data.sources.shards import headers_of, member_groups
 from shared.data.sources.tar_reading import read_at
 from shared.outgoing.atomic_files import write_atomically
 from shared.untrusted import open_file, shown
@@ -56,26 +55,54 @@ def read_shard(path: Path, keys: ShardKeys) -> ShardContent:
     Raises:
         UserError: it is no uncompressed tar, its first sample has no image, or a sample is larger than any honest one.
     """
-    records, names = bytearray(), bytearray()
-    columns = columns_of(keys)
     with open_file(path) as file:
         status = os.fstat(file.fileno())
-        for number, (key, members) in enumerate(member_groups(path)):
-            found = keys.find(members)
-            if number == 0 and found[0] is None:
-                keys.check(members, shown(path))
-            parts = [members[extension] if extension else None for extension in found]
-            name = key.encode("utf-8", "surrogateescape")
-            if len(name) > _LONGEST_KEY or any(part and part.size > _LARGEST_MEMBER for part in parts):
-                raise UserError(f"{shown(path)} holds a sample larger than any honest one, {shown(key)}; leave it out")
-            try:
-                records += _record(file, columns, parts, len(names), len(name))
-            except OSError as error:
-                raise UserError(f"{shown(path)} cannot be read: {error.strerror}.") from error
-            names += name
+
+        def crc_of(part: Member) -> int:
+            return zlib.crc32(read_at(file.fileno(), part.offset - HEADER, HEADER))
+
+        try:
+            records, names = records_of(path, headers_of(path), keys, crc_of)
+        except OSError as error:
+            raise UserError(f"{shown(path)} cannot be read: {error.strerror}.") from error
+    return shard_content(path, status.st_size, status.st_mtime_ns, records, names)
+
+
+def records_of(
+    shard: Shard,
+    headers: Iterable[tuple[str, int, int, int | None]],
+    keys: ShardKeys,
+    crc_of: Callable[[Member], int],
+) -> tuple[bytes, bytes]:
+    """The records and the keys of a shard's samples.
+
+    Args:
+        shard: which it is.
+        headers: as `member_groups` takes them.
+        keys: what its parts are called.
+        crc_of: of the header of a part.
+
+    Raises:
+        UserError: its first sample has no image, or a sample is larger than any honest one.
+    """
+    records, names, columns = bytearray(), bytearray(), columns_of(keys)
+    for number, (key, members) in enumerate(member_groups(shard, headers)):
+        found = keys.find(members)
+        if number == 0 and found[0] is None:
+            keys.check(members, shown(shard))
+        parts = [members[extension] if extension else None for extension in found]
+        name = key.encode("utf-8", "surrogateescape")
+        if len(name) > _LONGEST_KEY or any(part and part.size > _LARGEST_MEMBER for part in parts):
+            raise UserError(f"{shown(shard)} holds a sample larger than any honest one, {shown(key)}; leave it out")
+        records += _record(crc_of, columns, parts, len(names), len(name))
+        names += name
+    return bytes(records), bytes(names)
+
+
+def shard_content(shard: Shard, size: int, modified: int, records: bytes, names: bytes) -> ShardContent:
+    """What an index has of a shard; `modified` is 0 where no file system tells."""
     count = len(records) // RECORD.size
-    shard = IndexedShard(path.name, status.st_size, status.st_mtime_ns, count, len(names))
-    return ShardContent(shard, bytes(records), bytes(names))
+    return ShardContent(IndexedShard(shard.name, size, modified, count, len(names)), records, names)
 
 
 def write_index(path: Path, columns: Columns, contents: Sequence[ShardContent], fingerprint: str | None) -> None:
@@ -110,12 +137,17 @@ def _blocks(contents: Sequence[ShardContent]) -> Iterator[bytes]:
     yield from (content.keys for content in contents)
 
 
-def _record(file: BinaryIO, columns: Columns, parts: Sequence[Member | None], key_begin: int, key_length: int) -> bytes:
-    headers = (read_at(file.fileno(), part.offset - HEADER, HEADER) if part else b"" for part in parts)
+def _record(
+    crc_of: Callable[[Member], int],
+    columns: Columns,
+    parts: Sequence[Member | None],
+    key_begin: int,
+    key_length: int,
+) -> bytes:
     return RECORD.pack(
         *(part.offset if part else 0 for part in parts),
         *(part.size if part else 0 for part in parts),
-        *map(zlib.crc32, headers),
+        *(crc_of(part) if part else 0 for part in parts),
         *(column.index(part.extension) if part else ABSENT for part, column in zip(parts, columns, strict=True)),
         key_begin,
         key_length,

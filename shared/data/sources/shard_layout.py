@@ -4,14 +4,45 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.outgoing.redaction import redacted
+
 HEADER = tarfile.BLOCKSIZE
 """The bytes of the header that stands right before a member's content."""
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteShard:
+    """A shard at an address. As a text, it is without what may be secret in that.
+
+    Attributes:
+        address: where it lies.
+        size: in bytes, as an index has it; None where none says.
+    """
+
+    address: str
+    size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its last part, as a path's."""
+        return str(self).rpartition("/")[2]
+
+    @property
+    def folder(self) -> str:
+        """What stands before that."""
+        return str(self).rpartition("/")[0]
+
+    def __str__(self) -> str:
+        return redacted(self.address)
+
+
+Shard = Path | RemoteShard
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
-    """Where a member's content lies in its shard. `header` is the CRC-32 of its header, None where that was read just
-    now and not by an earlier program."""
+    """Where a member's content lies in its shard. `header` is the CRC-32 of its header, None where that can be read
+    again at no cost and was read just now, not by an earlier program."""
 
     extension: str
     offset: int
@@ -23,7 +54,7 @@ class Member:
 class IndexedSample:
     """Where the parts of a sample lie."""
 
-    shard: Path
+    shard: Shard
     key: str
     image: Member | None
     conditioning_image: Member | None

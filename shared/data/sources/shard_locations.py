@@ -5,8 +5,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
+from shared.data.addresses import PACKAGES
 from shared.data.sources.shard_index import SUFFIX
-from shared.data.sources.shard_stream import is_local
+from shared.data.sources.shard_stream import is_local, is_remote
 from shared.outgoing.redaction import is_shell_command, redacted
 from shared.untrusted import shown
 from shared.user_errors import UserError
@@ -18,7 +19,7 @@ _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 _ALTERNATIVES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 _SHELL_SCHEMES = ("pipe",)
-_REMOTE_SCHEMES = ("http", "https", "gs", "hf", "ais", "sftp", "ftps", "scp")  # what webdataset's gopen reads
+_GOPEN_SCHEMES = ("ais", "sftp", "ftps", "scp")  # which webdataset reads, through programs
 
 
 def check_shell(locations: list[str], allowed: bool) -> None:
@@ -32,15 +33,16 @@ def check_shell(locations: list[str], allowed: bool) -> None:
 
 
 def check_schemes(locations: list[str]) -> None:
-    """UserError for an address that webdataset does not read."""
-    known = (*_SHELL_SCHEMES, *_REMOTE_SCHEMES)
+    """UserError for an address that is not read."""
+    by_programs = (*_SHELL_SCHEMES, *_GOPEN_SCHEMES)
     for location in locations:
         scheme = location.partition(":")[0]
-        if not is_local(location) and scheme not in known:
+        chained = is_remote(location) and "::" in location  # fsspec's way of one file system on another
+        if chained or not (is_local(location) or is_remote(location) or scheme in by_programs):
             raise UserError(
                 f"--train_shards has {shown(redacted(location))!r}, and {shown(scheme)}: cannot be read; expected "
-                f"paths or one of {', '.join(known)}: (a command such as 'pipe:aws s3 cp ADDRESS -' reads "
-                "anything else)"
+                f"paths or one of {', '.join((*PACKAGES, *by_programs))}: (a command such as "
+                "'pipe:rclone cat ADDRESS' reads anything else)"
             )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.config import TrainConfig
+from shared.data.addresses import PACKAGES, scheme_of
+from shared.data.remote import RemoteError, RemoteStreams
 from shared.data.sample import RawSample
 from shared.data.sources.base import Manifest
 from shared.data.sources.shard_keys import MOST_MEMBERS, ShardKeys, raw_sample, split_member, twice
@@ -25,7 +27,8 @@ class ShardStream:
     """Streaming of undecoded samples, grouped as webdataset groups them, shards in a seeded order, through a shuffle
     buffer.
 
-    Every host reads everything, so that what is at a position does not depend on the number of hosts.
+    Every host reads everything, so that what is at a position does not depend on the number of hosts: how many samples
+    come before a position is only known by reading them, or from an index, with which no stream is needed.
     """
 
     def __init__(self, locations: list[str], keys: ShardKeys, config: TrainConfig) -> None:
@@ -58,16 +61,17 @@ class ShardStream:
         return buffered_shuffle(map(self._raw_sample, samples), self._buffer_size, self._seed, epoch)
 
     def _read(self, locations: list[str]) -> Iterator["_StreamedSample"]:
-        for location in locations:
-            try:
-                yield from _read_shard(location, self._keys)
-            except (OSError, DamagedTarError) as error:
-                # An OSError and its cause may quote the whole command, with a token in it.
-                reason = str(error) if isinstance(error, DamagedTarError) else type(error).__name__
-                raise UserError(
-                    f"--train_shards: reading {shown(redacted(location))} failed ({reason}). Check that it "
-                    "exists, is a tar, and may be read from here."
-                ) from None
+        with RemoteStreams([location for location in locations if is_remote(location)]) as remote:
+            for location in locations:
+                try:
+                    yield from _read_shard(location, remote, self._keys)
+                except (OSError, DamagedTarError, RemoteError) as error:
+                    # An OSError and its cause may quote the whole command, with a token in it.
+                    reason = type(error).__name__ if isinstance(error, OSError) else str(error)
+                    raise UserError(
+                        f"--train_shards: reading {shown(redacted(location))} failed ({reason}). Check that it "
+                        "exists, is a tar, and may be read from here."
+                    ) from None
 
     def _raw_sample(self, sample: "_StreamedSample") -> RawSample:
         name, members = f"{redacted(sample.location)}:{sample.key}", sample.members
@@ -104,7 +108,10 @@ class _StreamedSample:
             self.bytes += size
 
 
-def _read_shard(location: str, keys: ShardKeys) -> Iterator[_StreamedSample]:
+def _read_shard(location: str, remote: RemoteStreams, keys: ShardKeys) -> Iterator[_StreamedSample]:
+    if is_remote(location):
+        yield from _samples(location, StreamContent(remote.next()), keys)
+        return
     stream = _open(location)
     try:
         yield from _samples(location, StreamContent(stream), keys)
@@ -148,6 +155,11 @@ def is_local(location: str) -> bool:
     """Whether a location of shards is a path."""
     scheme, colon, _ = location.partition(":")
     return scheme == "file" or not colon or "/" in scheme
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location of shards is an address that is read in ranges, with faults mended."""
+    return scheme_of(location) in PACKAGES
 
 
 def _open(location: str) -> Any:

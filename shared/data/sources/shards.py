@@ -1,6 +1,5 @@
 """WebDataset tars on a local disk: an index, or else every header, is read once; then every sample is within reach."""
 
-import hashlib
 import logging
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,12 +9,14 @@ from pathlib import Path
 from shared.config import TrainConfig
 from shared.data.sample import RawSample
 from shared.data.sources.base import Manifest, RandomAccessSource, StreamSource
-from shared.data.sources.indexed_samples import find_index
-from shared.data.sources.shard_keys import MOST_MEMBERS, ShardKeys, raw_sample, shard_keys, split_member, twice
-from shared.data.sources.shard_layout import HEADER, IndexedSample, Member
+from shared.data.sources.indexed_samples import find_index, fingerprint_of, read_sample
+from shared.data.sources.remote_shards import open_remote_shards
+from shared.data.sources.shard_keys import MOST_MEMBERS, ShardKeys, shard_keys, split_member, twice
+from shared.data.sources.shard_layout import HEADER, IndexedSample, Member, Shard
 from shared.data.sources.shard_locations import check_schemes, check_shell, expand
-from shared.data.sources.shard_stream import ShardStream, is_local
+from shared.data.sources.shard_stream import ShardStream, is_local, is_remote
 from shared.data.sources.tar_reading import DamagedTarError, FileContent, read_at, regular_files
+from shared.outgoing.redaction import redacted
 from shared.untrusted import open_file, shown
 from shared.user_errors import UserError
 
@@ -25,7 +26,8 @@ COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
 
 
 def open_shards(config: TrainConfig) -> RandomAccessSource | StreamSource:
-    """The samples of --train_shards: random access when all are uncompressed local tars, a stream otherwise.
+    """The samples of --train_shards: random access when all are uncompressed and local, or remote with an index beside
+    them; a stream otherwise.
 
     Raises:
         UserError: for shards that do not exist, URLs that run shell commands without --allow_shell_urls, files that
@@ -39,6 +41,14 @@ def open_shards(config: TrainConfig) -> RandomAccessSource | StreamSource:
     keys = shard_keys(config.shards_image_key, config.shards_conditioning_key, config.shards_caption_key)
     if all(is_local(location) and not location.endswith(COMPRESSED) for location in locations):
         return ShardSource([Path(location) for location in locations], keys)
+    if all(is_remote(location) and not redacted(location).endswith(COMPRESSED) for location in locations):
+        source = open_remote_shards(locations, keys)
+        if source is not None:
+            return source
+        logger.warning(
+            "No index lies beside the remote shards: they are read from front to back, all of them by every host, and "
+            "shuffled through a buffer. python3 -m shared.prepare_data index makes one"
+        )
     return ShardStream(locations, keys, config)
 
 
@@ -71,16 +81,15 @@ class ShardSource:
         return self._read(replace(self._samples[index], image=None, conditioning_image=None)).captions
 
     def _read(self, sample: IndexedSample) -> RawSample:
-        name = f"{sample.shard}:{sample.key}"
-        parts = (sample.image, sample.conditioning_image, sample.caption)
-        defect = next(filter(None, (self._keys.too_large(part.extension, part.size) for part in parts if part)), "")
-        if defect:
-            return RawSample(None, None, (), name, defect)
-        # Opened per sample: thousands of shards would not fit a process's open files, and threads share nothing here.
-        with open_file(sample.shard) as file:
-            image, conditioning_image, caption = (_read(sample.shard, file.fileno(), part) for part in parts)
-        named_caption = (sample.caption.extension, caption) if sample.caption and caption is not None else None
-        return raw_sample(name, image, conditioning_image, named_caption)
+        shard = sample.shard
+        assert isinstance(shard, Path)
+
+        def contents_of(parts: list[Member | None]) -> list[bytes | None]:
+            # Opened per sample: thousands of shards would not fit a process's open files, and threads share nothing.
+            with open_file(shard) as file:
+                return [_read(shard, file.fileno(), part) for part in parts]
+
+        return read_sample(sample, self._keys, contents_of)
 
 
 def _samples_in(shards: list[Path], keys: ShardKeys) -> tuple[Sequence[IndexedSample], str | None]:
@@ -89,6 +98,7 @@ def _samples_in(shards: list[Path], keys: ShardKeys) -> tuple[Sequence[IndexedSa
     if index is None:
         return [sample for shard in shards for sample in index_shard(shard, keys)], None
     for shard in index.shards_that_begin_with_less():
+        assert isinstance(shard, Path)
         next(index_shard(shard, keys))  # which refuses it, and says what there is
     return index, index.fingerprint
 
@@ -98,7 +108,7 @@ def index_shard(shard: Path, keys: ShardKeys) -> Iterator[IndexedSample]:
 
     UserError for a file that is no uncompressed tar, and for a first sample in which the keys cannot be told.
     """
-    for number, (key, members) in enumerate(member_groups(shard)):
+    for number, (key, members) in enumerate(member_groups(shard, headers_of(shard))):
         if number == 0:
             keys.check(members, shown(shard))
         parts = (members[extension] if extension else None for extension in keys.find(members))
@@ -106,13 +116,20 @@ def index_shard(shard: Path, keys: ShardKeys) -> Iterator[IndexedSample]:
     logger.debug("indexed %s", shard)
 
 
-def member_groups(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+def member_groups(
+    shard: Shard, headers: Iterable[tuple[str, int, int, int | None]]
+) -> Iterator[tuple[str, dict[str, Member]]]:
     """The key of each sample of one tar, and its members by extension.
 
-    UserError for a file that is no uncompressed tar.
+    Args:
+        shard: for messages.
+        headers: (name, offset of the content, size, CRC-32 of the header) of its regular files; see `Member`.
+
+    Raises:
+        UserError: a sample holds a member twice, or too many.
     """
     current, members = None, dict[str, Member]()
-    for name, offset, size in _headers(shard):
+    for name, offset, size, crc in headers:
         split = split_member(name)
         if split is None:
             continue
@@ -125,18 +142,21 @@ def member_groups(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
             raise twice(shard, name)
         if len(members) >= MOST_MEMBERS:
             raise UserError(f"{shown(shard)} holds a sample of more than {MOST_MEMBERS:,} members; leave it out")
-        members[extension] = Member(extension, offset, size)
+        members[extension] = Member(extension, offset, size, crc)
     if current is not None:
         yield current, members
 
 
-def _headers(shard: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, offset of the content, size) of every regular file in a tar."""
+def headers_of(shard: Path) -> Iterator[tuple[str, int, int, None]]:
+    """(name, offset of the content, size, None) of every regular file in a local tar.
+
+    UserError for a file that is no uncompressed tar.
+    """
     with open_file(shard) as file:
         content = FileContent(file.fileno())
         try:
             for name, size in regular_files(content):
-                yield name, content.position, size
+                yield name, content.position, size, None
         except DamagedTarError as error:
             raise UserError(
                 f"{shown(shard)} cannot be read as an uncompressed tar: {error}; write it again or leave it out"
@@ -163,14 +183,3 @@ def _check_header(shard: Path, descriptor: int, offset: int, crc: int) -> None:
             f"{shown(shard)} has changed since it was indexed. Index it again (python3 -m shared.prepare_data index), "
             "or delete the index."
         )
-
-
-def fingerprint_of(samples: Iterable[IndexedSample]) -> str:
-    """A hash of every sample's shard name, key and layout, and not of where the shards lie."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        parts = (sample.image, sample.conditioning_image, sample.caption)
-        digest.update(
-            repr((sample.shard.name, sample.key, [part and (part.offset, part.size) for part in parts])).encode()
-        )
-    return digest.hexdigest()

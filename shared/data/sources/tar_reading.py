@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO, Any, Protocol, cast
 
+from shared.data.remote import RemoteError
 from shared.untrusted import MIB, foreign_library, shown
 
 _LARGEST_EXTENSION = MIB  # a name has 4096 bytes at most; the rest are extended attributes of some kilobytes
@@ -75,7 +76,10 @@ class FileContent:
 
 
 class StreamContent:
-    """Of a stream that may be packed by gzip, bzip2 or xz, unpacked within bounds."""
+    """Of a stream that may be packed by gzip, bzip2 or xz, unpacked within bounds.
+
+    A RemoteError of the stream passes through.
+    """
 
     def __init__(self, stream: Any) -> None:
         self.position = 0
@@ -102,6 +106,8 @@ class StreamContent:
         except ValueError as error:  # the reason may quote a command with a token in it
             if isinstance(error.__cause__, EOFError):  # of the unpackers
                 raise EndsTooEarlyError from None
+            if isinstance(error.__cause__, RemoteError):
+                raise error.__cause__ from None
             raise DamagedTarError(type(error.__cause__).__name__) from None
         except MemoryError:
             raise DamagedTarError("unpacking it takes more memory than there is") from None

@@ -161,7 +161,7 @@ def test_only_listed_schemes_are_opened(address: str, monkeypatch: pytest.Monkey
     assert str(refused.value).isprintable()
 
 
-@pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("az", "adlfs"), ("oss", "ossfs")])
+@pytest.mark.parametrize(("scheme", "package"), [("oci", "ocifs"), ("az", "adlfs"), ("oss", "ossfs")])
 def test_a_missing_package_is_named(scheme: str, package: str) -> None:
     with pytest.raises(BadSampleError, match=rf"^{scheme}://bucket/a\.png cannot be read: .*pip install {package}$"):
         decode(f"{scheme}://bucket/a.png?signature=SECRET")

@@ -33,7 +33,7 @@ def test_flags_that_name_data_mean_what_they_mean_in_training() -> None:
         (["index"], "index needs the shards"),
         (["index", "--num_workers", "1"], "index needs the shards"),
         (["index", "absent.tar"], "no file 'absent.tar'"),
-        (["index", "https://host.example/a.tar"], "expected uncompressed tars on a local disk"),
+        (["index", "https://host.example/a.tar"], "remote shards need --output_file"),
         (["pack", "DIR"], "is no flag; the data are named by flags"),
         (["pack", "--generated_circles", "4"], "--output_dir is missing"),
         (["pack", "--output_dir", "X"], "The training data are missing: give one of --dataset_name"),
