@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shared.config import TrainConfig
-from shared.data.sample import RawSample
+from shared.data.sample import EncodedImage, RawSample
 from shared.data.sources.base import Manifest, RandomAccessSource, StreamSource
 from shared.data.sources.indexed_samples import find_index
 from shared.data.sources.shard_keys import MOST_MEMBERS, ShardKeys, raw_sample, shard_keys, split_member, twice
@@ -20,6 +20,8 @@ from shared.untrusted import open_file, shown
 from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_HEADER_BYTES = 128 * 1024  # a JPEG file with a thumbnail and a colour profile has its size within them
 
 COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
 
@@ -69,6 +71,14 @@ class ShardSource:
     def captions(self, index: int) -> tuple[str, ...]:
         """Without reading the images."""
         return self._read(replace(self._samples[index], image=None, conditioning_image=None)).captions
+
+    def header(self, index: int) -> EncodedImage | None:
+        """See `header_at`."""
+        sample = self._samples[index]
+        if sample.image is None:
+            return None
+        beginning = replace(sample.image, size=min(sample.image.size, _HEADER_BYTES))
+        return self._read(replace(sample, image=beginning, conditioning_image=None, caption=None)).picture
 
     def _read(self, sample: IndexedSample) -> RawSample:
         name = f"{sample.shard}:{sample.key}"
