@@ -9,7 +9,7 @@ from shared.config import TrainConfig
 from shared.run.compiled_programs import OFF, default_folder, usable
 from shared.user_errors import UserError
 
-_PROGRAMS_OF_A_MODEL = 8  # PyTorch's own limit: evaluation and sampling have other shapes than training
+_PROGRAMS_OF_A_SHAPE = 8  # PyTorch's own limit, for all shapes
 _VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -22,7 +22,8 @@ def compile_model(model: torch.nn.Module, config: TrainConfig) -> None:
     if config.aspect_buckets is None:
         model.compile()
         return
-    torch.compiler.config.recompile_limit = _PROGRAMS_OF_A_MODEL + config.aspect_buckets
+    # One more for evaluation and sampling.
+    torch.compiler.config.recompile_limit = _PROGRAMS_OF_A_SHAPE * (config.aspect_buckets + 1)
     model.compile(dynamic=False)
 
 
