@@ -59,7 +59,7 @@ from shared.outgoing.messages import set_up_logging
 from shared.profiling.device_peaks import peak_tflops
 from shared.profiling.profiled_steps import profiled_steps
 from shared.profiling.utilisation import Utilisation
-from shared.run.aspect_buckets import with_aspect_buckets
+from shared.run.aspect_buckets import check_same_buckets, digest_of_buckets, with_aspect_buckets
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
 from shared.run.result import BackendFacts, complete_run
@@ -115,6 +115,7 @@ def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
             return 0
         prepared = with_precomputed_text(prepared, "flax", partial(open_text_encoder, config, models))
         run = _plan_run(prepared, models, steps)
+    check_same_buckets(every_process(digest_of_buckets(prepared.source)))
     check_shared_folder(prepared.output_dir)
     host_state, untrained = _initial_state(run, initial), initial.trained
     frozen = run.engine.place_frozen(initial.frozen)

@@ -30,7 +30,7 @@ from shared.outgoing.messages import set_up_logging
 from shared.profiling.device_peaks import peak_tflops
 from shared.profiling.profiled_steps import profiled_steps
 from shared.profiling.utilisation import Utilisation
-from shared.run.aspect_buckets import with_aspect_buckets
+from shared.run.aspect_buckets import check_same_buckets, digest_of_buckets, with_aspect_buckets
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
 from shared.run.result import BackendFacts, complete_run
@@ -106,6 +106,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
     prepared = prepare(config, "torch", is_main_process=accelerator.is_main_process)
     check_same_choice(gather_object([prepared.resumed_step]))
     prepared = with_aspect_buckets(prepared, accelerator.num_processes, processes_of_host(accelerator))
+    check_same_buckets(gather_object([digest_of_buckets(prepared.source)]))
     steps = plan_steps(prepared, accelerator.num_processes)
     if nothing_left_to_do(prepared, steps):
         return 0

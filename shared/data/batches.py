@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.config import TrainConfig
+from shared.data.buckets.shapes import named
 from shared.data.buckets.source import BucketedSource
 from shared.data.candidates import BucketedCandidates, Candidates, ShuffledCandidates, StreamCandidates
 from shared.data.decoded_pairs import ArrayShapes, DecodedPair, PairDecoder, shapes_of_pairs
@@ -259,9 +260,10 @@ class BatchLoader:
                 return sample, self._decode(sample, placement, rows, size)
             except BadSampleError as error:
                 self._skipped.add(sample.name, error)
+        of_shape = f" of the shape {named(size)}" if len(self.sizes) > 1 else ""
         raise UserError(
-            f"none of the training samples can be used ({self.skipped} were tried; the log names each with its "
-            "reason). Repair the data, or check that the columns or keys hold what they should"
+            f"none of the training samples{of_shape} can be used ({self.skipped} were tried; the log names each with "
+            "its reason). Repair the data, or check that the columns or keys hold what they should"
         )
 
     def _placement(self, position: int) -> Placement:

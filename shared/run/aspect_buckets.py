@@ -1,6 +1,8 @@
 """`--aspect_buckets`: a run's pictures put into buckets before its first step."""
 
 import logging
+import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +13,16 @@ from shared.data.buckets.kept_sizes import KEPT_SIZES, keep_sizes, read_kept_siz
 from shared.data.buckets.picture_sizes import picture_sizes
 from shared.data.buckets.shapes import choose_buckets
 from shared.data.buckets.source import BucketedSource
-from shared.data.sources import RandomAccessSource
-from shared.data.workers import threads_beside_accelerators
+from shared.data.sources import RandomAccessSource, Source
 from shared.precomputed_text.precomputing import ALONE, Processes
 from shared.run.setup import PreparedRun, batch_spec
 from shared.untrusted import shown
 from shared.untrusted.border import reason
+from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_THREADS = 16  # which mostly wait for a disk
 
 
 def with_aspect_buckets(prepared: PreparedRun, devices: int, processes: Processes = ALONE) -> PreparedRun:
@@ -48,6 +52,29 @@ def with_aspect_buckets(prepared: PreparedRun, devices: int, processes: Processe
     return replace(prepared, source=BucketedSource(source, buckets))
 
 
+def digest_of_buckets(source: Source) -> int | None:
+    """Of which picture is in which bucket, 31 bits; None where there are none."""
+    if not isinstance(source, BucketedSource):
+        return None
+    digest = 0
+    for bucket in source.buckets:
+        digest = zlib.crc32(bucket.members_K.astype("<i8").tobytes(), zlib.crc32(repr(bucket.size).encode(), digest))
+    return digest & 0x7FFFFFFF
+
+
+def check_same_buckets(digests: Sequence[int | None]) -> None:
+    """Of every process: their parts of a batch have to be of one shape.
+
+    Raises:
+        UserError: one has put a picture into another bucket.
+    """
+    if len(set(digests)) > 1:
+        raise UserError(
+            "The hosts of this run found pictures of different sizes, so one of them could not read a picture or has "
+            f"other data. Delete {KEPT_SIZES} in --output_dir on every host, and start the run again."
+        )
+
+
 def _sizes(folder: Path, source: RandomAccessSource, processes: Processes) -> npt.NDArray[np.int32]:
     if processes.index == 0:
         sizes_N2 = _kept_or_made(folder, source)
@@ -62,7 +89,7 @@ def _kept_or_made(folder: Path, source: RandomAccessSource) -> npt.NDArray[np.in
     kept = read_kept_sizes(folder, source.manifest, len(source))
     if kept is not None:
         return kept
-    sizes_N2 = picture_sizes(source, threads_beside_accelerators())
+    sizes_N2 = picture_sizes(source, _THREADS)
     try:
         keep_sizes(folder, source.manifest, sizes_N2)
     except OSError as error:

@@ -16,7 +16,7 @@ from shared.data.buckets.kept_sizes import KEPT_SIZES, keep_sizes, read_kept_siz
 from shared.data.buckets.source import BucketedSource
 from shared.data.sources import open_source
 from shared.precomputed_text.precomputing import Processes
-from shared.run.aspect_buckets import with_aspect_buckets
+from shared.run.aspect_buckets import check_same_buckets, digest_of_buckets, with_aspect_buckets
 from shared.run.setup import PreparedRun, announce, plan_steps, prepare
 from tests.shared.data.pictures import png, write_image_folder, write_tars
 
@@ -116,6 +116,22 @@ def test_one_process_of_a_host_looks_at_the_pictures(data: Path, monkeypatch: py
         thread.join(30)
     assert looked == ["0"]
     assert found[0] == found[1] == {"48x80": 2, "64x64": 4, "80x48": 2}
+
+
+def test_hosts_that_see_other_pictures_are_told(data: Path) -> None:
+    """Of as many in each bucket too."""
+    plain, run = prepared(data), with_aspect_buckets(prepared(data), 1)
+    assert digest_of_buckets(plain.source) is None
+    check_same_buckets([digest_of_buckets(plain.source)] * 3)
+    digest = digest_of_buckets(run.source)
+    check_same_buckets([digest, digest_of_buckets(with_aspect_buckets(plain, 1).source)])
+    for name, other in (("0000", "0001"), ("0001", "0000")):
+        (data / "image" / f"{name}.png").write_bytes(SAMPLES[int(other)]["image"])
+    (run.output_dir / KEPT_SIZES).unlink()
+    other_run = with_aspect_buckets(plain, 1)
+    assert counts(other_run) == counts(run)
+    with pytest.raises(ValueError, match="The hosts of this run found pictures of different sizes"):
+        check_same_buckets([digest, digest_of_buckets(other_run.source)])
 
 
 def test_sizes_that_cannot_be_kept_cost_the_next_start_and_not_this_one(

@@ -158,6 +158,15 @@ def test_xl_is_told_the_size_of_the_shape(folder: Path, from_data: bool) -> None
                 assert told[2:4] == [3, 5]
 
 
+def test_a_shape_whose_pictures_are_all_damaged_is_named(tmp_path: Path) -> None:
+    sound, damaged = png(0, 64, 64), png(0, 48, 80)[:-3000]
+    samples = [{"image": image, "conditioning_image": sound, "text": "a"} for image in [sound] * 4 + [damaged] * 4]
+    training = settings(write_image_folder(tmp_path, samples), max_skipped_samples=10)
+    loading = loader(training, BatchSpec(BATCH), source=bucketed(training))
+    with pytest.raises(ValueError, match=r"none of the training samples of the shape 24x40 can be used \(4 were tried"):
+        [loading.batch(step) for step in range(2)]
+
+
 def test_a_shape_with_less_than_a_batch_is_none(folder: Path) -> None:
     training = settings(folder)
     assert bucketed(training, least=9).counts == {"32x32": 17, "40x24": 9}
