@@ -179,7 +179,7 @@ class RunLog:
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = figures.finished_at - self._started
             logger.info("The first step is done, %.1f s after the start", self.seconds_to_first_step)
-        elif not is_new:
+        else:
             self._breakdown.add(figures, figures.finished_at - self._last_finished)
         self._last_finished = figures.finished_at
         self.last_loss = figures.loss
