@@ -91,3 +91,12 @@ def test_what_tells_no_size_is_told_apart_and_stops_nothing(tmp_path: Path) -> N
     assert sizes.tolist() == [[80, 48], [0, 0], [0, 0], [0, 0], [0, 0], [40, 24]]
     assert upright_size(tmp_path / "missing.png") is None
     assert upright_size(tmp_path) is None
+
+
+def test_no_more_is_read_than_a_picture_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = file_of((40, 24), "PNG")
+    (tmp_path / "picture.png").write_bytes(content)
+    monkeypatch.setattr("shared.untrusted.pictures.LARGEST_FILE", len(content))
+    assert upright_size(content) == upright_size(tmp_path / "picture.png") == (40, 24)
+    monkeypatch.setattr("shared.untrusted.pictures.LARGEST_FILE", len(content) - 1)
+    assert upright_size(content) is upright_size(tmp_path / "picture.png") is None
