@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from shared.config import TrainConfig
+from shared.data.views import Size
 from shared.run.compiled_programs import OFF, default_folder, usable
 from shared.threads import in_background
 
@@ -18,7 +19,8 @@ logger = logging.getLogger(__name__)
 class CompiledAhead:
     """A jitted or pmapped function that is compiled once, in a thread of its own, for arguments of known shapes.
 
-    Without `compile_for` it is compiled when it is first called, by itself.
+    It may be compiled for pictures of several sizes, one after the other: each is a program of its own. Without
+    `compile_for` it is compiled when it is first called, by itself.
 
     A compiler works for minutes without Python's lock: the data threads and whoever calls this go on meanwhile, and
     signals are heard.
@@ -26,29 +28,48 @@ class CompiledAhead:
 
     def __init__(self, function: jax.stages.Wrapped):
         self._function = function
-        self._compiled: Future[jax.stages.Compiled] | None = None
+        self._compiled: dict[Size | None, Future[jax.stages.Compiled]] = {}
 
-    def compile_for(self, *example: Any) -> None:
-        """Begin. Only shapes, dtypes and placement of the example's arrays count; none of them is kept."""
-        self._compiled = in_background(self._compile, *map(shape_dtype_structs, example))
+    def compile_for(self, *example: Any, size: Size | None = None) -> None:
+        """Begin, or go on after the one before.
 
-    def __call__(self, *args: Any) -> Any:
+        Args:
+            example: only shapes, dtypes and placement of its arrays count; none of them is kept.
+            size: the (width, height) of its pictures, by which calls find their program.
+        """
+        before = list(self._compiled.values())[-1:]
+        self._compiled[size] = in_background(self._compile, before, size, *map(shape_dtype_structs, example))
+
+    def wait(self) -> None:
+        """Until there is no more to compile. Raises whatever compiling raised."""
+        for compiled in self._compiled.values():
+            compiled.result()
+
+    def __call__(self, *args: Any, size: Size | None = None) -> Any:
         """Raises whatever compiling raised."""
-        return self._function(*args) if self._compiled is None else self._compiled.result()(*args)
+        return self._compiled[size].result()(*args) if self._compiled else self._function(*args)
 
     def text(self) -> str:
-        """The compiled program in XLA's notation; empty without `compile_for`."""
-        return "" if self._compiled is None else self._compiled.result().as_text() or ""
+        """The compiled program in XLA's notation; empty where there is none, or several."""
+        if len(self._compiled) != 1:
+            return ""
+        (compiled,) = self._compiled.values()
+        return compiled.result().as_text() or ""
 
     def close(self) -> None:
         """Say so where an error will not end the process at once."""
-        if self._compiled is not None and not self._compiled.done():
+        if not all(compiled.done() for compiled in self._compiled.values()):
             logger.info("The training step is still being compiled, and cannot be stopped: the process ends after it")
 
-    def _compile(self, *example: Any) -> jax.stages.Compiled:
+    def _compile(
+        self, before: list[Future[jax.stages.Compiled]], size: Size | None, *example: Any
+    ) -> jax.stages.Compiled:
+        for other in before:
+            other.result()
         started = time.perf_counter()
         compiled = self._function.lower(*example).compile()
-        logger.info("The training step is compiled (%.1f s)", time.perf_counter() - started)
+        told = "" if size is None else " for pictures of {}x{}".format(*size)
+        logger.info("The training step is compiled%s (%.1f s)", told, time.perf_counter() - started)
         return compiled
 
 

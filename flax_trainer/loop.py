@@ -18,6 +18,7 @@ from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Metrics
 from shared.checkpoints.policy import last_save_may_fail
 from shared.data.batches import Batch, BatchLoader
+from shared.data.views import Size
 from shared.evaluation.validation import ModelsInTraining, Validation
 from shared.run.interruption import Interruption
 from shared.run.log import NonFiniteError, RunLog, StepFigures
@@ -33,6 +34,7 @@ class _Dispatched:
     learning_rate: float
     data_wait: float
     host_to_device: float
+    size: Size
 
     def figures(self, engine: Engine) -> StepFigures:
         with jax.profiler.TraceAnnotation("wait_for_step"):
@@ -46,6 +48,7 @@ class _Dispatched:
             finished_at=time.perf_counter(),
             loss_scale=float(metrics["loss_scale"]) if "loss_scale" in metrics else None,
             host_to_device=self.host_to_device,
+            size=self.size,
         )
 
 
@@ -110,10 +113,10 @@ class Loop:
             with jax.profiler.TraceAnnotation("host_to_device"):
                 placed = self.engine.place_batch(batch)
             copied_at = time.perf_counter()
-            learning_rate = self.steps.learning_rate(step - 1)
-            state, metrics = self.train_step(state, self.frozen, placed, np.float32(learning_rate))
+            learning_rate, size = self.steps.learning_rate(step - 1), self.loader.size_of(step - 1)
+            state, metrics = self.train_step(state, self.frozen, placed, np.float32(learning_rate), size=size)
         data_wait, host_to_device = copying_since - waiting_since, copied_at - copying_since
-        return state, _Dispatched(step, metrics, learning_rate, data_wait, host_to_device)
+        return state, _Dispatched(step, metrics, learning_rate, data_wait, host_to_device, size)
 
     def _next_batch(self, batches: Iterator[tuple[int, Batch]], state: TrainState, before: _Dispatched | None) -> Batch:
         try:

@@ -22,7 +22,13 @@ from flax_trainer.compilation import (
     shape_dtype_structs,
     use_compilation_cache,
 )
-from flax_trainer.distributed.engine import Engine, compile_train_step, make_engine, peak_device_memory_gib
+from flax_trainer.distributed.engine import (
+    Engine,
+    check_engine_fits,
+    compile_train_step,
+    make_engine,
+    peak_device_memory_gib,
+)
 from flax_trainer.distributed.joining import check_joined, join_processes
 from flax_trainer.distributed.processes import (
     agree_or_raise,
@@ -53,6 +59,7 @@ from shared.outgoing.messages import set_up_logging
 from shared.profiling.device_peaks import peak_tflops
 from shared.profiling.profiled_steps import profiled_steps
 from shared.profiling.utilisation import Utilisation
+from shared.run.aspect_buckets import check_same_buckets, digest_of_buckets, with_aspect_buckets
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
 from shared.run.result import BackendFacts, complete_run
@@ -103,11 +110,12 @@ def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
     check_same_choice(every_process(prepared.resumed_step))
     with agree_or_raise():
         models, initial = load_base_models(config, prepared.schedule)
-        steps = _plan_steps(prepared, models)
+        prepared, steps = _plan_steps(prepared, models)
         if nothing_left_to_do(prepared, steps):
             return 0
         prepared = with_precomputed_text(prepared, "flax", partial(open_text_encoder, config, models))
         run = _plan_run(prepared, models, steps)
+    check_same_buckets(every_process(digest_of_buckets(prepared.source)))
     check_shared_folder(prepared.output_dir)
     host_state, untrained = _initial_state(run, initial), initial.trained
     frozen = run.engine.place_frozen(initial.frozen)
@@ -125,6 +133,8 @@ def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
         models_in_training = loop.evaluator.models_in_training(untrained_params)
         loop.validation.measure_untrained(models_in_training, run.steps.first)
         del untrained, untrained_params, models_in_training, host_state
+        if len(run.loader.sizes) > 1:
+            loop.train_step.wait()  # else a step of another size would stop for the compiler later on
         loop.log.restart_clock()
         loop.profiler.profile_memory("initial")
         state = loop.run(state, interruption)
@@ -159,8 +169,8 @@ class _Run:
         return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
 
 
-def _plan_steps(prepared: PreparedRun, models: BaseModels) -> Steps:
-    """From here on the devices compute as the flags say.
+def _plan_steps(prepared: PreparedRun, models: BaseModels) -> tuple[PreparedRun, Steps]:
+    """From here on the devices compute as the flags say, and the samples are in their buckets.
 
     Raises:
         UserError: the flags do not fit the models, the devices or the data.
@@ -170,7 +180,8 @@ def _plan_steps(prepared: PreparedRun, models: BaseModels) -> Steps:
     check_joined()
     use_compilation_cache(config.ccache)
     jax.config.update("jax_default_matmul_precision", matmul_precision(config))
-    return plan_steps(prepared, jax.device_count())
+    prepared = with_aspect_buckets(prepared, jax.device_count())
+    return prepared, plan_steps(prepared, jax.device_count())
 
 
 def _plan_run(prepared: PreparedRun, models: BaseModels, steps: Steps) -> _Run:
@@ -181,6 +192,7 @@ def _plan_run(prepared: PreparedRun, models: BaseModels, steps: Steps) -> _Run:
     """
     config, latent_shape = prepared.config, models.latent_shape(prepared.config.resolution)
     engine = make_engine(config)
+    check_engine_fits(config, engine)
     profiled = profiled_steps(config, steps.first, steps.last)
     loader = BatchLoader(
         prepared.source,
@@ -267,10 +279,11 @@ def _build_loop(run: _Run, initial: InitialParams, frozen: FrozenParams, started
 
 
 def _compile_ahead(run: _Run, loop: Loop, state: TrainState) -> None:
-    """Begin to compile the step, so that measuring goes on meanwhile."""
+    """Begin to compile the step for every size of pictures, so that measuring goes on meanwhile."""
     if run.steps.first < run.steps.last and run.engine.compiles_ahead:
-        batch = run.engine.place_batch(run.loader.blank())
-        loop.train_step.compile_for(state, loop.frozen, batch, np.float32(0))
+        for size in run.loader.sizes:
+            batch = run.engine.place_batch(run.loader.blank(size))
+            loop.train_step.compile_for(state, loop.frozen, batch, np.float32(0), size=size)
 
 
 def _utilisation(run: _Run, initial: InitialParams) -> Utilisation:
@@ -278,8 +291,10 @@ def _utilisation(run: _Run, initial: InitialParams) -> Utilisation:
 
     The shapes are those of the host: what is placed may have an axis for the devices.
     """
-    shapes = shape_dtype_structs((initial.trained, initial.frozen, run.loader.blank()))
-    flops_per_image = in_background(model_flops_per_image, run.models.defs, run.objective, *shapes)
+    trained, frozen = shape_dtype_structs((initial.trained, initial.frozen))
+    batches = {size: shape_dtype_structs(run.loader.blank(size)) for size in run.loader.sizes}
+    count = partial(model_flops_per_image, run.models.defs, run.objective, trained, frozen)
+    flops_per_image = in_background(lambda: {size: count(batch) for size, batch in batches.items()})
     peak = peak_tflops(jax.devices()[0].device_kind, str(jnp.dtype(run.objective.compute_dtype)))
     return Utilisation(flops_per_image, jax.device_count(), peak)
 

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     FLIP = 16
     CROP = 17
     CONDITION = 18
+    BUCKET_ORDER = 19
 
 
 def generator(seed: int, purpose: Purpose | str, position: int) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Where torch.compile keeps what it compiles."""
+"""What torch.compile compiles, and where it keeps that."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,22 @@ from shared.config import TrainConfig
 from shared.run.compiled_programs import OFF, default_folder, usable
 from shared.user_errors import UserError
 
+_PROGRAMS_OF_A_SHAPE = 8  # PyTorch's own limit, for all shapes
 _VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def compile_model(model: torch.nn.Module, config: TrainConfig) -> None:
+    """Let `--torch_compile` compile a model when it is first called.
+
+    With `--aspect_buckets` that is a program for every shape. Of a second shape PyTorch would else make one program for
+    all, which is slower, and after some it would compile no more.
+    """
+    if config.aspect_buckets is None:
+        model.compile()
+        return
+    # One more for evaluation and sampling.
+    torch.compiler.config.recompile_limit = _PROGRAMS_OF_A_SHAPE * (config.aspect_buckets + 1)
+    model.compile(dynamic=False)
 
 
 def keep_compiled_programs(config: TrainConfig) -> None:

@@ -9,6 +9,7 @@ from torch.profiler import record_function
 
 from shared.checkpoints.policy import last_save_may_fail
 from shared.data.batches import Batch, BatchLoader
+from shared.data.views import Size
 from shared.evaluation.validation import ModelsInTraining, Validation
 from shared.run.interruption import Interruption
 from shared.run.log import NonFiniteError, RunLog, StepFigures
@@ -27,6 +28,7 @@ class _Dispatched:
     learning_rate: float
     data_wait: float
     loss_scale: float | None
+    size: Size
     stop_requested: bool = False
 
     def figures(self) -> StepFigures:
@@ -40,6 +42,7 @@ class _Dispatched:
             data_wait=self.data_wait,
             finished_at=time.perf_counter(),
             loss_scale=self.loss_scale,
+            size=self.size,
         )
 
 
@@ -108,7 +111,8 @@ class Loop:
         data_wait = time.perf_counter() - waiting_since
         learning_rate = self.steps.learning_rate(step - 1)
         result = self.train_step(batch, learning_rate, stop_requested=stop_requested)
-        return _Dispatched(step, result, learning_rate, data_wait, self.train_step.loss_scale)
+        size = self.loader.size_of(step - 1)
+        return _Dispatched(step, result, learning_rate, data_wait, self.train_step.loss_scale, size)
 
     def _next_batch(self, batches: Iterator[tuple[int, Batch]], done: int, before: _Dispatched | None) -> Batch:
         try:

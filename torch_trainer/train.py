@@ -21,6 +21,7 @@ from shared.checkpoints.choice import check_same_choice
 from shared.checkpoints.policy import check_resumable
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
+from shared.data.views import Size
 from shared.data.workers import threads_beside_accelerators
 from shared.diffusion.drawing import Drawing
 from shared.evaluation.held_out import HeldOutEvaluation
@@ -29,6 +30,7 @@ from shared.outgoing.messages import set_up_logging
 from shared.profiling.device_peaks import peak_tflops
 from shared.profiling.profiled_steps import profiled_steps
 from shared.profiling.utilisation import Utilisation
+from shared.run.aspect_buckets import check_same_buckets, digest_of_buckets, with_aspect_buckets
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
 from shared.run.result import BackendFacts, complete_run
@@ -103,6 +105,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
     """`ending` closes at the end of the run, when its result is saved."""
     prepared = prepare(config, "torch", is_main_process=accelerator.is_main_process)
     check_same_choice(gather_object([prepared.resumed_step]))
+    prepared = with_aspect_buckets(prepared, accelerator.num_processes, processes_of_host(accelerator))
+    check_same_buckets(gather_object([digest_of_buckets(prepared.source)]))
     steps = plan_steps(prepared, accelerator.num_processes)
     if nothing_left_to_do(prepared, steps):
         return 0
@@ -150,7 +154,7 @@ class _Run:
     average: WeightAverage | None
     loader: BatchLoader
     held_out: HeldOutEvaluation | None
-    flops_per_image: Future[float]
+    flops_per_image: Future[dict[Size, float]]
 
     @property
     def config(self) -> TrainConfig:
@@ -175,8 +179,13 @@ def _place_run(prepared: PreparedRun, steps: Steps, accelerator: Accelerator, mo
         process_count=accelerator.num_processes,
         default_workers=0 if on_cpu else threads_beside_accelerators(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
     )
-    shapes = ModelShapes.of(models, loader.blank(), only_mid_control=config.only_mid_control)
-    flops_per_image = in_background(model_flops_per_image, shapes)  # it takes seconds
+    shapes = {
+        size: ModelShapes.of(models, loader.blank(size), only_mid_control=config.only_mid_control)
+        for size in loader.sizes
+    }
+    flops_per_image = in_background(  # it takes seconds
+        lambda: {size: model_flops_per_image(shapes_of_size) for size, shapes_of_size in shapes.items()}
+    )
     optimizer, state, average = place(config, accelerator, models)
     objective = Objective.create(prepared.schedule, config.snr_gamma, accelerator.device)
     held_out = open_held_out_evaluation(prepared, config.train_batch_size * accelerator.num_processes, latent_shape)

@@ -18,6 +18,8 @@ def notes(config: TrainConfig, configs: ModelConfigs) -> Iterator[str]:
         made_for = configs.unet.sample_size * configs.vae.scale_factor
         if config.resolution != made_for:
             yield f"The model is made for --resolution {made_for}; this is its step at {config.resolution} px."
+    if config.aspect_buckets is not None:
+        yield "--aspect_buckets: this is the step of the square; the other shapes have at most as many pixels."
 
 
 def report_text(report: Report) -> str:

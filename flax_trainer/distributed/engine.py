@@ -20,6 +20,7 @@ from flax_trainer.training.optimizer import AdamWSettings
 from flax_trainer.training.state import TrainState
 from flax_trainer.training.step import Objective, TrainStep, make_train_step
 from shared.config import TrainConfig
+from shared.user_errors import UserError
 
 Tree = TypeVar("Tree")
 RowsFunction = Callable[[Params, FrozenParams, Any], jax.Array]
@@ -89,6 +90,15 @@ def make_engine(config: TrainConfig) -> Engine:
     if config.parallelism == "mesh":
         return MeshEngine.over(jax.devices(), config.fsdp_devices)
     return PmapEngine()
+
+
+def check_engine_fits(config: TrainConfig, engine: Engine) -> None:
+    """Raises UserError where a run would stop in the middle to compile a step for pictures of another shape."""
+    if config.aspect_buckets is not None and not engine.compiles_ahead:
+        raise UserError(
+            "--aspect_buckets compiles a step for each shape before the first one is taken, which --parallelism pmap "
+            "cannot do in several processes. Add --parallelism mesh."
+        )
 
 
 def compile_train_step(config: TrainConfig, models: BaseModels, engine: Engine) -> jax.stages.Wrapped:

@@ -27,7 +27,8 @@ class Profiler:
     """
 
     def __init__(self, config: TrainConfig, steps: range, last_step: int, step_program: Callable[[], str]):
-        """For these steps, counted from 1; `step_program` tells the compiled step in XLA's notation."""
+        """For these steps, counted from 1; `step_program` tells the compiled step in XLA's notation,
+        where there is but one."""
         writes = jax.process_index() == 0
         self._steps = steps if writes else range(0)
         self._validated_step = last_step if config.profile_validation and writes else None
@@ -74,7 +75,10 @@ class Profiler:
         self._stop()
 
     def _tell_parts(self, folder: Path) -> None:
-        (trace,), program = newest(folder).glob("*.xplane.pb"), self._step_program()
+        program = self._step_program()
+        if not program:  # operations of several programs have the same names
+            return
+        (trace,) = newest(folder).glob("*.xplane.pb")
         device_time(trace, program, len(self._steps)).tell(folder)
         if jax.default_backend() == "cpu":
             name_parts(trace, program)

@@ -54,6 +54,7 @@ _MOST_STEPS = 2**31 - 1
 # Stable Diffusion's autoencoders halve the side three times; the trainer checks the factor of the one it loads.
 _DIVISIBLE_BY_VAE_FACTOR = Rule(lambda side: side % 8 == 0, "divisible by 8, which the VAE shrinks by")
 
+_MOST_BUCKETS = 64  # more than the largest --resolution has shapes, each a compilation
 _LARGEST_CROP = 2**16  # pixels; no picture that is opened has longer sides
 
 
@@ -215,6 +216,14 @@ class TrainConfig:
         "The side of the square training images, in pixels: images are resized to it, then cropped at the centre.",
         # The largest pictures that are opened have 89 million pixels.
         must_be=[at_least(1), _DIVISIBLE_BY_VAE_FACTOR, at_most(8192)],
+        must_match=["resume", "compare"],
+    )
+    aspect_buckets: int | None = _data(
+        None,
+        "Train on pictures in at most this many shapes, up to twice as long as wide and of about as many pixels as the "
+        "square of --resolution, each picture in the one that is nearest to its own, in place of the square for all. "
+        "Every shape has its own compiled step.",
+        must_be=[within(1, _MOST_BUCKETS)],
         must_match=["resume", "compare"],
     )
     image_interpolation_mode: InterpolationMode = _data(  # noqa: RUF009 (a name for a Literal)

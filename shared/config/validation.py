@@ -113,6 +113,7 @@ def check_sources(config: TrainConfig, names: Sequence[str] = DATA_SOURCES) -> N
     _check_source_details(config)
     if config.cached_data is not None:
         check_one_view(config, "--cached_data holds one view of each picture")
+    _check_buckets(config)
 
 
 def check_one_view(config: TrainConfig, because: str) -> None:
@@ -120,6 +121,21 @@ def check_one_view(config: TrainConfig, because: str) -> None:
     for name in ("random_flip", "random_crop"):
         if getattr(config, name):
             raise UserError(f"{because}: leave --{name} out, or train from the pictures.")
+
+
+def _check_buckets(config: TrainConfig) -> None:
+    if config.aspect_buckets is None:
+        return
+    if config.streaming:
+        raise UserError(
+            "--aspect_buckets groups pictures by their shapes, which --streaming learns one by one: leave one of the "
+            "two out."
+        )
+    if config.cached_data is not None:
+        raise UserError(
+            "--aspect_buckets does not go with --cached_data, which holds squares: leave it out, or train from the "
+            "pictures."
+        )
 
 
 def _check_source_details(config: TrainConfig) -> None:

@@ -1,7 +1,7 @@
 """Samples → batches, each a pure function of (data manifest, seed, optimizer step).
 
-Axes: A microbatches of a step, B rows of a microbatch on this host, R resolution, N channels of a condition, L tokens,
-H W C of the latents.
+Axes: A microbatches of a step, B rows of a microbatch on this host, Y X height and width of pictures, N channels of a
+condition, L tokens, H W C of the latents.
 """
 
 import itertools
@@ -16,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.config import TrainConfig
-from shared.data.candidates import Candidates, ShuffledCandidates, StreamCandidates
+from shared.data.buckets.shapes import named
+from shared.data.buckets.source import BucketedSource
+from shared.data.candidates import BucketedCandidates, Candidates, ShuffledCandidates, StreamCandidates
 from shared.data.decoded_pairs import ArrayShapes, DecodedPair, PairDecoder, shapes_of_pairs
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources.base import RandomAccessSource, Source
 from shared.data.tokenization import PromptInputs
-from shared.data.views import Placement
+from shared.data.views import Placement, Size
 from shared.data.workers import Workers
 from shared.models.xl import SIZES
 from shared.randomness import Purpose, generator
@@ -76,7 +78,7 @@ class BatchLoader:
 
     A batch is a dict of arrays that begin with the axes [A, B]:
 
-    - `pixel_values` uint8 [A,B,R,R,3] and `conditioning_pixel_values` uint8 [A,B,R,R,N], 0 to 255, cut from one place;
+    - `pixel_values` uint8 [A,B,Y,X,3] and `conditioning_pixel_values` uint8 [A,B,Y,X,N], 0 to 255, cut from one place;
       for images that are encoded already `latent_mean` and `latent_std` [A,B,H,W,C] in place of the first, float32,
       float16, or uint16 for the bits of bfloat16;
     - `input_ids` int32 [A,B,L];
@@ -87,6 +89,9 @@ class BatchLoader:
 
     Epochs follow each other without a gap, so no sample is dropped and none is weighted twice. A bad sample is replaced
     by the next usable one of its epoch, logged, and counted in `skipped`.
+
+    Y and X are --resolution; of a source in aspect buckets they are those of the step's bucket, and H and W in
+    proportion.
     """
 
     def __init__(
@@ -109,7 +114,7 @@ class BatchLoader:
                 dataloader_num_workers, and for what `PairDecoder` reads.
             prompt_inputs: called in the thread that asks for batches, never in two at once.
             spec: how the global batch is cut up.
-            latent_shape: (H, W, C) of one sample's latents.
+            latent_shape: (H, W, C) of the latents of one square sample.
             num_train_timesteps: of the noise schedule.
             process_index: which host this is. Host h of P takes rows h·B to (h+1)·B of every microbatch.
             process_count: how many hosts there are.
@@ -123,10 +128,9 @@ class BatchLoader:
                 f"{spec.rows} rows on {spec.devices} devices cannot be shared by {process_count} hosts; "
                 "every host must have equally many devices"
             )
-        self._candidates = _candidates(source, config)
-        self._pair_shapes = shapes_of_pairs(source, config)
+        self._source, self._candidates = source, _candidates(source, config, spec)
         self._config, self._prompt_inputs, self._spec = config, prompt_inputs, spec
-        self._latent_shape, self._num_train_timesteps = latent_shape, num_train_timesteps
+        self._square_latent_shape, self._num_train_timesteps = latent_shape, num_train_timesteps
         self._process_index, self._local_rows = process_index, spec.rows // process_count
         self._skipped, self._decode = SkippedSamples(config.max_skipped_samples), PairDecoder(config)
         workers = default_workers if config.dataloader_num_workers is None else config.dataloader_num_workers
@@ -142,6 +146,19 @@ class BatchLoader:
         """How many distinct pairs of two shapes this host has met, whatever became of them."""
         return self._decode.mismatched
 
+    @property
+    def sizes(self) -> list[Size]:
+        """Every (width, height) that the pictures of a step may have."""
+        if isinstance(self._source, BucketedSource):
+            return [bucket.size for bucket in self._source.buckets]
+        return [(self._config.resolution, self._config.resolution)]
+
+    def size_of(self, step: int) -> Size:
+        """(width, height) of the pictures of optimizer step `step`, counted from 0."""
+        if isinstance(self._candidates, BucketedCandidates):
+            return self._candidates.size_of(step)
+        return self._config.resolution, self._config.resolution
+
     def batch(self, step: int) -> Batch:
         """The batch of optimizer step `step`, counted from 0, computed in the calling thread.
 
@@ -154,9 +171,9 @@ class BatchLoader:
             self._fill(unfinished, row)
         return self._finish(unfinished)
 
-    def blank(self) -> Batch:
-        """A batch of the right names, shapes and dtypes, without any data in it."""
-        return self._finish(self._begin(0))
+    def blank(self, size: Size | None = None) -> Batch:
+        """A batch of the right names, shapes and dtypes, without any data in it; without `size`, that of step 0."""
+        return self._finish(self._unfinished(0, size or self.size_of(0)))
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         return self.iterate()
@@ -214,12 +231,22 @@ class BatchLoader:
         return step * self._spec.global_batch_size + microbatches_A[:, None] + rows_B[None, :]
 
     def _begin(self, step: int) -> "_UnfinishedBatch":
-        return _UnfinishedBatch(self._positions(step), self._pair_shapes, self._latent_shape)
+        return self._unfinished(step, self.size_of(step))
+
+    def _unfinished(self, step: int, size: Size) -> "_UnfinishedBatch":
+        pair_shapes = shapes_of_pairs(self._source, self._config, size)
+        return _UnfinishedBatch(self._positions(step), size, pair_shapes, self._latent_shape(size))
+
+    def _latent_shape(self, size: Size) -> tuple[int, int, int]:
+        (width, height), (square_height, square_width, channels) = size, self._square_latent_shape
+        resolution = self._config.resolution
+        return height * square_height // resolution, width * square_width // resolution, channels
 
     def _fill(self, unfinished: "_UnfinishedBatch", row: int) -> None:
         position = int(unfinished.positions[row])
         seed, arrays = self._config.seed, unfinished.arrays
-        sample, pair = self._usable_sample(position, {name: arrays[name][row] for name in self._pair_shapes})
+        rows = {name: arrays[name][row] for name in unfinished.pair_names}
+        sample, pair = self._usable_sample(position, rows, unfinished.size)
         unfinished.sizes[row] = pair.sizes
         unfinished.captions[row] = self._caption(sample, position)
         for name, purpose in (("vae_noise", Purpose.VAE_NOISE), ("noise", Purpose.NOISE)):
@@ -227,22 +254,26 @@ class BatchLoader:
         arrays["timesteps"][row] = generator(seed, Purpose.TIMESTEP, position).integers(self._num_train_timesteps)
 
     def _finish(self, unfinished: "_UnfinishedBatch") -> Batch:
-        told = self._prompt_inputs(unfinished.captions, unfinished.sizes)
+        width, height = unfinished.size
+        told = self._prompt_inputs.of_crops(height, width)(unfinished.captions, unfinished.sizes)
         arrays = unfinished.arrays | told | {"position": unfinished.positions}
         leading = (self._spec.accumulation_steps, self._local_rows)
         return {name: array.reshape(leading + array.shape[1:]) for name, array in arrays.items()}
 
-    def _usable_sample(self, position: int, rows: Mapping[str, npt.NDArray[Any]]) -> tuple[RawSample, DecodedPair]:
+    def _usable_sample(
+        self, position: int, rows: Mapping[str, npt.NDArray[Any]], size: Size
+    ) -> tuple[RawSample, DecodedPair]:
         """Decoded into `rows`, by their names in a batch."""
         placement = self._placement(position)
         for sample in self._candidates.at(position):
             try:
-                return sample, self._decode(sample, placement, rows)
+                return sample, self._decode(sample, placement, rows, size)
             except BadSampleError as error:
                 self._skipped.add(sample.name, error)
+        of_shape = f" of the shape {named(size)}" if len(self.sizes) > 1 else ""
         raise UserError(
-            f"none of the training samples can be used ({self.skipped} were tried; the log names each with its "
-            "reason). Repair the data, or check that the columns or keys hold what they should"
+            f"none of the training samples{of_shape} can be used ({self.skipped} were tried; the log names each with "
+            "its reason). Repair the data, or check that the columns or keys hold what they should"
         )
 
     def _placement(self, position: int) -> Placement:
@@ -266,8 +297,13 @@ class _UnfinishedBatch:
     """Arrays of one batch with flat rows, which threads fill each its own."""
 
     def __init__(
-        self, positions_AB: npt.NDArray[np.int64], pair_shapes: ArrayShapes, latent_shape: tuple[int, int, int]
+        self,
+        positions_AB: npt.NDArray[np.int64],
+        size: Size,
+        pair_shapes: ArrayShapes,
+        latent_shape: tuple[int, int, int],
     ) -> None:
+        self.size, self.pair_names = size, tuple(pair_shapes)
         self.positions = positions_AB.reshape(-1)
         self.count = positions_AB.size
         self.captions = [""] * self.count
@@ -280,7 +316,9 @@ class _UnfinishedBatch:
         }
 
 
-def _candidates(source: Source, config: TrainConfig) -> Candidates:
+def _candidates(source: Source, config: TrainConfig, spec: BatchSpec) -> Candidates:
+    if isinstance(source, BucketedSource):
+        return BucketedCandidates(source, config.seed, spec.global_batch_size)
     if isinstance(source, RandomAccessSource):
         return ShuffledCandidates(source, config.seed)
     return StreamCandidates(source, config.max_skipped_samples)

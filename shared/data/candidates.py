@@ -13,9 +13,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from shared.data.buckets.schedule import BucketSchedule
+from shared.data.buckets.source import BucketedSource
 from shared.data.sample import RawSample
-from shared.data.sources.base import RandomAccessSource, ReadsAhead, StreamSource
+from shared.data.sources.base import RandomAccessSource, ReadsAhead, StreamSource, SubsetSource
 from shared.data.sources.order import KeyedOrder, random_order
+from shared.data.views import Size
 from shared.randomness import Purpose
 from shared.user_errors import UserError
 
@@ -31,13 +34,17 @@ class Candidates(Protocol):
 
 
 class ShuffledCandidates:
-    """Exact global shuffle of a random-access source: a permutation of its own for each epoch."""
+    """Exact global shuffle of a random-access source: a permutation of its own for each epoch.
 
-    def __init__(self, source: RandomAccessSource, seed: int) -> None:
+    Of several sources that are shuffled by one seed, each has a `part` of its own.
+    """
+
+    def __init__(self, source: RandomAccessSource, seed: int, part: int = 0, parts: int = 1) -> None:
         if not len(source):
             raise UserError(f"{source.manifest.get('location')} holds no samples; expected at least one")
-        self._source, self._seed = source, seed
-        self._order = lru_cache(maxsize=2)(self._order_of)  # a batch touches two epochs at a boundary
+        self._source, self._seed, self._part, self._parts = source, seed, part, parts
+        # A batch touches two epochs at a boundary; those of buckets, which come in any order, three.
+        self._order = lru_cache(maxsize=3)(self._order_of)
 
     def at(self, position: int) -> Iterator[RawSample]:
         count = len(self._source)
@@ -57,7 +64,40 @@ class ShuffledCandidates:
         """Nothing is kept."""
 
     def _order_of(self, epoch: int) -> npt.NDArray[np.int64] | KeyedOrder:
-        return random_order(len(self._source), self._seed, Purpose.ORDER, epoch)
+        return random_order(len(self._source), self._seed, Purpose.ORDER, epoch * self._parts + self._part)
+
+
+class BucketedCandidates:
+    """A batch of one bucket for every optimizer step. A bad sample is replaced by one of its bucket."""
+
+    def __init__(self, source: BucketedSource, seed: int, batch_size: int) -> None:
+        """`batch_size`: the samples of an optimizer step."""
+        self._buckets, self._batch_size = source.buckets, batch_size
+        counts = [len(bucket.members_K) for bucket in self._buckets]
+        self._schedule = BucketSchedule(counts, batch_size, seed)
+        self._samples = [
+            ShuffledCandidates(SubsetSource(source, bucket.members_K, {}), seed, index, len(self._buckets))
+            for index, bucket in enumerate(self._buckets)
+        ]
+
+    def size_of(self, step: int) -> Size:
+        """(width, height) of the pictures of a step, counted from 0."""
+        return self._buckets[self._schedule.at(step).bucket].size
+
+    def at(self, position: int) -> Iterator[RawSample]:
+        step, row = divmod(position, self._batch_size)
+        bucket, number = self._schedule.at(step)
+        return self._samples[bucket].at(number * self._batch_size + row)
+
+    def expect(self, positions: Iterable[int]) -> None:
+        """See `ShuffledCandidates.expect`."""
+        for position in positions:
+            step, row = divmod(position, self._batch_size)
+            bucket, number = self._schedule.at(step)
+            self._samples[bucket].expect([number * self._batch_size + row])
+
+    def forget_before(self, position: int) -> None:
+        """Nothing is kept."""
 
 
 class StreamCandidates:

@@ -1,6 +1,7 @@
 """Samples → pixels: an image and its condition, cut from the same place.
 
-Axes: R the training resolution, N channels of the condition, H W C of latents.
+Axes: Y X height and width that are trained on (those of a bucket, or --resolution), N channels of the condition, H W C
+of latents.
 """
 
 import logging
@@ -17,7 +18,7 @@ from shared.data.pixels import Picture
 from shared.data.preprocessing import decode_picture, rendered
 from shared.data.sample import BadSampleError, EncodedImage, MismatchedPairError, RawSample
 from shared.data.sources.base import Source, latents_of
-from shared.data.views import CENTRED, Placement, View, are_of_one_shape, view_of
+from shared.data.views import CENTRED, Placement, Size, View, are_of_one_shape, view_of
 from shared.models.xl import Sizes
 from shared.untrusted import shown
 
@@ -34,7 +35,7 @@ ArrayShapes = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 class DecodedPair(NamedTuple):
     """What is trained on, by its names in a batch, and the sizes of what was cut.
 
-    `pixel_values` [R,R,3], RGB, and `conditioning_pixel_values` [R,R,N], uint8, 0 to 255; for an image that a VAE has
+    `pixel_values` [Y,X,3], RGB, and `conditioning_pixel_values` [Y,X,N], uint8, 0 to 255; for an image that a VAE has
     encoded `latent_mean` and `latent_std` [H,W,C] (see `Latents`) in place of the first.
 
     The sizes condition Stable Diffusion XL (Podell et al. 2023, section 2.2): the original, upright and before it is
@@ -73,7 +74,11 @@ class PairDecoder:
         return len(self._mismatched)
 
     def __call__(
-        self, sample: RawSample, placement: Placement = CENTRED, rows: Mapping[str, npt.NDArray[Any]] | None = None
+        self,
+        sample: RawSample,
+        placement: Placement = CENTRED,
+        rows: Mapping[str, npt.NDArray[Any]] | None = None,
+        size: Size | None = None,
     ) -> DecodedPair:
         """Decode a sample, and cut both of its pictures at a place.
 
@@ -81,6 +86,7 @@ class PairDecoder:
             sample: what is decoded.
             placement: where it is cut.
             rows: of a batch, by the names of `DecodedPair.arrays`, to write to and to return; new arrays without.
+            size: (width, height) of what is cut, where it is not the square of --resolution.
 
         Raises:
             BadSampleError: a part is missing, cannot be read, or is too large to be honest; or image and condition are
@@ -95,7 +101,8 @@ class PairDecoder:
             return _unpacked(sample.image, sample.conditioning_image, config, rows)
         channels = config.conditioning_channels
         image, condition = decode_picture(sample.image), decode_picture(sample.conditioning_image, channels)
-        view = view_of(image.size, (config.resolution, config.resolution), placement)
+        width, height = size or (config.resolution, config.resolution)
+        view = view_of(image.size, (width, height), placement)
         of_condition = self._view_of_condition(sample.name, image, condition, view, placement)
         pixels = rendered(image, view, config.image_interpolation_mode, out=rows.get("pixel_values"))
         conditioning_pixels = rendered(
@@ -107,7 +114,7 @@ class PairDecoder:
         )
         return DecodedPair(
             {"pixel_values": pixels, "conditioning_pixel_values": conditioning_pixels},
-            (image.height, image.width, view.top, view.left, config.resolution, config.resolution),
+            (image.height, image.width, view.top, view.left, height, width),
         )
 
     def report(self) -> None:
@@ -126,7 +133,7 @@ class PairDecoder:
     ) -> View:
         """The image's own, over which the condition is stretched: by no pixel or one, unless it is of another shape."""
         config = self._config
-        if are_of_one_shape(image.size, condition.size, config.resolution):
+        if are_of_one_shape(image.size, condition.size, min(view.size)):
             return view
         sizes = "its image has {}x{} pixels and its condition {}x{}".format(*image.size, *condition.size)
         is_named = self._count(name) and config.mismatched_pairs != "skip"
@@ -151,13 +158,13 @@ class PairDecoder:
             return len(self._mismatched) <= _NAMED
 
 
-def shapes_of_pairs(source: Source, config: TrainConfig) -> ArrayShapes:
-    """Of what becomes of a source's samples."""
-    side, bytes_, latents = config.resolution, np.dtype(np.uint8), latents_of(source)
-    image: ArrayShapes = {"pixel_values": ((side, side, 3), bytes_)}
+def shapes_of_pairs(source: Source, config: TrainConfig, size: Size) -> ArrayShapes:
+    """Of what becomes of a source's samples in a batch whose pictures have this size."""
+    (width, height), bytes_, latents = size, np.dtype(np.uint8), latents_of(source)
+    image: ArrayShapes = {"pixel_values": ((height, width, 3), bytes_)}
     if latents is not None:
         image = dict.fromkeys(("latent_mean", "latent_std"), (latents.shape, latents.dtype))
-    return image | {"conditioning_pixel_values": ((side, side, config.conditioning_channels), bytes_)}
+    return image | {"conditioning_pixel_values": ((height, width, config.conditioning_channels), bytes_)}
 
 
 def conditioning_interpolation(config: TrainConfig) -> str:

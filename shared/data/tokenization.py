@@ -93,6 +93,13 @@ class PromptInputs:
         """For sampling: nothing is cut off at the top and left, as diffusers' pipelines ask for an image."""
         return self if self.xl is None else replace(self, xl=replace(self.xl, sizes=sizes_of_image(height, width)))
 
+    def of_crops(self, height: int, width: int) -> "PromptInputs":
+        """For training on crops of that size: where all images are told the same sizes, those are its own."""
+        if self.xl is None or self.xl.sizes is None:
+            return self
+        _, _, top, left, _, _ = self.xl.sizes
+        return replace(self, xl=replace(self.xl, sizes=(height, width, top, left, height, width)))
+
     def report(self) -> None:
         """Say in the log how many captions were cut, if any; SDXL's tokenizers cut at the same length."""
         if isinstance(self.tokenize, CaptionTokenizer):

@@ -3,16 +3,25 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
+from shared.data.views import Size
 from shared.tracking import Tracker
 from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
+
+SpeedFigures = Callable[[float, Sequence[Size]], Mapping[str, float]]
+"""What to log beside images per second, made from it and the sizes of the steps that it is of."""
+
+
+def no_speed_figures(images_per_second: float, sizes: Sequence[Size]) -> Mapping[str, float]:
+    """For runs that log none."""
+    return {}
 
 
 def banner(title: str, facts: dict[str, Any]) -> str:
@@ -31,6 +40,7 @@ class StepFigures:
 
     `finished_at` is a reading of `time.perf_counter`, `loss_scale` float16's after this step, None where none is used;
     `host_to_device` is what the host spent on handing the batch to the devices, None where that is part of the step.
+    `size` is the (width, height) of its pictures.
     """
 
     step: int
@@ -41,6 +51,7 @@ class StepFigures:
     finished_at: float
     loss_scale: float | None = None
     host_to_device: float | None = None
+    size: Size = (0, 0)
 
     def check(self) -> None:
         """Raises NonFiniteError where the loss or the gradient is not finite."""
@@ -90,7 +101,8 @@ class RunLog:
     Attributes:
         last_loss: of the last step.
         images_per_second: of the last entry that had steady steps, those with neither the program's start nor a break
-            (validation, saving) on either side; until there is one, of the last entry's steps as they were.
+            (validation, saving) on either side, and not the first of pictures of their size, which may compile; until
+            there is one, of the last entry's steps as they were.
         seconds_to_first_step: from the start to the end of the first step, None before that.
     """
 
@@ -105,7 +117,7 @@ class RunLog:
         logging_steps: int,
         shows_progress: bool = True,
         started: float | None = None,
-        speed_figures: Callable[[float], Mapping[str, float]] = lambda images_per_second: {},
+        speed_figures: SpeedFigures = no_speed_figures,
     ) -> None:
         """Draws the progress bar and starts the clock.
 
@@ -113,10 +125,10 @@ class RunLog:
             epoch_size: samples in an epoch, None for a stream of unknown length.
             shows_progress: whether to draw the bar; of several processes one does.
             started: the reading of `time.perf_counter` when the program began; now, if not given.
-            speed_figures: what to log beside images per second, made from it.
+            speed_figures: what to log beside images per second.
         """
         now = time.perf_counter()
-        self.global_batch_size, self.speed_figures = global_batch_size, speed_figures
+        self.global_batch_size, self._speed_figures = global_batch_size, speed_figures
         self.last_loss, self.images_per_second = math.nan, math.nan
         self.seconds_to_first_step: float | None = None
         self._tracker, self._last_step = tracker, last_step
@@ -125,7 +137,8 @@ class RunLog:
         self._breakdown = StepBreakdown()
         self._window: list[StepFigures] = []
         self._window_start, self._last_finished = now, now
-        self._steady_steps, self._steady_seconds = 0, 0.0  # of the window
+        self._steady_sizes, self._steady_seconds = list[Size](), 0.0  # of the window
+        self._measured_sizes, self._known_sizes = list[Size](), set[Size]()
         self._follows_break, self._has_been_steady = True, False
         self._bar = tqdm(
             total=last_step,
@@ -156,8 +169,10 @@ class RunLog:
         so a device that tells late of every step, for it is busy with the next, seems to take half as long for it (on
         an H200, 177 images per second were told where 96 were true).
         """
-        if not (self._follows_break or before_break):
-            self._steady_steps += 1
+        is_new = figures.size not in self._known_sizes
+        self._known_sizes.add(figures.size)
+        if not (self._follows_break or before_break or is_new):
+            self._steady_sizes.append(figures.size)
             self._steady_seconds += figures.finished_at - self._last_finished
         self._follows_break = False
         self._window.append(figures)
@@ -176,20 +191,25 @@ class RunLog:
             postfix["img/s"] = f"{self.images_per_second:.3g}"
         self._bar.set_postfix(postfix, refresh=False)
 
+    def speed(self) -> dict[str, float]:
+        """`images_per_second`, and what is made from it."""
+        figures = self._speed_figures(self.images_per_second, self._measured_sizes)
+        return {"images_per_second": self.images_per_second, **figures}
+
     def _write(self, evaluation: Mapping[str, float]) -> None:
         count, step = len(self._window), self._window[-1].step
-        if self._steady_steps:
-            self.images_per_second = self._steady_steps * self.global_batch_size / self._steady_seconds
-            self._has_been_steady = True
+        if self._steady_sizes:
+            self.images_per_second = len(self._steady_sizes) * self.global_batch_size / self._steady_seconds
+            self._measured_sizes, self._has_been_steady = self._steady_sizes, True
         elif not self._has_been_steady:
+            self._measured_sizes = [figures.size for figures in self._window]
             self.images_per_second = count * self.global_batch_size / (self._last_finished - self._window_start)
         entry = {
             "loss": math.fsum(figures.loss for figures in self._window) / count,
             "grad_norm": math.fsum(figures.grad_norm for figures in self._window) / count,
             "learning_rate": self._window[-1].learning_rate,
-            "images_per_second": self.images_per_second,
+            **self.speed(),
             "data_wait": math.fsum(figures.data_wait for figures in self._window) / count,
-            **self.speed_figures(self.images_per_second),
         }
         if self._window[-1].loss_scale is not None:
             entry["loss_scale"] = self._window[-1].loss_scale
@@ -201,7 +221,7 @@ class RunLog:
         self._tracker.log({**entry, **evaluation}, step)
         self._window.clear()
         self._window_start = self._last_finished
-        self._steady_steps, self._steady_seconds = 0, 0.0
+        self._steady_sizes, self._steady_seconds = [], 0.0
 
     def close(self) -> None:
         """Write the steps since the last entry too: an interrupted run ends between two of them."""

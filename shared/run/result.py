@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from shared.checkpoints.policy import checkpoints_in
-from shared.config import TrainConfig
+from shared.data.buckets.source import BucketedSource
 from shared.evaluation.validation import Validation
 from shared.outgoing.redaction import masked, redacted
 from shared.run import hub
@@ -82,7 +82,7 @@ def complete_run(
     result = _Result(output_dir)
     for name, save in weights.items():
         result.save(name, save)
-    report = _report(prepared.config, step, log, validation, facts, started) | result.not_written()
+    report = _report(prepared, step, log, validation, facts, started) | result.not_written()
     result.write(REPORT_FILE, lambda: write_report(output_dir, report))
     validation.finish_contact_sheet()
     pictures = [] if validation.images is None else validation.images.pictures(step)
@@ -169,17 +169,18 @@ def _is_another_file_system(one: Path, other: Path) -> bool:
 
 
 def _report(
-    config: TrainConfig, step: int, log: RunLog, validation: Validation, facts: BackendFacts, started: float
+    prepared: PreparedRun, step: int, log: RunLog, validation: Validation, facts: BackendFacts, started: float
 ) -> dict[str, Any]:
     held_out = validation.held_out
+    source = prepared.source
     return {
         "steps": step,
         "global_batch_size": log.global_batch_size,
         "images_seen": step * log.global_batch_size,
         "loss": log.last_loss,
-        "images_per_second": log.images_per_second,
-        **log.speed_figures(log.images_per_second),
-        **({"weights": "moving average"} if config.use_ema else {}),
+        **log.speed(),
+        **({"weights": "moving average"} if prepared.config.use_ema else {}),
+        **({"aspect_buckets": source.counts} if isinstance(source, BucketedSource) else {}),
         "samples_skipped": facts.samples_skipped,
         "pairs_mismatched": facts.pairs_mismatched,
         **({} if held_out is None else held_out.report()),

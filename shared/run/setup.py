@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from shared.checkpoints.policy import checkpoint_record, checkpoint_step, rename
 from shared.config import Backend, TrainConfig, notices
 from shared.config.learning_rate import LearningRateSchedule
 from shared.data.batches import BatchSpec
+from shared.data.buckets.source import BucketedSource
 from shared.data.sources import Source, SubsetSource, open_sources
 from shared.data.tokenization import PromptInputs, Tokenize, XLInputs, tokenizer_function
 from shared.diffusion.samplers import validation_plan
@@ -30,7 +31,7 @@ from shared.precomputed_text.captions import countable
 from shared.precomputed_text.precomputing import ALONE, Processes, TextEncoder, precompute_text
 from shared.run import hub
 from shared.run.folder import check_no_result, finished_steps, is_finished, make_run_folder
-from shared.run.log import RunLog, banner
+from shared.run.log import RunLog, SpeedFigures, banner, no_speed_figures
 from shared.run.model_card import BaseKind, data_description, kind_of
 from shared.tracking import Tracker, check_trackers, open_trackers
 from shared.untrusted.border import reason
@@ -180,6 +181,11 @@ def total_steps(
     return math.ceil(num_train_epochs * num_samples / global_batch_size)
 
 
+def batch_spec(config: TrainConfig, devices: int) -> BatchSpec:
+    """The batches that a configuration asks for on so many devices of all hosts."""
+    return BatchSpec(config.train_batch_size, devices, config.gradient_accumulation_steps)
+
+
 def plan_steps(prepared: PreparedRun, devices: int) -> Steps:
     """What the data, the flags and the number of devices come to.
 
@@ -187,7 +193,7 @@ def plan_steps(prepared: PreparedRun, devices: int) -> Steps:
         UserError: the number of steps is unknown, or the checkpoint to resume lies beyond the last one.
     """
     config, resume_from = prepared.config, prepared.resume_from
-    batch = BatchSpec(config.train_batch_size, devices, config.gradient_accumulation_steps)
+    batch = batch_spec(config, devices)
     epoch_size = prepared.source.manifest["samples"] or config.max_train_samples
     last = total_steps(config.max_train_steps, config.num_train_epochs, epoch_size, batch.global_batch_size)
     first = prepared.resumed_step or 0
@@ -235,6 +241,7 @@ def announce(title: str, prepared: PreparedRun, steps: Steps, *, devices: str, p
     facts: dict[str, Any] = {
         "Devices": devices,
         "Examples": f"{steps.epoch_size or 'an unknown number'}, {data_description(prepared.config)}",
+        **_buckets(prepared),
         "Batch": steps.batch,
         "Steps": f"{steps.last}, of which {steps.first} are done" if steps.first else steps.last,
         "ControlNet": f"{parameters / 1e6:,.1f} M parameters",
@@ -242,6 +249,13 @@ def announce(title: str, prepared: PreparedRun, steps: Steps, *, devices: str, p
         "Run folder": prepared.output_dir,
     }
     logger.info("%s", banner(title, facts))
+
+
+def _buckets(prepared: PreparedRun) -> dict[str, str]:
+    if not isinstance(prepared.source, BucketedSource):
+        return {}
+    counts = prepared.source.counts
+    return {"Buckets": f"{len(counts)}: {', '.join(f'{size} ({count:,} examples)' for size, count in counts.items())}"}
 
 
 def check_resolution(config: TrainConfig, vae_scale_factor: int) -> None:
@@ -277,14 +291,14 @@ def open_run(
     *,
     is_main: bool,
     started: float,
-    speed_figures: Callable[[float], Mapping[str, float]] = lambda images_per_second: {},
+    speed_figures: SpeedFigures = no_speed_figures,
 ) -> tuple[Validation, RunLog]:
     """The run's folder as this run needs it, and what writes to it. Whoever calls this closes both, and the tracker.
 
     Args:
         is_main: of several processes, one writes.
         started: the reading of `time.perf_counter` when the program began.
-        speed_figures: what to log beside images per second, made from it.
+        speed_figures: what to log beside images per second.
     """
     tracker = open_run_tracker(prepared, steps.first) if is_main else Tracker([])
     validation = Validation(prepared.images, held_out, tracker, prepared.output_dir, writes=is_main)

@@ -4,11 +4,13 @@ Pillow by itself opens more than forty formats. One of them, EPS, it hands to Gh
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import PIL.Image
 
-from shared.untrusted.files import MIB, read_file
+from shared.untrusted.files import MIB, open_file, read_file
 from shared.untrusted.text import shown
 from shared.user_errors import UserError
 
@@ -51,6 +53,22 @@ def open_picture(source: bytes | Path) -> PIL.Image.Image:
         return PIL.Image.open(io.BytesIO(content), formats=_available())
     except PIL.UnidentifiedImageError:
         raise UserError(f"{_format_of(content[:64])}; expected one of {', '.join(_available())}") from None
+
+
+@contextmanager
+def opened_header(source: bytes | Path) -> Iterator[PIL.Image.Image]:
+    """A picture of which only what stands before its pixels is read. Of bytes, the first ones may do.
+
+    Raises:
+        UserError: the file cannot be read, or is too large.
+        Exception: what Pillow's readers raise on damaged files, and on other formats than those in `FORMATS`.
+    """
+    with io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file:
+        if file.seek(0, io.SEEK_END) > LARGEST_FILE:
+            raise UserError(f"it has more than {LARGEST_FILE:,} bytes, more than any honest picture")
+        file.seek(0)
+        with PIL.Image.open(file, formats=_available()) as opened:
+            yield opened
 
 
 def check_pixels(width: int, height: int) -> None:

@@ -1,6 +1,7 @@
 """A step compiled in the background: as right as one compiled on its first call, once, and with its errors."""
 
 import threading
+import time
 from typing import Any
 
 import jax
@@ -79,3 +80,46 @@ def test_other_shapes_are_an_error_and_no_second_compilation() -> None:
     step.compile_for(jnp.zeros(3))
     with pytest.raises(TypeError):
         step(jnp.zeros(4))
+
+
+def test_pictures_of_several_sizes_have_a_program_each_made_one_after_the_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    running, most_at_once = [0], []
+
+    def traced(x: jax.Array) -> jax.Array:
+        running[0] += 1
+        most_at_once.append(running[0])
+        time.sleep(0.05)
+        running[0] -= 1
+        return x.sum()
+
+    step: Any = CompiledAhead(jax.jit(traced))
+    sizes = [(48, 80), (64, 64), (80, 48)]
+    caplog.set_level("INFO", "flax_trainer.compilation")
+    for width, height in sizes:
+        step.compile_for(jnp.zeros((height, width)), size=(width, height))
+    step.wait()
+    assert [record.message.partition(" (")[0] for record in caplog.records] == [
+        f"The training step is compiled for pictures of {width}x{height}" for width, height in sizes
+    ]
+    for width, height in sizes * 2:
+        assert step(jnp.ones((height, width)), size=(width, height)) == width * height
+    assert most_at_once == [1, 1, 1], "compiled side by side, or again"
+    assert step.text() == "", "operations of several programs have the same names"
+
+
+def test_what_compiling_raises_ends_the_waiting_and_what_was_to_follow() -> None:
+    def wrong(x: jax.Array) -> jax.Array:
+        traced.append(x.shape)
+        raise ValueError("this model has no such layer")
+
+    traced: list[tuple[int, ...]] = []
+    step: Any = CompiledAhead(jax.jit(wrong))
+    for size in ((8, 8), (16, 8)):
+        step.compile_for(jnp.zeros(size), size=size)
+    with pytest.raises(ValueError, match="no such layer"):
+        step.wait()
+    with pytest.raises(ValueError, match="no such layer"):
+        step(jnp.zeros((16, 8)), size=(16, 8))
+    assert traced == [(8, 8)]

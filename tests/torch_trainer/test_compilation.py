@@ -1,15 +1,16 @@
-"""Where torch.compile's programs go."""
+"""What torch.compile makes programs of, and where these go."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from shared.config import TrainConfig
 from shared.user_errors import UserError
-from torch_trainer.compilation import keep_compiled_programs
+from torch_trainer.compilation import compile_model, keep_compiled_programs
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -50,6 +51,38 @@ def test_the_environment_variable_wins_over_it_and_the_flag_over_both(
 def test_none_keeps_nothing() -> None:
     assert keep(ccache="none") is None
     assert torch.compiler.config.force_disable_caches
+
+
+class Halved(torch.nn.Module):
+    def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(pixels_BCHW, 2)
+
+
+@pytest.mark.parametrize("aspect_buckets", [None, 12])
+def test_each_of_a_dozen_shapes_has_a_program_of_its_own(
+    aspect_buckets: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without buckets PyTorch makes one for all after the second shape."""
+    sides: list[Any] = []
+
+    def only_counting(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        sides.extend(inputs[0].shape[2:] if isinstance(inputs[0], torch.Tensor) else [inputs[0]])
+        return graph.forward
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda model, **how: compile_module(model, backend=only_counting, **how)
+    )
+    model = Halved()
+    with torch.compiler.config.patch(recompile_limit=8):
+        compile_model(model, TrainConfig(aspect_buckets=aspect_buckets))
+        for _ in range(2):
+            for side in range(8, 32, 2):
+                assert model(torch.zeros(1, 1, side, 40 - side)).shape == (1, 1, side // 2, 20 - side // 2)
+    torch.compiler.reset()
+    are_static = all(isinstance(side, int) for side in sides)
+    assert are_static == (aspect_buckets is not None)
+    assert (len(sides) == 2 * 12) == (aspect_buckets is not None)
 
 
 def test_what_is_not_compiled_needs_no_folder(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from shared.config import TrainConfig
 from shared.user_errors import UserError
 from torch_trainer.base_models import BaseModels
+from torch_trainer.compilation import compile_model
 from torch_trainer.distributed.deepspeed_state import DeepSpeedState
 from torch_trainer.distributed.fsdp_state import FSDPState
 from torch_trainer.distributed.trainable_state import ReplicatedState, TrainableState, trained_parameters
@@ -61,7 +62,7 @@ def place(config: TrainConfig, accelerator: Accelerator, models: BaseModels) -> 
     choose_attention(config, [models.controlnet, models.unet], accelerator.device)
     if config.torch_compile:
         for model in (models.controlnet, models.unet, models.vae.encoder, *text_encoders):
-            model.compile()
+            compile_model(model, config)
     optimizer = make_optimizer(
         config,
         filter(_is_trained, chain(*(model.parameters() for model in models.trained))),

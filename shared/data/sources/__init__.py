@@ -38,6 +38,11 @@ def open_sources(config: TrainConfig) -> tuple[Source, SubsetSource | None]:
     """
     source = _open(config)
     if not isinstance(source, RandomAccessSource):
+        if config.aspect_buckets is not None:
+            raise UserError(
+                "--aspect_buckets groups pictures by their shapes, so it needs data that can be read in any order; a "
+                "stream cannot. Give local data, or leave it out"
+            )
         if config.num_evaluation_samples:
             raise UserError(
                 "--num_evaluation_samples holds samples out of data that can be read in any order; a stream cannot. "

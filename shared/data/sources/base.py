@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from shared.data.cached_latents import LatentsLayout
-from shared.data.sample import BadSampleError, RawSample
+from shared.data.sample import BadSampleError, EncodedImage, RawSample
 from shared.data.sources.order import AllBut, Indices, beginning, is_computed, random_order
 from shared.randomness import Purpose
 from shared.user_errors import UserError
@@ -57,6 +57,15 @@ class ReadsAhead(Protocol):
 
 
 @runtime_checkable
+class TellsHeaders(Protocol):
+    """A `RandomAccessSource` that reads the beginning of a sample's image without the rest of the sample."""
+
+    def header(self, index: int) -> EncodedImage | None:
+        """The image, or its first bytes; None for what is none."""
+        ...
+
+
+@runtime_checkable
 class BringsLatents(Protocol):
     """A source whose images may be encoded already. They are not where `latents` is None."""
 
@@ -77,6 +86,19 @@ def captions_at(source: RandomAccessSource, index: int) -> tuple[str, ...]:
         return source.captions(index)
     except BadSampleError:
         return ()
+
+
+def header_at(source: RandomAccessSource, index: int) -> EncodedImage | None:
+    """A sample's image, of which no more need be there than its header mostly takes."""
+    if isinstance(source, TellsHeaders):
+        return source.header(index)
+    return image_at(source, index)
+
+
+def image_at(source: RandomAccessSource, index: int) -> EncodedImage | None:
+    """A sample's image; None where it has none."""
+    sample = source[index]
+    return None if sample.defect or sample.image is None else sample.picture
 
 
 class SubsetSource:
@@ -106,6 +128,10 @@ class SubsetSource:
     def captions(self, index: int) -> tuple[str, ...]:
         """See `captions_at`."""
         return captions_at(self._source, int(self.indices[index]))
+
+    def header(self, index: int) -> EncodedImage | None:
+        """See `header_at`."""
+        return header_at(self._source, int(self.indices[index]))
 
 
 def train_subset(source: RandomAccessSource, count: int, seed: int) -> SubsetSource:

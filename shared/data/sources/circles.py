@@ -107,6 +107,10 @@ class CirclesSource:
         """Without drawing."""
         return (_truth(index, self._size, self._seed).caption,)
 
+    def header(self, index: int) -> PIL.Image.Image:
+        """See `header_at`: a picture of the size of all, and empty."""
+        return PIL.Image.new("L", (self._size, self._size))
+
 
 def _truth(index: int, size: int, seed: int) -> Circle:
     rng = generator(seed, Purpose.CIRCLES, index)

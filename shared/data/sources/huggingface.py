@@ -90,6 +90,7 @@ class HuggingFaceSource:
     ) -> None:
         self._dataset, self._columns, self._location, self._files = dataset, columns, redacted(location), files
         self._captions = dataset.select_columns([columns[2]])
+        self._images = dataset.select_columns([columns[0]])
         self.manifest: Manifest = {
             "kind": "huggingface",
             "location": self._location,
@@ -113,6 +114,15 @@ class HuggingFaceSource:
         with foreign_library(f"{shown(self._location)}[{index}] cannot be read", _REPAIR):
             row = self._captions[index]
         return captions_of(row[self._columns[2]])
+
+    def header(self, index: int) -> EncodedImage | None:
+        """See `header_at`."""
+        with foreign_library(f"{shown(self._location)}[{index}] cannot be read", _REPAIR):
+            row = self._images[index]
+        try:
+            return _image(row[self._columns[0]], self._files)
+        except BadSampleError:
+            return None
 
 
 class HuggingFaceStream:

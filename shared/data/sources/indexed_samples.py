@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
@@ -18,6 +19,7 @@ from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_HEADER_BYTES = 128 * 1024  # a JPEG file with a thumbnail and a colour profile has its size within them
 _MOST_IN_FOLDER = 100  # indexes; people keep a handful of collections in a folder
 
 
@@ -81,6 +83,14 @@ def read_sample(
     image, conditioning_image, caption = contents_of(parts)
     named_caption = (sample.caption.extension, caption) if sample.caption and caption is not None else None
     return raw_sample(name, image, conditioning_image, named_caption)
+
+
+def beginning_of_image(sample: IndexedSample) -> IndexedSample | None:
+    """The sample without all but the first bytes of its image, which mostly hold its header; None where it has none."""
+    if sample.image is None:
+        return None
+    beginning = replace(sample.image, size=min(sample.image.size, _HEADER_BYTES))
+    return replace(sample, image=beginning, conditioning_image=None, caption=None)
 
 
 def find_index(shards: list[Path], keys: ShardKeys) -> IndexedSamples | None:

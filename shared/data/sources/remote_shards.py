@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from shared.data.remote import AbsentError, Identity, RemoteError, RemoteObject, open_object
-from shared.data.sample import RawSample
+from shared.data.sample import EncodedImage, RawSample
 from shared.data.sources.base import Manifest
-from shared.data.sources.indexed_samples import IndexedSamples, fingerprint_of, read_sample
+from shared.data.sources.indexed_samples import IndexedSamples, beginning_of_image, fingerprint_of, read_sample
 from shared.data.sources.shard_index import MAGIC, SUFFIX, ShardIndex, columns_of
 from shared.data.sources.shard_keys import ShardKeys
 from shared.data.sources.shard_layout import HEADER, IndexedSample, Member, RemoteShard
@@ -75,6 +75,11 @@ class RemoteShardSource:
     def captions(self, index: int) -> tuple[str, ...]:
         """Without reading the images."""
         return _read(replace(self._samples[index], image=None, conditioning_image=None), self._keys).captions
+
+    def header(self, index: int) -> EncodedImage | None:
+        """See `header_at`."""
+        beginning = beginning_of_image(self._samples[index])
+        return None if beginning is None else _read(beginning, self._keys).picture
 
 
 def open_remote_shards(addresses: Sequence[str], keys: ShardKeys) -> RemoteShardSource | None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from shared.config import TrainConfig
-from shared.data.sample import RawSample
+from shared.data.sample import EncodedImage, RawSample
 from shared.data.sources.base import Manifest, RandomAccessSource, StreamSource
-from shared.data.sources.indexed_samples import find_index, fingerprint_of, read_sample
+from shared.data.sources.indexed_samples import beginning_of_image, find_index, fingerprint_of, read_sample
 from shared.data.sources.remote_shards import open_remote_shards
 from shared.data.sources.shard_keys import MOST_MEMBERS, ShardKeys, shard_keys, split_member, twice
 from shared.data.sources.shard_layout import HEADER, IndexedSample, Member, Shard
@@ -79,6 +79,11 @@ class ShardSource:
     def captions(self, index: int) -> tuple[str, ...]:
         """Without reading the images."""
         return self._read(replace(self._samples[index], image=None, conditioning_image=None)).captions
+
+    def header(self, index: int) -> EncodedImage | None:
+        """See `header_at`."""
+        beginning = beginning_of_image(self._samples[index])
+        return None if beginning is None else self._read(beginning).picture
 
     def _read(self, sample: IndexedSample) -> RawSample:
         shard = sample.shard

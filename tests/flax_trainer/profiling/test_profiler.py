@@ -38,6 +38,17 @@ def _annotations(trace: Path) -> list[str]:
     ]
 
 
+def test_a_trace_of_several_programs_is_written_without_a_word_of_parts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(CONFIG, output_dir=str(tmp_path), profile_steps=1)
+    profiler = Profiler(config, range(1, 2), 1, lambda: "")
+    profiler.before_step(1, None)
+    profiler.after_step(1, None)
+    assert len(list((tmp_path / "logs" / "profile_steps").rglob("*.xplane.pb"))) == 1
+    assert [record.levelname for record in caplog.records if record.levelno > logging.INFO] == []
+
+
 def test_a_trace_holds_its_steps_and_no_others(tmp_path: Path) -> None:
     step_of = jax.jit(lambda x: jnp.sin(x @ x)).lower(jnp.ones((300, 300))).compile()
     config = replace(CONFIG, output_dir=str(tmp_path), profile_steps=2)

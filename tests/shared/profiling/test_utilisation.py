@@ -7,21 +7,27 @@ import pytest
 from shared.profiling.device_peaks import peak_tflops
 from shared.profiling.utilisation import Utilisation
 
+SQUARE, TALL = (512, 512), (384, 640)
+
 
 def test_utilisation_is_the_share_of_the_peak() -> None:
-    counted: Future[float] = Future()
-    counted.set_result(2e12)
-    figures = Utilisation(counted, devices=4, peak_tflops=275.0)(images_per_second=110.0)
+    counted: Future[dict[tuple[int, int], float]] = Future()
+    counted.set_result({SQUARE: 2e12, TALL: 1e12})
+    figures = Utilisation(counted, devices=4, peak_tflops=275.0)(110.0, [SQUARE])
     # Each of four devices does 27.5 images a second, 55 TFLOP, a fifth of what it could.
     assert figures == {"model_tflops_per_second": pytest.approx(55.0), "mfu": pytest.approx(0.2)}
-    assert Utilisation(counted, 4, None)(110.0).keys() == {"model_tflops_per_second"}
+    assert Utilisation(counted, 4, None)(110.0, [SQUARE]).keys() == {"model_tflops_per_second"}
+    # Of six steps' images, four take half as much.
+    assert Utilisation(counted, 4, None)(110.0, [SQUARE, TALL, TALL] * 2) == {
+        "model_tflops_per_second": pytest.approx(55 * 2 / 3)
+    }
 
 
 def test_a_count_that_fails_is_told_once_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    counted: Future[float] = Future()
+    counted: Future[dict[tuple[int, int], float]] = Future()
     utilisation = Utilisation(counted, devices=1, peak_tflops=275.0)
     counted.set_exception(NotImplementedError("no such attention"))
-    assert utilisation(110.0) == utilisation(120.0) == {}
+    assert utilisation(110.0, [SQUARE]) == utilisation(120.0, [SQUARE]) == {}
     (record,) = caplog.records
     assert "cannot be counted (NotImplementedError: no such attention)" in record.message
 

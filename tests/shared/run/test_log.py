@@ -229,6 +229,23 @@ def test_speed_is_that_of_steps_beside_no_break(clock: Clock) -> None:
     assert log.images_per_second == others[-1]
 
 
+def test_the_first_step_of_each_size_tells_nothing_of_speed(clock: Clock) -> None:
+    """It may compile, or try out kernels. Which sizes a speed is of is told to what is made from it."""
+    told: list[list[tuple[int, int]]] = []
+    log, recorded = run_log(
+        last_step=6, logging_steps=6, speed_figures=lambda speed, sizes: told.append(list(sizes)) or {}
+    )
+    wide, tall = (80, 48), (48, 80)
+    for step, (seconds, size) in enumerate(
+        [(9.0, wide), (0.2, wide), (7.0, tall), (0.4, tall), (0.1, wide), (0.1, tall)], 1
+    ):
+        log.add(dataclasses.replace(clock.finish(step, seconds), size=size))
+    log.close()
+    assert recorded.entries[0][1]["images_per_second"] == pytest.approx(4 * 8 / 0.8)
+    assert told == [[wide, tall, wide, tall]]
+    assert log.speed()["images_per_second"] == log.images_per_second
+
+
 def test_a_pause_before_the_first_step_does_not_count(clock: Clock) -> None:
     log, recorded = run_log(last_step=1)
     clock.now += 5
@@ -273,7 +290,7 @@ def test_what_a_backend_does_not_measure_is_left_out() -> None:
 
 
 def test_figures_made_from_the_speed_are_logged_with_it() -> None:
-    log, recorded = run_log(last_step=1, speed_figures=lambda speed: {"doubled": 2 * speed})
+    log, recorded = run_log(last_step=1, speed_figures=lambda speed, sizes: {"doubled": 2 * speed})
     log.add(figures(1))
     log.close()
     (entry,) = (entry for _, entry in recorded.entries)
