@@ -14,7 +14,7 @@ import huggingface_hub
 
 from shared.config import TrainConfig
 from shared.data.addresses import local_path, scheme_of, zip_parts
-from shared.data.sample import BadSampleError, EncodedImage, RawSample, captions_of
+from shared.data.sample import NO_CAPTIONS, BadSampleError, EncodedImage, RawSample, captions_of
 from shared.data.sources.base import Manifest, RandomAccessSource, StreamSource
 from shared.data.sources.named_files import NamedFiles, allowed_folders
 from shared.data.sources.shard_keys import IMAGE_ENDINGS
@@ -89,7 +89,7 @@ class HuggingFaceSource:
         fingerprint: str,
     ) -> None:
         self._dataset, self._columns, self._location, self._files = dataset, columns, redacted(location), files
-        self._captions = dataset.select_columns([columns[2]])
+        self._captions = dataset.select_columns([column for column in columns[2:] if column != NO_CAPTIONS])
         self.manifest: Manifest = {
             "kind": "huggingface",
             "location": self._location,
@@ -112,7 +112,7 @@ class HuggingFaceSource:
         """Without reading the images."""
         with foreign_library(f"{shown(self._location)}[{index}] cannot be read", _REPAIR):
             row = self._captions[index]
-        return captions_of(row[self._columns[2]])
+        return captions_of(row.get(self._columns[2]))
 
 
 class HuggingFaceStream:
@@ -296,7 +296,7 @@ def _check_columns(present: list[str], columns: Columns, where: str) -> None:
     flags = ("--image_column", "--conditioning_image_column", "--caption_column")
     listed = ", ".join(shown(column, _LONGEST_LISTED) for column in present[:_MOST_LISTED])
     for flag, column in zip(flags, columns, strict=True):
-        if column not in present:
+        if column not in present and column != NO_CAPTIONS:
             raise UserError(
                 f"{flag} is {column!r}, but {where} has the columns {listed or '(none)'}; set {flag} to one of those"
             )
@@ -314,7 +314,7 @@ def _check_captions(feature: Any, column: str, where: str) -> None:
 
 
 def _undecoded(dataset: Any, columns: Columns) -> Any:
-    dataset = dataset.with_format(None).select_columns(list(dict.fromkeys(columns)))
+    dataset = dataset.with_format(None).select_columns([*dict.fromkeys(filter(NO_CAPTIONS.__ne__, columns))])
     for column in columns[:2]:
         if isinstance((dataset.features or {}).get(column), datasets.Image):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
@@ -340,11 +340,12 @@ def _image(value: Any, files: NamedFiles) -> EncodedImage | None:
 
 
 def _fingerprint(dataset: datasets.Dataset, columns: Columns) -> str:
-    """A hash of the captions in their order.
+    """A hash of the captions in their order, where they are asked for.
 
     datasets' own fingerprint covers modification times, and would call a copy of the same data another dataset.
     """
     digest = hashlib.sha256(json.dumps([len(dataset), columns]).encode())
-    for rows in dataset.select_columns([columns[2]]).iter(batch_size=_FINGERPRINT_ROWS):
-        digest.update(json.dumps(rows[columns[2]], default=str).encode())
+    if columns[2] != NO_CAPTIONS:
+        for rows in dataset.select_columns([columns[2]]).iter(batch_size=_FINGERPRINT_ROWS):
+            digest.update(json.dumps(rows[columns[2]], default=str).encode())
     return digest.hexdigest()
