@@ -10,7 +10,7 @@ import torch
 from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 
 from shared.prepare_data.captioning import Captioner
-from torch_trainer.prepare_data.equal_shapes import ForModel, in_equal_shapes, prepare_image
+from torch_trainer.prepare_data.equal_shapes import ForModel, in_equal_shapes, prepare_image, try_out
 from torch_trainer.prepare_data.model_files import IMAGE_PROCESSOR_FILES, TOKENIZER_FILES, load_model
 
 _LONGEST = 40  # tokens; CLIP reads 75
@@ -34,4 +34,6 @@ def open_captioner(name: str) -> Captioner:
     def caption(images: Sequence[ForModel]) -> list[str]:
         return in_equal_shapes(images, run)
 
-    return Captioner(partial(prepare_image, processor.image_processor), caption)
+    prepare = partial(prepare_image, processor.image_processor)
+    try_out(name, prepare, caption)
+    return Captioner(prepare, caption)

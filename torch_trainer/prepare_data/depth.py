@@ -10,6 +10,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from shared.prepare_data.annotating import Annotator
+from shared.user_errors import UserError
 from torch_trainer.prepare_data.equal_shapes import Pixels, dense_annotator
 from torch_trainer.prepare_data.model_files import IMAGE_PROCESSOR_FILES, load_model
 
@@ -26,12 +27,14 @@ def open_depth(name: str) -> Annotator:
         # By place: models differ in what they call the sizes.
         return [one["predicted_depth"] for one in loaded.processor.post_process_depth_estimation(output, sizes)]
 
-    return dense_annotator(loaded, depths_of, _as_pixels)
+    return dense_annotator(name, loaded, depths_of, _as_pixels)
 
 
 def _as_pixels(depth_HW: torch.Tensor) -> Pixels:
     depth = depth_HW.numpy()
+    if not np.isfinite(depth).all():
+        raise UserError("The model's depths are no finite numbers: its weights are damaged. Use another one.")
     lowest, span = depth.min(), np.ptp(depth)
-    if not span > 0:  # one depth everywhere, or none
+    if span == 0:  # one depth everywhere
         return np.zeros(depth.shape, np.uint8)
     return ((depth - lowest) / span * 255).astype(np.uint8)

@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 
 from shared.data.sample import BadSampleError
+from shared.models.source import shown_name
 from shared.prepare_data.annotating import Annotator
 from shared.untrusted import foreign_library
 from shared.user_errors import UserError
@@ -58,10 +59,21 @@ def in_equal_shapes(
     return [made[number] for number in range(len(images))]
 
 
+def try_out(name: str, prepare: Callable[[Pixels], ForModel], work: Callable[[Sequence[ForModel]], object]) -> None:
+    """Raises UserError where a model fails at any image: it may load, and not fit together."""
+    fix = "Check that the folder or repository holds a whole model of this kind."
+    with foreign_library(f"{shown_name(name)} fails at an image", fix):
+        work([prepare(np.zeros((48, 64, 3), np.uint8))])
+
+
 def dense_annotator(
-    loaded: LoadedModel, post_process: PostProcess, as_pixels: Callable[[torch.Tensor], Pixels]
+    name: str, loaded: LoadedModel, post_process: PostProcess, as_pixels: Callable[[torch.Tensor], Pixels]
 ) -> Annotator:
-    """An annotator of a model that says something of each pixel; `as_pixels` makes a picture of a tensor [H,W]."""
+    """An annotator of a model that says something of each pixel; `as_pixels` makes a picture of a tensor [H,W].
+
+    Raises:
+        UserError: the model fails at any image.
+    """
 
     def run(pixels_BChw: torch.Tensor, group: list[ForModel]) -> list[Pixels]:
         output = loaded.model(pixels_BChw.to(loaded.device))
@@ -71,4 +83,6 @@ def dense_annotator(
     def annotate(images: Sequence[ForModel]) -> list[Pixels]:
         return in_equal_shapes(images, run)
 
-    return Annotator(partial(prepare_image, loaded.processor), annotate)
+    prepare = partial(prepare_image, loaded.processor)
+    try_out(name, prepare, annotate)
+    return Annotator(prepare, annotate)

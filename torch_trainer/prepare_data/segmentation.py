@@ -33,7 +33,7 @@ def open_segmentation(name: str) -> Annotator:
         maps: list[torch.Tensor] = loaded.processor.post_process_semantic_segmentation(output, target_sizes=sizes)
         return maps
 
-    return dense_annotator(loaded, classes_of, _as_pixels)
+    return dense_annotator(name, loaded, classes_of, _as_pixels)
 
 
 def _as_pixels(classes_HW: torch.Tensor) -> Pixels:

@@ -149,7 +149,9 @@ def _find_keys(metadata: Path, image_column: str, conditioning_image_column: str
         raise UserError(f"{shown(metadata)} lists no samples; expected one JSON object per line")
     present = first[1]
     image = _first(present, f"{image_column}_file_name", image_column, "file_name")
-    conditioning_image = _first(present, f"{conditioning_image_column}_file_name", conditioning_image_column)
+    conditioning_image = image  # where conditions are about to be made of the images
+    if conditioning_image_column != image_column:
+        conditioning_image = _first(present, f"{conditioning_image_column}_file_name", conditioning_image_column)
     caption = NO_CAPTIONS if caption_column == NO_CAPTIONS else _first(present, caption_column)
     if image is None or conditioning_image is None or caption is None:
         return None

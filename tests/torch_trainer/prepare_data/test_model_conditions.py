@@ -17,6 +17,7 @@ from shared.data.preprocessing import decode
 from shared.data.sources import open_source
 from shared.data.sources.base import RandomAccessSource
 from shared.prepare_data.annotating import Annotator
+from shared.user_errors import UserError
 from tests.shared.data.pictures import config, pairs, write_image_folder
 from tests.torch_trainer.prepare_data.tiny_models import write_depth_model, write_segmentation_model
 from torch_trainer.prepare_data.ade20k import PALETTE_NC
@@ -148,6 +149,14 @@ def with_huge_images(folder: Path) -> None:
     changed(folder, "preprocessor_config.json", size={"height": 10**9, "width": 10**9})
 
 
+def of_parts_that_do_not_fit(folder: Path) -> None:
+    changed(folder, "config.json", num_channels=1)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("patch_embeddings.0.proj.weight"))
+    tensors[name] = tensors[name][:, :1].contiguous()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 def without_a_processor(folder: Path) -> None:
     write_segmentation_model(folder)
     (folder / "preprocessor_config.json").unlink()
@@ -163,6 +172,7 @@ def without_a_processor(folder: Path) -> None:
         (with_code, "cannot be loaded"),
         (with_a_backbone_elsewhere, "takes its backbone from elsewhere (owner/other)"),
         (with_huge_images, "has the number 1000000000: larger than any model's"),
+        (of_parts_that_do_not_fit, "fails at an image (RuntimeError"),
         (without_a_processor, "cannot be loaded"),
         (Path.mkdir, "has no config.json"),
     ],
@@ -177,6 +187,16 @@ def test_a_model_that_is_none_is_a_sentence(
     assert said in told
     assert "Traceback" not in told
     assert not (tmp_path / "shards").exists(), "another model may be named without deleting anything"
+
+
+def test_depths_that_are_no_numbers_stop_the_work(tmp_path: Path) -> None:
+    folder = write_depth_model(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {name: tensor * np.nan for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(UserError, match="depths are no finite numbers"):
+        open_depth(str(folder))
 
 
 def test_strips_are_left_out_and_named(tmp_path: Path, depth_model: Path) -> None:
