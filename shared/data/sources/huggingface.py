@@ -21,7 +21,7 @@ from shared.data.sources.shard_keys import IMAGE_ENDINGS
 from shared.data.sources.shuffling import buffered_shuffle
 from shared.outgoing.redaction import redacted
 from shared.randomness import Purpose, generator
-from shared.untrusted import check_plain_files, foreign_library, read_json, shown
+from shared.untrusted import MIB, check_plain_files, foreign_library, open_file, read_json, shown
 from shared.user_errors import UserError
 
 Columns = tuple[str, str, str]  # image, conditioning image, caption
@@ -31,6 +31,8 @@ _MOST_LISTED, _LONGEST_LISTED = 30, 60  # in a message
 _NUMBERS = ("int", "uint", "float", "bool", "decimal")  # beginnings of what pyarrow calls such columns
 
 _REPAIR = "Download or write it again."
+_TEXTS = (".json", ".jsonl", ".csv", ".txt")
+_LONGEST_LINE = 256 * MIB  # people do write a whole list of samples as one
 _PICTURE_ENDINGS = {f".{ending}" for ending in (*IMAGE_ENDINGS, "gif", "avif", "jp2")}
 
 # What save_to_disk writes; its tables are read from wherever the state says.
@@ -270,6 +272,21 @@ def _check_data_files(builder: datasets.DatasetBuilder, files: NamedFiles) -> No
             if scheme_of(inner) is None and not _is_picture(inner):
                 files.check_own(Path(local_path(inner)))
                 check_plain_files([Path(local_path(inner))])
+                _check_first_line(Path(local_path(inner)))
+
+
+def _check_first_line(path: Path) -> None:
+    """Raises UserError for a text that begins with a line which fits no memory: the library reads up to its end."""
+    if path.suffix.lower() not in _TEXTS:
+        return
+    with open_file(path) as file:
+        for _ in range(_LONGEST_LINE // MIB):
+            part = file.read(MIB)
+            if len(part) < MIB or b"\n" in part:
+                return
+    raise UserError(
+        f"{shown(path)} begins with a line of more than {_LONGEST_LINE // MIB} MiB. Write one sample per line."
+    )
 
 
 def _is_picture(name: str) -> bool:
