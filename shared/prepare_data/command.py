@@ -38,6 +38,8 @@ class Subcommand:
     """What can be done with data. Its module has `run(options)`, or `run(options, shards)`, that gives an exit code.
 
     One that hands on has `run(words)`: the flags are those of another program, and `options` are no more than its own.
+    `caption`, and `annotate` for some conditions, need a model: after their flags are checked the words are handed to
+    PyTorch's program, which reads them again and calls the module's `run_with_model`.
     A module is imported when it is asked for: a mistake in the flags need not wait for libraries.
     """
 

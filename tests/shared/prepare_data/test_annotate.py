@@ -142,6 +142,12 @@ def test_images_and_captions_become_shards_that_train(tmp_path: Path, layout: st
     assert (tmp_path / "again" / "000000.tar").read_bytes() == (tmp_path / "shards" / "000000.tar").read_bytes()
 
 
+def test_a_list_of_images_alone_needs_no_flag_and_no_library(tmp_path: Path) -> None:
+    words = layouts(tmp_path / "data", "metadata.jsonl")[:2]
+    assert annotate(tmp_path / "shards", *words, "--condition", "grey") == 0
+    assert json.loads((tmp_path / "shards" / "packed.json").read_text())["settings"]["data"]["kind"] == "image_folder"
+
+
 def test_edges_are_stored_in_one_channel(tmp_path: Path) -> None:
     assert annotate(tmp_path, "--generated_circles", 2, "--resolution", 64, "--condition", "canny") == 0
     with tarfile.open(tmp_path / "000000.tar") as tar:
