@@ -95,7 +95,7 @@ def _link_weights(folder: Path, links: Path) -> None:
                 f"{shown(shard)} is a PyTorch pickle: expected safetensors weights. Convert the model where you trust "
                 "it: load it with transformers and call save_pretrained(folder)."
             )
-        (links / shard.name).symlink_to(shard.resolve())
+        (links / shard.name).symlink_to(shard.absolute())
     index = folder / "model.safetensors.index.json"
     if [shard.name for shard in shards] != ["model.safetensors"]:
         (links / index.name).write_bytes(read_file(index, _LARGEST_FILE))
