@@ -26,6 +26,9 @@ drawn by a source."""
 MOST_CAPTIONS = 10_000
 """Of one sample. Datasets with several captions have five, some a hundred."""
 
+NO_CAPTIONS = "(none)"
+"""In place of the column or key of captions, where images are wanted that may have none: they are about to be made."""
+
 _NAMED_IN_ERROR = 5
 _LONGEST_REASON = 1500  # a sentence with two paths in it, each already cut
 

@@ -16,9 +16,11 @@ from shared.config.help_text import LARGEST_WIDTH, flag_sections
 from shared.config.validation import DATA_SOURCES, check_sources, check_values
 from shared.outgoing.messages import set_up_logging
 from shared.outgoing.redaction import described
+from shared.prepare_data.handing_on import hand_to_torch
 from shared.prepare_data.options import (
     AnnotateOptions,
     CacheOptions,
+    CaptionOptions,
     CheckOptions,
     ImageOptions,
     IndexOptions,
@@ -36,6 +38,8 @@ class Subcommand:
     """What can be done with data. Its module has `run(options)`, or `run(options, shards)`, that gives an exit code.
 
     One that hands on has `run(words)`: the flags are those of another program, and `options` are no more than its own.
+    `caption`, and `annotate` for some conditions, need a model: after their flags are checked the words are handed to
+    PyTorch's program, which reads them again and calls the module's `run_with_model`.
     A module is imported when it is asked for: a mistake in the flags need not wait for libraries.
     """
 
@@ -73,10 +77,19 @@ SUBCOMMANDS = {
     "annotate": Subcommand(
         "Pack images and captions with a condition that is made of each image.",
         "canny: edges by OpenCV, each image's thresholds its own; grey: lightness; blur; palette: colours of 64 px "
-        "squares; tile: the image, small and enlarged again; inpaint: the image with black rectangles. The data need "
-        "no conditions. What is random is decided by --seed and the sample's number. Otherwise as pack.",
+        "squares; tile: the image, small and enlarged again; inpaint: the image with black rectangles. Models in "
+        "PyTorch make the others: depth, segmentation (in ADE20K's colours), pose (OpenPose), soft_edges (HED), "
+        "landmarks (of faces). The data need no conditions. What is random is decided by --seed and the sample's "
+        "number. Otherwise as pack.",
         AnnotateOptions,
         "shared.prepare_data.annotating",
+    ),
+    "caption": Subcommand(
+        "Pack images with captions that BLIP writes.",
+        "The data need no captions, and conditions are kept where there are any (annotate makes them). A model in "
+        "PyTorch looks at the images. Otherwise as pack.",
+        CaptionOptions,
+        "shared.prepare_data.captioning",
     ),
     "cache": Subcommand(
         "Encode images and captions once, for a training with --cached_data.",
@@ -124,7 +137,8 @@ def _main(words: Sequence[str]) -> int:
     subcommand = _subcommand(words[0])
     if subcommand.hands_on:
         return int(importlib.import_module(subcommand.module).run(words[1:]))
-    return _run(read_command(words))
+    command = read_command(words)
+    return hand_to_torch(words) if _needs_a_model(command.options) else _run(command)
 
 
 def read_command(words: Sequence[str]) -> Command:
@@ -177,6 +191,14 @@ def _subcommand(word: str) -> Subcommand:
         hint = f"did you mean {closest}?" if closest else f"expected one of {', '.join(SUBCOMMANDS)}."
         raise UserError(f"{described(word)} is no subcommand; {hint}")
     return SUBCOMMANDS[word]
+
+
+def _needs_a_model(options: Any) -> bool:
+    match options:
+        case AnnotateOptions():
+            return options.model_condition is not None
+        case _:
+            return isinstance(options, CaptionOptions)
 
 
 def _run(command: Command) -> int:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import PIL.Image
 import PIL.ImageFilter
 
-from shared.prepare_data.options import ConditionName
+from shared.prepare_data.options import ComputedCondition
 from shared.user_errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -29,7 +29,7 @@ _HOLE_SIDE = 0.1, 0.5  # as a part of the image's
 _RESIZE = PIL.Image.Resampling
 
 
-def make_condition(name: ConditionName, image_HWC: Pixels, rng: np.random.Generator) -> Pixels:
+def make_condition(name: ComputedCondition, image_HWC: Pixels, rng: np.random.Generator) -> Pixels:
     """A condition of an image.
 
     Args:
@@ -46,7 +46,7 @@ def make_condition(name: ConditionName, image_HWC: Pixels, rng: np.random.Genera
     return _CONDITIONS[name](image_HWC, rng)
 
 
-def check_available(name: ConditionName) -> None:
+def check_available(name: ComputedCondition) -> None:
     """Raises UserError where what makes a condition is not installed."""
     make_condition(name, np.zeros((8, 8, 3), np.uint8), np.random.default_rng(0))
 
@@ -101,7 +101,7 @@ def _small_and_back(image_HWC: Pixels, factor: float, enlarging: PIL.Image.Resam
     return np.asarray(picture.resize(small, _RESIZE.BOX).resize(picture.size, enlarging))
 
 
-_CONDITIONS: dict[ConditionName, Callable[[Pixels, np.random.Generator], Pixels]] = {
+_CONDITIONS: dict[ComputedCondition, Callable[[Pixels, np.random.Generator], Pixels]] = {
     "canny": _canny,
     "grey": _grey,
     "blur": _blur,

@@ -1,4 +1,4 @@
-"""`cache`: the program of a backend takes over, for what encodes is its models."""
+"""A program of a backend takes over where models work: `cache`, and conditions and captions that a model makes."""
 
 import importlib.util
 import os
@@ -19,6 +19,20 @@ def run(words: Sequence[str]) -> int:
     options, rest = taken_apart(words)
     program = f"{_backend(options)}_trainer.cache_data"
     os.execv(sys.executable, [sys.executable, "-m", program, *rest])
+
+
+def hand_to_torch(words: Sequence[str]) -> int:
+    """Does not return, unless PyTorch is not there.
+
+    Args:
+        words: of the whole command line, the subcommand's name first.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(
+            "Models that make conditions and captions run in PyTorch, which is not installed. Run: pip install torch "
+            "(the CPU build is enough where there is no GPU)"
+        )
+    os.execv(sys.executable, [sys.executable, "-m", "torch_trainer.prepare_data", *words])
 
 
 def taken_apart(words: Sequence[str]) -> tuple[CacheOptions, list[str]]:

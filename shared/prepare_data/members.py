@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +15,19 @@ import PIL.Image
 
 from shared.data.addresses import local_path, read_address, scheme_of
 from shared.data.decoded_pairs import PairDecoder
-from shared.data.preprocessing import decode
+from shared.data.preprocessing import decode, preprocess
 from shared.data.sample import EncodedImage, RawSample
+from shared.prepare_data.options import PackingOptions
 from shared.untrusted import read_file
 from shared.untrusted.pictures import LARGEST_FILE, open_picture
 
 # Those of Pillow's formats that are stored as they are, with an extension that is found by itself; others become PNG.
 _EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
 
-CONDITION = "conditioning_image.png"
+IMAGES, CONDITIONS = "image.", "conditioning_image."
+"""Beginnings of the extensions of whatever format."""
+
+CONDITION = f"{CONDITIONS}png"
 
 Members = dict[str, bytes]
 """By extension. They are found without --shards_…_key."""
@@ -56,7 +61,7 @@ def members_of(sample: RawSample, storing: Storing) -> Members:
     sample.check()
     assert sample.conditioning_image is not None
     return {
-        **image_as_it_is(sample.picture),
+        **_image_as_it_is(sample.picture),
         **_condition_as_it_is(sample.conditioning_image),
         **caption_member(sample.captions),
     }
@@ -78,7 +83,22 @@ def image_member(pixels_HWC: npt.NDArray[np.uint8], jpeg_quality: int | None) ->
     return {"image.jpg": file.getvalue()}
 
 
-def image_as_it_is(image: EncodedImage) -> Members:
+class StoredImage(NamedTuple):
+    """An image alone, as it is stored, and what is seen there: uint8 [H,W,3]."""
+
+    members: Members
+    pixels_HWC: npt.NDArray[np.uint8]
+
+
+def stored_image(image: EncodedImage, options: PackingOptions) -> StoredImage:
+    """The image as it is, or resized as the options say. BadSampleError where it cannot be decoded."""
+    if options.resolution is None:
+        return StoredImage(_image_as_it_is(image), np.asarray(decode(image)))
+    pixels_HWC = preprocess(image, options.resolution, options.image_interpolation_mode)
+    return StoredImage(image_member(pixels_HWC, options.jpeg_quality), pixels_HWC)
+
+
+def _image_as_it_is(image: EncodedImage) -> Members:
     """The image alone. BadSampleError where it cannot be decoded."""
     extension, content = _as_it_is(image)
     return {f"image.{extension}": content}

@@ -8,22 +8,35 @@ from shared.config import TrainConfig
 from shared.config.flags import at_least, at_most, flag, within
 from shared.config.options import InterpolationMode, MismatchedPairs, as_in_training
 
+_data = partial(flag, "data")
+_model = partial(flag, "model")
 _output = partial(flag, "output")
 _work = partial(flag, "work")
 
 _LARGEST_SIDE = 8192  # pixels, as in training
 _MOST_THREADS = 1024
+_MOST_ROWS = 4096
 
-ConditionName = Literal["canny", "grey", "blur", "palette", "tile", "inpaint"]
+ComputedCondition = Literal["canny", "grey", "blur", "palette", "tile", "inpaint"]
+ModelCondition = Literal["depth", "segmentation", "pose", "soft_edges", "landmarks"]
+ConditionName = Literal[ComputedCondition, ModelCondition]
+
+DEFAULT_ANNOTATORS: dict[ModelCondition, str | None] = {
+    "depth": "depth-anything/Depth-Anything-V2-Small-hf",
+    "segmentation": "openmmlab/upernet-convnext-small",
+    "pose": "lllyasviel/Annotators",
+    "soft_edges": "lllyasviel/Annotators",
+    "landmarks": None,  # dlib's points have no home on the Hub
+}
 
 _THREADS = "The number of threads. Without it, one for every processor, at most 16."
+_ROWS = "The number of images that the model sees at once."
 _SIDE = (at_least(8), at_most(_LARGEST_SIDE))
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What names images and captions, as in training. `resolution` is the subcommand's own: there it means something
-    else."""
+    """What names images, as in training. `resolution` is the subcommand's own: there it means something else."""
 
     dataset_name: str | None = as_in_training("dataset_name")
     dataset_config_name: str | None = as_in_training("dataset_config_name")
@@ -32,11 +45,9 @@ class ImageOptions:
     allowed_data_dirs: tuple[str, ...] | None = as_in_training("allowed_data_dirs")
     train_shards: tuple[str, ...] | None = as_in_training("train_shards")
     shards_image_key: str | None = as_in_training("shards_image_key")
-    shards_caption_key: str | None = as_in_training("shards_caption_key")
     allow_shell_urls: bool = as_in_training("allow_shell_urls")
     generated_circles: int | None = as_in_training("generated_circles")
     image_column: str = as_in_training("image_column")
-    caption_column: str = as_in_training("caption_column")
     max_train_samples: int | None = as_in_training("max_train_samples")
     streaming: bool = as_in_training("streaming")
     cache_dir: str | None = as_in_training("cache_dir")
@@ -50,7 +61,15 @@ class ImageOptions:
 
 
 @dataclass(frozen=True)
-class DataOptions(ImageOptions):
+class CaptionedOptions(ImageOptions):
+    """What names images and captions."""
+
+    shards_caption_key: str | None = as_in_training("shards_caption_key")
+    caption_column: str = as_in_training("caption_column")
+
+
+@dataclass(frozen=True)
+class DataOptions(CaptionedOptions):
     """What names training pairs."""
 
     shards_conditioning_key: str | None = as_in_training("shards_conditioning_key")
@@ -99,8 +118,8 @@ class PackingOptions(ImageOptions):
 
 
 @dataclass(frozen=True)
-class PackOptions(DataOptions, PackingOptions):
-    """Flags of `pack`."""
+class PackingPairsOptions(PackingOptions):
+    """Flags of whatever packs images with conditions that there are."""
 
     conditioning_interpolation: InterpolationMode | None = _output(  # noqa: RUF009
         None,
@@ -116,12 +135,42 @@ class PackOptions(DataOptions, PackingOptions):
 
 
 @dataclass(frozen=True)
-class AnnotateOptions(PackingOptions):
+class PackOptions(DataOptions, PackingPairsOptions):
+    """Flags of `pack`."""
+
+
+@dataclass(frozen=True)
+class AnnotateOptions(CaptionedOptions, PackingOptions):
     """Flags of `annotate`."""
 
     condition: ConditionName | None = _output(  # noqa: RUF009 (a name for a Literal)
         None, "What to make of each image."
     )
+    annotator_model: str | None = _model(
+        None,
+        "The model that makes it: a folder, or a name on the Hub; for landmarks, dlib's file of 68 points. Without it, "
+        "the usual one: " + ", ".join(f"{name} {model}" for name, model in DEFAULT_ANNOTATORS.items() if model) + ".",
+    )
+    batch_size: int = _model(8, _ROWS, must_be=[within(1, _MOST_ROWS)])
+
+    @property
+    def model_condition(self) -> ModelCondition | None:
+        """The condition, where it is a model that makes it."""
+        return next((name for name in DEFAULT_ANNOTATORS if name == self.condition), None)
+
+
+@dataclass(frozen=True)
+class CaptionOptions(PackingPairsOptions):
+    """Flags of `caption`."""
+
+    shards_conditioning_key: str | None = as_in_training("shards_conditioning_key")
+    conditioning_image_column: str | None = _data(
+        None, "The column of the condition images, to keep them. Without it, those of tars and of prompt.json are."
+    )
+    captioner_model: str = _model(
+        "Salesforce/blip-image-captioning-base", "The BLIP model that looks: a folder, or a name on the Hub."
+    )
+    batch_size: int = _model(8, _ROWS, must_be=[within(1, _MOST_ROWS)])
 
 
 @dataclass(frozen=True)

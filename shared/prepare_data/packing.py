@@ -1,19 +1,21 @@
 """`pack`: shards of any data, each of so many of the source's samples, whatever was done before and by how many.
 
-`annotate` packs too: samples whose condition it makes.
+`annotate` and `caption` pack too: samples whose condition or caption they make.
 """
 
+import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import webdataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from shared.config import TrainConfig
 from shared.config.validation import check_output_dir
 from shared.data.decoded_pairs import PairDecoder, conditioning_interpolation
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
@@ -22,7 +24,7 @@ from shared.data.sources.shard_keys import shard_keys
 from shared.prepare_data.indexing import index_shards
 from shared.prepare_data.members import Members, Storing, members_of
 from shared.prepare_data.numbered import NumberedSample, in_groups, numbered
-from shared.prepare_data.options import PackingOptions, PackOptions
+from shared.prepare_data.options import PackingOptions, PackingPairsOptions, PackOptions
 from shared.prepare_data.packed_folder import CARD, Done, LeftOut, PackedFolder
 from shared.prepare_data.parallel import in_order, threads_of
 from shared.run.folder import make_output_folder
@@ -36,25 +38,36 @@ CIRCLES_SIDE = 512  # pixels, without --resolution
 _LONGEST_REASON = 1500  # characters: two paths, each already cut
 
 
-MembersOf = Callable[[int, RawSample], Members]
-"""Of a sample and its number. It raises BadSampleError where it cannot be used."""
+Opened = TypeVar("Opened")
+
+Packed = tuple[int, Members | LeftOut]
+"""What becomes of the sample of a number."""
+
+Packing = Callable[[Iterator[NumberedSample], int], Iterator[Packed]]
+"""What becomes of some samples, in their order, of which so many threads read."""
 
 
 def run(options: PackOptions) -> int:
     """Pack, or go on where an earlier call of it was."""
     path = output_folder(options)
     training = options.training(resolution=options.resolution or CIRCLES_SIDE)
-    storing = Storing(None if options.resolution is None else PairDecoder(training), options.jpeg_quality)
-    settings = {}
-    if storing.resized is not None:
-        settings = {
-            "conditioning_interpolation": conditioning_interpolation(training),
-            "mismatched_pairs": options.mismatched_pairs,
-        }
-    exit_code = pack(path, open_source(training), options, lambda number, sample: members_of(sample, storing), settings)
+    storing, settings = storing_of(options, training)
+    packing = one_by_one(lambda number, sample: members_of(sample, storing))
+    exit_code = pack(path, open_source(training), options, packing, settings)
     if storing.resized is not None:
         storing.resized.report()
     return exit_code
+
+
+def storing_of(options: PackingPairsOptions, training: TrainConfig) -> tuple[Storing, dict[str, Any]]:
+    """How pairs are stored, and what of that decides the members beside the options of whatever packs."""
+    if options.resolution is None:
+        return Storing(None, options.jpeg_quality), {}
+    settings = {
+        "conditioning_interpolation": conditioning_interpolation(training),
+        "mismatched_pairs": options.mismatched_pairs,
+    }
+    return Storing(PairDecoder(training), options.jpeg_quality), settings
 
 
 def output_folder(options: PackingOptions) -> Path:
@@ -65,14 +78,46 @@ def output_folder(options: PackingOptions) -> Path:
     return Path(options.output_dir)
 
 
-def pack(path: Path, source: Source, options: PackingOptions, members: MembersOf, settings: Mapping[str, Any]) -> int:
+def one_by_one(members: Callable[[int, RawSample], Members]) -> Packing:
+    """Packing of samples that have nothing to do with each other.
+
+    Args:
+        members: of a sample and its number, from several threads; it raises BadSampleError where that cannot be used.
+    """
+    return partial(_opened, members)
+
+
+def in_batches(
+    open_sample: Callable[[int, RawSample], Opened], finish: Callable[[Sequence[Opened]], Sequence[Members]], rows: int
+) -> Packing:
+    """Packing of samples that a model sees several of at once.
+
+    Args:
+        open_sample: as `members` of `one_by_one`, what `finish` needs of a sample.
+        finish: the members of samples, from one thread; never of none.
+        rows: how many samples at once, the bad ones among them. Always the same ones, so that what is interrupted and
+            taken up again is the same to the last bit.
+    """
+
+    def packed(samples: Iterator[NumberedSample], threads: int) -> Iterator[Packed]:
+        opened = _opened(open_sample, samples, threads)
+        while some := list(itertools.islice(opened, rows)):
+            usable = [content for _, content in some if not isinstance(content, LeftOut)]
+            finished = iter(finish(usable) if usable else ())
+            for number, content in some:
+                yield number, content if isinstance(content, LeftOut) else next(finished)
+
+    return packed
+
+
+def pack(path: Path, source: Source, options: PackingOptions, packing: Packing, settings: Mapping[str, Any]) -> int:
     """Write shards of a source's samples, or go on with them.
 
     Args:
         path: of their folder, which is made.
         source: all of its samples are packed.
         options: how.
-        members: what makes members of a sample, from several threads.
+        packing: what makes members of samples.
         settings: what decides the members beside the source and the options.
 
     Raises:
@@ -84,7 +129,7 @@ def pack(path: Path, source: Source, options: PackingOptions, members: MembersOf
         if folder.is_finished:
             logger.info("%s holds these shards already; there is nothing left to do", shown(path))
             return 0
-        shards = _pack(options, source, folder, members)
+        shards = _pack(options, source, folder, packing)
         _check_some(source, shards)
         threads = threads_of(options.num_workers)
         index_shards([folder.shard(number) for number in range(len(shards))], shard_keys(None, None, None), threads)
@@ -114,7 +159,7 @@ def _settings(options: PackingOptions, source: Source) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def _pack(options: PackingOptions, source: Source, folder: PackedFolder, members: MembersOf) -> list[Done]:
+def _pack(options: PackingOptions, source: Source, folder: PackedFolder, packing: Packing) -> list[Done]:
     threads, skipped = threads_of(options.num_workers), SkippedSamples(options.max_skipped_samples)
     total = len(source) if isinstance(source, RandomAccessSource) else None
     shards: list[Done] = []
@@ -126,22 +171,30 @@ def _pack(options: PackingOptions, source: Source, folder: PackedFolder, members
                     skipped.add(left_out.sample, BadSampleError(left_out.reason))
                 bar.update(done.samples + len(done.left_out))
             else:
-                packed = _progressing(bar, in_order(partial(_packed, members), group, threads))
+                packed = _progressing(bar, packing(group, threads))
                 done = folder.write_shard(number, partial(_write, packed, skipped))
             shards.append(done)
     return shards
 
 
-def _packed(members: MembersOf, sample: NumberedSample) -> tuple[int, Members | LeftOut]:
+def _opened(
+    open_sample: Callable[[int, RawSample], Opened], samples: Iterator[NumberedSample], threads: int
+) -> Iterator[tuple[int, Opened | LeftOut]]:
+    return in_order(partial(_opened_one, open_sample), samples, threads)
+
+
+def _opened_one(
+    open_sample: Callable[[int, RawSample], Opened], sample: NumberedSample
+) -> tuple[int, Opened | LeftOut]:
     number, read = sample
     raw = read()
     try:
-        return number, members(number, raw)
+        return number, open_sample(number, raw)
     except BadSampleError as error:
         return number, LeftOut(shown(raw.name), shown(error, _LONGEST_REASON))
 
 
-def _write(packed: Iterator[tuple[int, Members | LeftOut]], skipped: SkippedSamples, path: Path) -> Done:
+def _write(packed: Iterator[Packed], skipped: SkippedSamples, path: Path) -> Done:
     samples, left_out = 0, list[LeftOut]()
     # Without a time in it, the same samples make the same bytes.
     with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as writer:
@@ -155,9 +208,7 @@ def _write(packed: Iterator[tuple[int, Members | LeftOut]], skipped: SkippedSamp
     return Done(samples, left_out)
 
 
-def _progressing(
-    bar: "tqdm[Any]", packed: Iterator[tuple[int, Members | LeftOut]]
-) -> Iterator[tuple[int, Members | LeftOut]]:
+def _progressing(bar: "tqdm[Any]", packed: Iterator[Packed]) -> Iterator[Packed]:
     for one in packed:
         bar.update()
         yield one

@@ -2,6 +2,7 @@
 
 FOLDER/model                          a tiny Stable Diffusion with random weights
 FOLDER/{xl_model,xl_controlnet}       a tiny Stable Diffusion XL, and a ControlNet for it
+FOLDER/{depth,segmentation,captions}  tiny models of transformers, for `prepare_data annotate` and `caption`
 FOLDER/{flax,torch}_run/checkpoint-2  what a run of `checkpoint_words` would have saved, in the files of either backend
 """
 
@@ -25,6 +26,7 @@ from shared.checkpoints.portable import AVERAGE_FILE, CONTROLNET_FOLDER, OPTIMIZ
 from shared.config import parse_command_line
 from shared.run.setup import plan_steps, prepare
 from tests.hostile.words import CHECKPOINT, STEP, checkpoint_words
+from tests.torch_trainer.prepare_data.tiny_models import write_captioner, write_depth_model, write_segmentation_model
 
 _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 
@@ -32,6 +34,9 @@ _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 def main(folder: Path) -> None:
     write_random_model(ARCHITECTURES["tiny"], folder / "model")
     write_random_model(ARCHITECTURES["tiny_xl"], folder / "xl_model")
+    write_depth_model(folder / "depth")
+    write_segmentation_model(folder / "segmentation")
+    (write_captioner(folder / "captions") / "vocab.txt").unlink()  # in tokenizer.json too
     unet = FlaxUNet2DConditionModel.from_config(ARCHITECTURES["tiny_xl"].unet)
     FlaxControlNetModel.from_unet(unet).save_pretrained(folder / "xl_controlnet")
     config = parse_command_line(checkpoint_words(folder, folder / "flax_run"), "flax")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.config import TrainConfig
-from shared.data.sample import BadSampleError, RawSample, captions_of
+from shared.data.sample import NO_CAPTIONS, BadSampleError, RawSample, captions_of
 from shared.data.sources.base import Manifest
 from shared.data.sources.json_lines import read_rows, text_of
 from shared.data.sources.named_files import NamedFiles, allowed_folders
@@ -149,8 +149,10 @@ def _find_keys(metadata: Path, image_column: str, conditioning_image_column: str
         raise UserError(f"{shown(metadata)} lists no samples; expected one JSON object per line")
     present = first[1]
     image = _first(present, f"{image_column}_file_name", image_column, "file_name")
-    conditioning_image = _first(present, f"{conditioning_image_column}_file_name", conditioning_image_column)
-    caption = _first(present, caption_column)
+    conditioning_image = image  # where conditions are about to be made of the images
+    if conditioning_image_column != image_column:
+        conditioning_image = _first(present, f"{conditioning_image_column}_file_name", conditioning_image_column)
+    caption = NO_CAPTIONS if caption_column == NO_CAPTIONS else _first(present, caption_column)
     if image is None or conditioning_image is None or caption is None:
         return None
     return Keys(image, conditioning_image, caption)

@@ -14,14 +14,14 @@ import huggingface_hub
 
 from shared.config import TrainConfig
 from shared.data.addresses import local_path, scheme_of, zip_parts
-from shared.data.sample import BadSampleError, EncodedImage, RawSample, captions_of
+from shared.data.sample import NO_CAPTIONS, BadSampleError, EncodedImage, RawSample, captions_of
 from shared.data.sources.base import Manifest, RandomAccessSource, StreamSource
 from shared.data.sources.named_files import NamedFiles, allowed_folders
 from shared.data.sources.shard_keys import IMAGE_ENDINGS
 from shared.data.sources.shuffling import buffered_shuffle
 from shared.outgoing.redaction import redacted
 from shared.randomness import Purpose, generator
-from shared.untrusted import check_plain_files, foreign_library, read_json, shown
+from shared.untrusted import MIB, check_plain_files, foreign_library, open_file, read_json, shown
 from shared.user_errors import UserError
 
 Columns = tuple[str, str, str]  # image, conditioning image, caption
@@ -31,6 +31,8 @@ _MOST_LISTED, _LONGEST_LISTED = 30, 60  # in a message
 _NUMBERS = ("int", "uint", "float", "bool", "decimal")  # beginnings of what pyarrow calls such columns
 
 _REPAIR = "Download or write it again."
+_TEXTS = (".json", ".jsonl", ".csv", ".txt")
+_LONGEST_LINE = 256 * MIB  # people do write a whole list of samples as one
 _PICTURE_ENDINGS = {f".{ending}" for ending in (*IMAGE_ENDINGS, "gif", "avif", "jp2")}
 
 # What save_to_disk writes; its tables are read from wherever the state says.
@@ -89,7 +91,7 @@ class HuggingFaceSource:
         fingerprint: str,
     ) -> None:
         self._dataset, self._columns, self._location, self._files = dataset, columns, redacted(location), files
-        self._captions = dataset.select_columns([columns[2]])
+        self._captions = dataset.select_columns([column for column in columns[2:] if column != NO_CAPTIONS])
         self._images = dataset.select_columns([columns[0]])
         self.manifest: Manifest = {
             "kind": "huggingface",
@@ -113,7 +115,7 @@ class HuggingFaceSource:
         """Without reading the images."""
         with foreign_library(f"{shown(self._location)}[{index}] cannot be read", _REPAIR):
             row = self._captions[index]
-        return captions_of(row[self._columns[2]])
+        return captions_of(row.get(self._columns[2]))
 
     def header(self, index: int) -> EncodedImage | None:
         """See `header_at`."""
@@ -280,6 +282,21 @@ def _check_data_files(builder: datasets.DatasetBuilder, files: NamedFiles) -> No
             if scheme_of(inner) is None and not _is_picture(inner):
                 files.check_own(Path(local_path(inner)))
                 check_plain_files([Path(local_path(inner))])
+                _check_first_line(Path(local_path(inner)))
+
+
+def _check_first_line(path: Path) -> None:
+    """Raises UserError for a text that begins with a line which fits no memory: the library reads up to its end."""
+    if path.suffix.lower() not in _TEXTS:
+        return
+    with open_file(path) as file:
+        for _ in range(_LONGEST_LINE // MIB):
+            part = file.read(MIB)
+            if len(part) < MIB or b"\n" in part:
+                return
+    raise UserError(
+        f"{shown(path)} begins with a line of more than {_LONGEST_LINE // MIB} MiB. Write one sample per line."
+    )
 
 
 def _is_picture(name: str) -> bool:
@@ -306,7 +323,7 @@ def _check_columns(present: list[str], columns: Columns, where: str) -> None:
     flags = ("--image_column", "--conditioning_image_column", "--caption_column")
     listed = ", ".join(shown(column, _LONGEST_LISTED) for column in present[:_MOST_LISTED])
     for flag, column in zip(flags, columns, strict=True):
-        if column not in present:
+        if column not in present and column != NO_CAPTIONS:
             raise UserError(
                 f"{flag} is {column!r}, but {where} has the columns {listed or '(none)'}; set {flag} to one of those"
             )
@@ -324,7 +341,7 @@ def _check_captions(feature: Any, column: str, where: str) -> None:
 
 
 def _undecoded(dataset: Any, columns: Columns) -> Any:
-    dataset = dataset.with_format(None).select_columns(list(dict.fromkeys(columns)))
+    dataset = dataset.with_format(None).select_columns([*dict.fromkeys(filter(NO_CAPTIONS.__ne__, columns))])
     for column in columns[:2]:
         if isinstance((dataset.features or {}).get(column), datasets.Image):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
@@ -350,11 +367,12 @@ def _image(value: Any, files: NamedFiles) -> EncodedImage | None:
 
 
 def _fingerprint(dataset: datasets.Dataset, columns: Columns) -> str:
-    """A hash of the captions in their order.
+    """A hash of the captions in their order, where they are asked for.
 
     datasets' own fingerprint covers modification times, and would call a copy of the same data another dataset.
     """
     digest = hashlib.sha256(json.dumps([len(dataset), columns]).encode())
-    for rows in dataset.select_columns([columns[2]]).iter(batch_size=_FINGERPRINT_ROWS):
-        digest.update(json.dumps(rows[columns[2]], default=str).encode())
+    if columns[2] != NO_CAPTIONS:
+        for rows in dataset.select_columns([columns[2]]).iter(batch_size=_FINGERPRINT_ROWS):
+            digest.update(json.dumps(rows[columns[2]], default=str).encode())
     return digest.hexdigest()

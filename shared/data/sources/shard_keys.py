@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from shared.data.sample import BadSampleError, RawSample, captions_of
+from shared.data.sample import NO_CAPTIONS, BadSampleError, RawSample, captions_of
 from shared.data.sources.json_lines import Text, text_of
 from shared.untrusted import MIB, shown
 from shared.untrusted.pictures import LARGEST_FILE
@@ -37,7 +37,7 @@ _META = re.compile(r"__[^/]*__($|/)")
 
 @dataclass(frozen=True)
 class ShardKeys:
-    """Extensions that may hold each part, best first."""
+    """Extensions that may hold each part, best first; none of captions where those are not asked for."""
 
     image: tuple[str, ...]
     conditioning_image: tuple[str, ...]
@@ -66,7 +66,8 @@ class ShardKeys:
         seen = sorted(extensions)
         listed = ", ".join(shown(extension, _LONGEST_LISTED) for extension in seen[:_MOST_LISTED])
         flags = ("--shards_image_key", "--shards_conditioning_key", "--shards_caption_key")
-        missing = [flag for flag, found in zip(flags, self.find(seen), strict=True) if found is None]
+        wanted = (self.image, self.conditioning_image, self.caption)
+        missing = [flag for flag, found, of in zip(flags, self.find(seen), wanted, strict=True) if of and found is None]
         if missing:
             raise UserError(
                 f"the first sample of {where} has the keys {listed}, among which no image, conditioning image "
@@ -79,11 +80,13 @@ def shard_keys(image: str | None, conditioning_image: str | None, caption: str |
 
     By default the image is `image.<ending>`, `target.<ending>` or plain `<ending>`; the condition `<name>.<ending>`
     with a name such as conditioning_image, cond, source; the caption `text.txt`, `caption.txt`, `txt`, `json`, ….
+    `NO_CAPTIONS` stands for none.
     """
+    usual = (*_with_endings(_CAPTION_NAMES, ("txt", "json")), "txt", "json")
     return ShardKeys(
         _given(image) or (*_with_endings(_IMAGE_NAMES, IMAGE_ENDINGS), *IMAGE_ENDINGS),
         _given(conditioning_image) or _with_endings(_CONDITIONING_NAMES, IMAGE_ENDINGS),
-        _given(caption) or (*_with_endings(_CAPTION_NAMES, ("txt", "json")), "txt", "json"),
+        () if caption == NO_CAPTIONS else _given(caption) or usual,
     )
 
 

@@ -21,6 +21,8 @@ _LARGEST_EXTENSION = MIB  # a name has 4096 bytes at most; the rest are extended
 _MOST_EXTENSIONS = 16  # of one member, which has a name, a link's name and a set of attributes, or two
 _CHUNK = MIB
 
+_LARGEST_PADDING = 16 * MIB  # after the end; tar fills up to 10 KiB, unless it is told otherwise
+
 _UNBOUNDED = 1024 * MIB
 _MOST_EXPANSION = 100  # beyond that many bytes. Pictures are packed already; gzip makes 1000 bytes of zeros into one.
 
@@ -149,9 +151,11 @@ def _next_member(content: Content) -> tarfile.TarInfo | None:
     """The next header that is not itself about the next one, with what those say about it; None at the end."""
     name: str | None = None
     size: int | None = None
-    for _ in range(_MOST_EXTENSIONS):
+    for extensions in range(_MOST_EXTENSIONS):
         member = _header(content)
         if member is None:
+            if extensions:  # of a member that is not there
+                raise EndsTooEarlyError
             return None
         if member.type == tarfile.GNUTYPE_SPARSE:
             raise DamagedTarError("it has sparse members; write it without them")
@@ -176,6 +180,7 @@ def _header(content: Content) -> tarfile.TarInfo | None:
     if not block and begin == 0:
         raise DamagedTarError("it is empty")
     if not block.strip(b"\0"):  # the end; some programs cut its zeros short
+        _check_nothing_follows(content, begin)
         return None
     if len(block) < tarfile.BLOCKSIZE and begin:
         raise EndsTooEarlyError
@@ -188,6 +193,20 @@ def _header(content: Content) -> tarfile.TarInfo | None:
     if header.size < 0:
         raise DamagedTarError(f"the header at byte {begin} claims {header.size} bytes")
     return header
+
+
+def _check_nothing_follows(content: Content, end: int) -> None:
+    """Where blocks were never written, or got lost, zeros stand in the middle, and all that follows would go unread."""
+    while content.position - end <= _LARGEST_PADDING:
+        part = content.read(_CHUNK)
+        if part.strip(b"\0"):
+            raise DamagedTarError(
+                f"zeros at byte {end} end it, and more follows: a part of it was not written, or several tars are in "
+                "one file"
+            )
+        if len(part) < _CHUNK:
+            return
+    raise DamagedTarError(f"zeros at byte {end} end it, and {_LARGEST_PADDING // MIB} MiB of them and more follow")
 
 
 def _extension(content: Content, header: tarfile.TarInfo) -> bytes:

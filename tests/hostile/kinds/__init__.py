@@ -33,6 +33,8 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("data", "shared", "data", 6),
+        Kind("preparation", "shared", "preparation", 3),
+        Kind("prepared", "shared", "prepared", 3),
         Kind("comparison", "shared", "comparison", 3),
         Kind("configuration", "shared", "configuration", 2),
         Kind("card", "shared", "card", 1),
@@ -42,6 +44,7 @@ KINDS = {
         Kind("torch_model", "torch", "torch_model", 2),
         Kind("torch_xl_model", "torch", "torch_xl_model", 1),
         Kind("torch_checkpoint", "torch", "torch_checkpoint", 2),
+        Kind("annotator", "torch", "annotator", 1),
     )
 }
 SIDES = ("proofs", "shared", "flax", "torch")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -61,10 +61,41 @@ class Pair:
         return self.caption.decode("utf-8", "surrogatepass")
 
 
-def build(case: Case) -> Attempt:
-    """A case of its recipe, whose number says which."""
+class HostileData(NamedTuple):
+    """What a recipe has written.
+
+    Attributes:
+        what: is hostile about it, in a few words.
+        values: the flags that name it.
+        is_honest: nothing is.
+        may_show: files outside of its folder may be shown, for the user lets them.
+        private: as of an `Attempt`.
+    """
+
+    what: str
+    values: Values
+    is_honest: bool
+    may_show: bool
+    private: tuple[Path, ...]
+
+
+def hostile_data(case: Case) -> HostileData:
+    """By the recipe that the case's number says."""
     recipe = _RECIPES[place_of(case.number).rank % len(_RECIPES)]
     what, values = recipe(case)
+    is_allowed = recipe is _allowed_folder
+    # A shard is named by the user.
+    private = () if is_allowed or recipe is _displaced_shard else (case.outside,)
+    return HostileData(what, values, recipe is _nothing or is_allowed, is_allowed, private)
+
+
+def build(case: Case) -> Attempt:
+    """A case of its recipe, read as a training reads it."""
+    return training_on(case, hostile_data(case))
+
+
+def training_on(case: Case, data: HostileData) -> Attempt:
+    """Two batches."""
     config = TrainConfig(
         resolution=32,
         seed=case.below(100),
@@ -72,18 +103,14 @@ def build(case: Case) -> Attempt:
         dataloader_num_workers=pick(case, (0, 0, 2)),
         mismatched_pairs="crop",  # honest pictures are of several shapes
         cache_dir=str(case.folder / "cache"),
-        **values,
+        **data.values,
     )
     training = _Training(config)
-    if recipe is _allowed_folder:
-        return Attempt(what, training.run, is_honest=True)
-    return Attempt(
-        what,
-        training.run,
-        lambda: training.signs(case),
-        is_honest=recipe is _nothing,
-        private=() if recipe is _displaced_shard else (case.outside,),  # a shard is named by the user
-    )
+
+    def signs() -> Iterator[Sign]:
+        return iter(()) if data.may_show else training.signs(case)
+
+    return Attempt(data.what, training.run, signs, is_honest=data.is_honest, private=data.private)
 
 
 class _Training:
@@ -121,7 +148,7 @@ class _Training:
         if any(case.secret in caption for caption in self._captions):
             yield Sign(Outcome.LEAKED, "a caption comes from outside of the data's folder")
         for batch in self._batches:
-            for name in ("pixel_values", "conditioning_pixel_values"):
+            for name in batch.keys() & {"pixel_values", "conditioning_pixel_values"}:
                 if any(are_private_pixels(picture) for picture in batch[name].reshape(-1, *batch[name].shape[-3:])):
                     yield Sign(Outcome.LEAKED, f"{name} hold a picture from outside of the data's folder")
         if any(case.secret in manifest for manifest in self._manifests):

@@ -223,6 +223,14 @@ class _Raw:
         return written
 
 
+def _is_json_inside(text: str) -> bool:
+    """An object or a list, and not "[PAD]"."""
+    try:
+        return text.startswith(("{", "[")) and isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _mutate_once(case: Case, tree: _Raw, extra_keys: Sequence[str]) -> None:
     holder, key = _somewhere(case, tree.root)
     if holder is None:
@@ -230,7 +238,7 @@ def _mutate_once(case: Case, tree: _Raw, extra_keys: Sequence[str]) -> None:
         return
     action = case.rng.random()
     value = holder[key]
-    if isinstance(value, str) and value.startswith(("{", "[")) and action < 0.8:
+    if isinstance(value, str) and _is_json_inside(value) and action < 0.8:
         holder[key] = mutated_json(case, value.encode(), extra_keys).decode("utf-8", "replace")
     elif action < 0.62:
         holder[key] = tree.piece(snippet(case))

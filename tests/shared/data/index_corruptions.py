@@ -48,7 +48,7 @@ def run_cases(folder: Path, numbers: range) -> dict[str, int]:
     for number in numbers:
         rng = np.random.default_rng(number)
         signed = number % 2 == 0
-        path.write_bytes(_forged(rng, honest) if signed else _damaged(rng, honest))
+        path.write_bytes(forged(rng, honest) if signed else damaged(rng, honest))
         found = _all(shards)
         if isinstance(found, str):
             assert signed or any(advice in found for advice in ADVICE), (number, found)
@@ -73,7 +73,7 @@ def _all(shards: list[Path]) -> list[RawSample] | str:
         return str(error)
 
 
-def _damaged(rng: np.random.Generator, content: bytes) -> bytes:
+def damaged(rng: np.random.Generator, content: bytes) -> bytes:
     """A region overwritten, cut, doubled or flipped, or another file in its place."""
     begin = int(rng.integers(len(content)))
     if rng.random() < 0.4:
@@ -100,7 +100,7 @@ def _damaged(rng: np.random.Generator, content: bytes) -> bytes:
             return kinds[int(rng.integers(len(kinds)))]
 
 
-def _forged(rng: np.random.Generator, content: bytes) -> bytes:
+def forged(rng: np.random.Generator, content: bytes) -> bytes:
     """Something else in the description or the records, with digests that are right for it."""
     length = PREFIX.unpack_from(content)[2]
     description = json.loads(content[PREFIX.size : PREFIX.size + length])

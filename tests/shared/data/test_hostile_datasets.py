@@ -35,6 +35,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json", "train.csv"])
+def test_a_line_that_fits_no_memory_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("shared.data.sources.huggingface._LONGEST_LINE", 2**21)
+    with (folder / name).open("wb") as file:
+        file.truncate(2**36)
+    with pytest.raises(ValueError, match=rf"{name} begins with a line of more than 2 MiB"):
+        open_source(config(train_data_dir=str(folder)))
+
+
 DAMAGED_JSON = [b"null", b"[]", b"", b"\xff", b"[" * 10**5]
 
 FILES = ["data.csv", "README.md", "metadata.jsonl", "prompt.json", "train.parquet", "sub/data.json"]

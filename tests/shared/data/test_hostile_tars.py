@@ -101,6 +101,36 @@ def test_a_tar_that_ends_in_a_header_names_the_member_before_it(tmp_path: Path, 
         all_of(packed(tmp_path, whole[: first + 100], how))
 
 
+@pytest.mark.parametrize("how", ["tar", "pipe"])
+@pytest.mark.parametrize("hole", ["a header", "a member", "an end"])
+def test_what_stands_behind_a_hole_is_not_lost_unsaid(tmp_path: Path, hole: str, how: str) -> None:
+    """Zeros end a tar. Where a disk was full they stand in the middle; behind them everything would go unread."""
+    first, second = tar(sample("0"), end=False), tar(sample("1"))
+    content = {
+        "a header": first + bytes(512) + second[512:],
+        "a member": first + bytes(len(tar(sample("1")[:1], end=False))) + second,
+        "an end": tar(sample("0")) + second,
+    }[hole]
+    with pytest.raises(ValueError, match=rf"zeros at byte {len(first)} end it, and more follows"):
+        all_of(packed(tmp_path, content, how))
+
+
+@pytest.mark.parametrize("how", ["tar", "pipe"])
+def test_zeros_after_the_end_are_none_of_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    whole = tar(sample("0"))
+    assert len(all_of(packed(tmp_path, whole + bytes(2**21), how))) == 1
+    monkeypatch.setattr("shared.data.sources.tar_reading._LARGEST_PADDING", 2**20)
+    with pytest.raises(ValueError, match="1 MiB of them and more follow"):
+        all_of(packed(tmp_path, whole + bytes(2**22), how))
+
+
+@pytest.mark.parametrize("how", ["tar", "pipe"])
+def test_a_header_extension_without_its_member_is_an_early_end(tmp_path: Path, how: str) -> None:
+    content = tar(sample("0"), end=False) + pax(path="1.image.png") + bytes(1024)
+    with pytest.raises(ValueError, match=rf"ends too early, after {sample('0')[-1][0]}"):
+        all_of(packed(tmp_path, content, how))
+
+
 @pytest.mark.parametrize("how", ["tar.gz", "tar.bz2", "tar.xz"])
 def test_a_packed_tar_that_ends_too_early_names_a_member(tmp_path: Path, how: str) -> None:
     noise = np.random.default_rng(0).bytes(2_500_000)  # bzip2 packs blocks of 900,000 bytes

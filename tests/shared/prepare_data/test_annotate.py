@@ -15,10 +15,10 @@ from shared.data.preprocessing import decode
 from shared.data.sources import RandomAccessSource, open_source
 from shared.prepare_data.command import main
 from shared.prepare_data.conditions import make_condition
-from shared.prepare_data.options import ConditionName
+from shared.prepare_data.options import ComputedCondition
 from tests.shared.data.pictures import config, loader, pairs, write_image_folder, write_images, write_prompt_json
 
-NAMES: tuple[ConditionName, ...] = get_args(ConditionName)
+NAMES: tuple[ComputedCondition, ...] = get_args(ComputedCondition)
 
 
 def picture(height: int = 96, width: int = 160) -> npt.NDArray[np.uint8]:
@@ -29,12 +29,14 @@ def picture(height: int = 96, width: int = 160) -> npt.NDArray[np.uint8]:
     return np.where(disc_HW[..., None], (255, 250, 5), slopes_HWC).astype(np.uint8)
 
 
-def made(name: ConditionName, seed: int = 0, image_HWC: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+def made(
+    name: ComputedCondition, seed: int = 0, image_HWC: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8]:
     return make_condition(name, picture() if image_HWC is None else image_HWC, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_condition_is_a_function_of_image_and_seed(name: ConditionName) -> None:
+def test_a_condition_is_a_function_of_image_and_seed(name: ComputedCondition) -> None:
     image_HWC = picture()
     before = image_HWC.copy()
     condition = made(name, 3, image_HWC)
@@ -75,7 +77,7 @@ def test_palettes_are_squares_of_their_means() -> None:
 
 
 @pytest.mark.parametrize("name", ["blur", "tile"])
-def test_detail_is_lost_and_brightness_is_not(name: ConditionName) -> None:
+def test_detail_is_lost_and_brightness_is_not(name: ComputedCondition) -> None:
     rng = np.random.default_rng(1)
     image_HWC = rng.integers(0, 256, (128, 128, 3), np.uint8)
     for seed in range(5):
@@ -140,6 +142,12 @@ def test_images_and_captions_become_shards_that_train(tmp_path: Path, layout: st
     assert (tmp_path / "again" / "000000.tar").read_bytes() == (tmp_path / "shards" / "000000.tar").read_bytes()
 
 
+def test_a_list_of_images_alone_needs_no_flag_and_no_library(tmp_path: Path) -> None:
+    words = layouts(tmp_path / "data", "metadata.jsonl")[:2]
+    assert annotate(tmp_path / "shards", *words, "--condition", "grey") == 0
+    assert json.loads((tmp_path / "shards" / "packed.json").read_text())["settings"]["data"]["kind"] == "image_folder"
+
+
 def test_edges_are_stored_in_one_channel(tmp_path: Path) -> None:
     assert annotate(tmp_path, "--generated_circles", 2, "--resolution", 64, "--condition", "canny") == 0
     with tarfile.open(tmp_path / "000000.tar") as tar:
@@ -156,8 +164,10 @@ def test_a_mistake_is_told_in_a_sentence(
     circles = ("--generated_circles", 2, "--resolution", 16)
     assert annotate(tmp_path / "a", *circles) == 2
     assert "--condition is missing: name one of canny, grey, blur, palette, tile, inpaint" in capsys.readouterr().err
-    assert annotate(tmp_path / "a", *circles, "--condition", "depth") == 2
+    assert annotate(tmp_path / "a", *circles, "--condition", "edges") == 2
     assert "--condition must be one of canny, grey" in capsys.readouterr().err
+    assert annotate(tmp_path / "a", *circles, "--condition", "canny", "--annotator_model", "x") == 2
+    assert "--annotator_model is about conditions that a model makes (depth, segmentation" in capsys.readouterr().err
     assert annotate(tmp_path / "a", *circles, "--condition", "tile") == 0
     assert annotate(tmp_path / "a", *circles, "--condition", "blur") == 2
     assert "holds another packing: its condition was" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def test_flags_that_name_data_mean_what_they_mean_in_training() -> None:
     ("words", "said"),
     [
         (["pac"], "'pac' is no subcommand; did you mean pack?"),
-        (["paint"], "expected one of index, pack, annotate, cache, check, show"),
+        (["paint"], "expected one of index, pack, annotate, caption, cache, check, show"),
         (["index"], "index needs the shards"),
         (["index", "--num_workers", "1"], "index needs the shards"),
         (["index", "absent.tar"], "no file 'absent.tar'"),

@@ -1,4 +1,4 @@
-"""`cache` hands its words on to the backend that is there."""
+"""What models work at is handed on, word for word: `cache` to the backend that is there, the rest to PyTorch."""
 
 import importlib.util
 import os
@@ -77,4 +77,30 @@ def test_a_backend_that_is_not_there_is_a_sentence(
     install(monkeypatch, *installed)
     assert main(["cache", *words]) == 2
     assert said in capsys.readouterr().err
+    assert programs == []
+
+
+HANDED_ON = (
+    ["annotate", "--generated_circles", "4", "--condition", "depth", "--output_dir", "X"],
+    ["caption", "--generated_circles=4", "--output_dir", "X"],
+)
+
+
+@pytest.mark.parametrize("words", HANDED_ON)
+def test_models_run_in_pytorch(monkeypatch: pytest.MonkeyPatch, programs: list[list[str]], words: list[str]) -> None:
+    install(monkeypatch, "flax", "torch")
+    with pytest.raises(Replaced):
+        main(words)
+    assert programs == [["-m", "torch_trainer.prepare_data", *words]]
+
+
+@pytest.mark.parametrize("words", HANDED_ON)
+def test_without_pytorch_models_are_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], programs: list[Any], words: list[str]
+) -> None:
+    install(monkeypatch, "flax")
+    assert main(words) == 2
+    assert "run in PyTorch, which is not installed. Run: pip install torch" in capsys.readouterr().err
+    assert main([*words, "--batch_size", "0"]) == 2
+    assert "--batch_size must be in the range" in capsys.readouterr().err
     assert programs == []
