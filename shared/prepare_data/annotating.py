@@ -41,7 +41,7 @@ def annotated(
     Raises:
         BadSampleError: image or caption is missing or cannot be read.
     """
-    replace(sample, conditioning_image=b"").check()  # which is about to be made
+    replace(sample, conditioning_images=(b"",)).check()  # which is about to be made
     if options.resolution is None:
         image_HWC, image = np.asarray(decode(sample.picture)), image_as_it_is(sample.picture)
     else:
@@ -55,6 +55,6 @@ def _training(options: AnnotateOptions) -> TrainConfig:
     image_keys = shard_keys(options.shards_image_key, None, None).image
     return options.training(
         resolution=options.resolution or CIRCLES_SIDE,
-        conditioning_image_column=options.image_column,
-        shards_conditioning_key=None if options.train_shards is None else ";".join(image_keys),
+        conditioning_image_column=(options.image_column,),
+        shards_conditioning_key=None if options.train_shards is None else (";".join(image_keys),),
     )

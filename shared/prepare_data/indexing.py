@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from shared.data.conditions import numbered_conditions
 from shared.data.sources.indexed_samples import IndexedSamples, indexes_in
-from shared.data.sources.shard_index import SUFFIX, ShardIndex, columns_of
+from shared.data.sources.shard_index import SUFFIX, ShardIndex
 from shared.data.sources.shard_index_writing import ShardContent, read_shard, write_index
 from shared.data.sources.shard_keys import ShardKeys, shard_keys
 from shared.data.sources.shard_locations import expand
@@ -43,7 +44,7 @@ def index_shards(shards: Sequence[Path], keys: ShardKeys, threads: int) -> Path:
         UserError: a shard cannot be read, none holds a sample, or the index cannot be written.
     """
     path = shards[0].with_name(shards[0].name + SUFFIX)
-    columns, contents, saved = columns_of(keys), list[ShardContent](), time.monotonic()
+    columns, contents, saved = keys.columns, list[ShardContent](), time.monotonic()
     try:
         with tqdm(total=len(shards), desc="index", unit="shard", dynamic_ncols=True) as bar:
             for content in _contents(shards, keys, threads):
@@ -64,7 +65,7 @@ def index_shards(shards: Sequence[Path], keys: ShardKeys, threads: int) -> Path:
             f"{shown(path)} cannot be written: {error.strerror}. The index stands beside the shards: make their folder "
             "one that you may write to, and see that the disk is not full."
         ) from error
-    _report(path, contents)
+    _report(path, contents, len(columns))
     return path
 
 
@@ -98,7 +99,7 @@ def _known(folder: Path, keys: ShardKeys) -> dict[str, tuple[ShardIndex, int]]:
         except UserError as error:
             logger.warning("%s", error)
             continue
-        if index.description.columns == columns_of(keys):
+        if index.description.columns == keys.columns:
             known |= {shard.name: (index, number) for number, shard in enumerate(index.description.shards)}
     return known
 
@@ -117,10 +118,10 @@ def _unchanged(shard: Path, known: dict[str, tuple[ShardIndex, int]]) -> ShardCo
     return ShardContent(indexed, *index.content_of(number))
 
 
-def _report(path: Path, contents: Sequence[ShardContent]) -> None:
+def _report(path: Path, contents: Sequence[ShardContent], parts: int) -> None:
     samples = sum(content.shard.samples for content in contents)
     logger.info("%s: %s samples in %s shards", shown(path), f"{samples:,}", f"{len(contents):,}")
-    lacking = np.sum([content.lacking for content in contents], axis=0)
-    for part, count in zip(("image", "condition", "caption"), lacking, strict=True):
+    lacking = np.sum([content.lacking(parts) for content in contents], axis=0)
+    for part, count in zip(("image", *numbered_conditions(parts - 2), "caption"), lacking, strict=True):
         if count:
             logger.warning("%s of them have no %s", f"{count:,}", part)

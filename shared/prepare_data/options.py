@@ -53,8 +53,8 @@ class ImageOptions:
 class DataOptions(ImageOptions):
     """What names training pairs."""
 
-    shards_conditioning_key: str | None = as_in_training("shards_conditioning_key")
-    conditioning_image_column: str = as_in_training("conditioning_image_column")
+    shards_conditioning_key: tuple[str, ...] | None = as_in_training("shards_conditioning_key")
+    conditioning_image_column: tuple[str, ...] = as_in_training("conditioning_image_column")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class IndexOptions:
     """Flags of `index`."""
 
     shards_image_key: str | None = as_in_training("shards_image_key")
-    shards_conditioning_key: str | None = as_in_training("shards_conditioning_key")
+    shards_conditioning_key: tuple[str, ...] | None = as_in_training("shards_conditioning_key")
     shards_caption_key: str | None = as_in_training("shards_caption_key")
     num_workers: int | None = _work(None, _THREADS, must_be=[within(0, _MOST_THREADS)])
 

@@ -18,7 +18,7 @@ from shared.config.validation import check_output_dir
 from shared.data.decoded_pairs import PairDecoder, conditioning_interpolation
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources import RandomAccessSource, Source, open_source
-from shared.data.sources.shard_keys import shard_keys
+from shared.data.sources.shard_keys import condition_members, shard_keys
 from shared.prepare_data.indexing import index_shards
 from shared.prepare_data.members import Members, Storing, members_of
 from shared.prepare_data.numbered import NumberedSample, in_groups, numbered
@@ -51,7 +51,14 @@ def run(options: PackOptions) -> int:
             "conditioning_interpolation": conditioning_interpolation(training),
             "mismatched_pairs": options.mismatched_pairs,
         }
-    exit_code = pack(path, open_source(training), options, lambda number, sample: members_of(sample, storing), settings)
+    exit_code = pack(
+        path,
+        open_source(training),
+        options,
+        lambda number, sample: members_of(sample, storing),
+        settings,
+        training.num_conditions,
+    )
     if storing.resized is not None:
         storing.resized.report()
     return exit_code
@@ -65,7 +72,14 @@ def output_folder(options: PackingOptions) -> Path:
     return Path(options.output_dir)
 
 
-def pack(path: Path, source: Source, options: PackingOptions, members: MembersOf, settings: Mapping[str, Any]) -> int:
+def pack(
+    path: Path,
+    source: Source,
+    options: PackingOptions,
+    members: MembersOf,
+    settings: Mapping[str, Any],
+    conditions: int = 1,
+) -> int:
     """Write shards of a source's samples, or go on with them.
 
     Args:
@@ -74,6 +88,7 @@ def pack(path: Path, source: Source, options: PackingOptions, members: MembersOf
         options: how.
         members: what makes members of a sample, from several threads.
         settings: what decides the members beside the source and the options.
+        conditions: how many a sample has.
 
     Raises:
         UserError: the folder holds something else or cannot be written to, too many samples are bad, or all.
@@ -87,7 +102,8 @@ def pack(path: Path, source: Source, options: PackingOptions, members: MembersOf
         shards = _pack(options, source, folder, members)
         _check_some(source, shards)
         threads = threads_of(options.num_workers)
-        index_shards([folder.shard(number) for number in range(len(shards))], shard_keys(None, None, None), threads)
+        keys = shard_keys(None, condition_members(conditions) if conditions > 1 else None, None)
+        index_shards([folder.shard(number) for number in range(len(shards))], keys, threads)
         folder.finish(shards)
     logger.info(
         "%s: %s samples in %s shards; %s were left out, see %s",
@@ -97,6 +113,9 @@ def pack(path: Path, source: Source, options: PackingOptions, members: MembersOf
         f"{sum(len(done.left_out) for done in shards):,}",
         CARD,
     )
+    if conditions > 1:
+        names = " ".join(condition_members(conditions))
+        logger.info("Its conditions are found with --shards_conditioning_key %s", names)
     return 0
 
 

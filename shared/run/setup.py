@@ -235,6 +235,7 @@ def announce(title: str, prepared: PreparedRun, steps: Steps, *, devices: str, p
     facts: dict[str, Any] = {
         "Devices": devices,
         "Examples": f"{steps.epoch_size or 'an unknown number'}, {data_description(prepared.config)}",
+        **_several_conditions(prepared.config),
         "Batch": steps.batch,
         "Steps": f"{steps.last}, of which {steps.first} are done" if steps.first else steps.last,
         "ControlNet": f"{parameters / 1e6:,.1f} M parameters",
@@ -242,6 +243,13 @@ def announce(title: str, prepared: PreparedRun, steps: Steps, *, devices: str, p
         "Run folder": prepared.output_dir,
     }
     logger.info("%s", banner(title, facts))
+
+
+def _several_conditions(config: TrainConfig) -> dict[str, str]:
+    channels = config.channels_of_conditions
+    if len(channels) == 1:
+        return {}
+    return {"Conditions": f"{' + '.join(map(str, channels))} = {sum(channels)} channels"}
 
 
 def check_resolution(config: TrainConfig, vae_scale_factor: int) -> None:

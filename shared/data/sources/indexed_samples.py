@@ -8,7 +8,7 @@ from typing import overload
 
 import numpy as np
 
-from shared.data.sources.shard_index import SUFFIX, Columns, ShardIndex, columns_of
+from shared.data.sources.shard_index import SUFFIX, Columns, ShardIndex
 from shared.data.sources.shard_keys import ShardKeys
 from shared.data.sources.shard_layout import IndexedSample
 from shared.untrusted import shown
@@ -40,7 +40,7 @@ class IndexedSamples(Sequence[IndexedSample]):
         for shard, (index, number) in zip(self._shards, self._places, strict=True):
             if index.description.shards[number].samples:
                 first = index.sample(number, 0, shard)
-                if None in (first.image, first.conditioning_image, first.caption):
+                if None in first.parts:
                     yield shard
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ def find_index(shards: list[Path], keys: ShardKeys) -> IndexedSamples | None:
     known: dict[tuple[Path, str], tuple[ShardIndex, int]] = {}
     for folder in dict.fromkeys(shard.parent for shard in shards):
         wanted = {shard.name for shard in shards if shard.parent == folder}
-        for index in _usable(folder, wanted, columns_of(keys)):
+        for index in _usable(folder, wanted, keys.columns):
             for number, indexed in enumerate(index.description.shards):
                 known.setdefault((folder, indexed.name), (index, number))
     if not known:

@@ -13,15 +13,14 @@ import numpy as np
 
 from shared.data.sources.shard_index import (
     ABSENT,
-    EXTENSIONS,
     MAGIC,
     PREFIX,
-    RECORD,
-    VERSION,
     Columns,
     Description,
     IndexedShard,
-    columns_of,
+    extensions_of,
+    record_of,
+    version_of,
 )
 from shared.data.sources.shard_keys import ShardKeys
 from shared.data.sources.shard_layout import HEADER, Member
@@ -43,21 +42,20 @@ class ShardContent:
     records: bytes
     keys: bytes
 
-    @property
-    def lacking(self) -> list[int]:
-        """How many samples have no image, no condition, no caption."""
-        records = np.frombuffer(self.records, np.uint8).reshape(-1, RECORD.size)
-        return np.sum(records[:, EXTENSIONS] == ABSENT, axis=0).tolist()
+    def lacking(self, parts: int) -> list[int]:
+        """How many samples lack each of so many parts."""
+        records = np.frombuffer(self.records, np.uint8).reshape(-1, record_of(parts).size)
+        return np.sum(records[:, extensions_of(parts)] == ABSENT, axis=0).tolist()
 
 
 def read_shard(path: Path, keys: ShardKeys) -> ShardContent:
-    """From the headers of a tar. A sample may lack its condition or its caption, which other files may bring.
+    """From the headers of a tar. A sample may lack its conditions or its caption, which other files may bring.
 
     Raises:
         UserError: it is no uncompressed tar, its first sample has no image, or a sample is larger than any honest one.
     """
-    records, names = bytearray(), bytearray()
-    columns = columns_of(keys)
+    records, names, count = bytearray(), bytearray(), 0
+    columns = keys.columns
     with open_file(path) as file:
         status = os.fstat(file.fileno())
         for number, (key, members) in enumerate(member_groups(path)):
@@ -73,7 +71,7 @@ def read_shard(path: Path, keys: ShardKeys) -> ShardContent:
             except OSError as error:
                 raise UserError(f"{shown(path)} cannot be read: {error.strerror}.") from error
             names += name
-    count = len(records) // RECORD.size
+            count += 1
     shard = IndexedShard(path.name, status.st_size, status.st_mtime_ns, count, len(names))
     return ShardContent(shard, bytes(records), bytes(names))
 
@@ -95,7 +93,7 @@ def write_index(path: Path, columns: Columns, contents: Sequence[ShardContent], 
         digest.update(block)
     shards = [content.shard for content in contents]
     description = json.dumps(asdict(Description(columns, shards, fingerprint, digest.hexdigest()))).encode()
-    prefix = PREFIX.pack(MAGIC, VERSION, len(description), hashlib.sha256(description).digest())
+    prefix = PREFIX.pack(MAGIC, version_of(columns), len(description), hashlib.sha256(description).digest())
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -112,7 +110,7 @@ def _blocks(contents: Sequence[ShardContent]) -> Iterator[bytes]:
 
 def _record(file: BinaryIO, columns: Columns, parts: Sequence[Member | None], key_begin: int, key_length: int) -> bytes:
     headers = (read_at(file.fileno(), part.offset - HEADER, HEADER) if part else b"" for part in parts)
-    return RECORD.pack(
+    return record_of(len(columns)).pack(
         *(part.offset if part else 0 for part in parts),
         *(part.size if part else 0 for part in parts),
         *map(zlib.crc32, headers),

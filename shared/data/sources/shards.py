@@ -57,7 +57,7 @@ class ShardSource:
             "location": [str(shard) for shard in shards],
             "samples": len(self._samples),
             "fingerprint": stored_fingerprint or fingerprint_of(self._samples),
-            "columns": [list(keys.image), list(keys.conditioning_image), list(keys.caption)],
+            "columns": keys.columns,
         }
 
     def __len__(self) -> int:
@@ -68,19 +68,18 @@ class ShardSource:
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Without reading the images."""
-        return self._read(replace(self._samples[index], image=None, conditioning_image=None)).captions
+        return self._read(replace(self._samples[index], image=None, conditioning_images=())).captions
 
     def _read(self, sample: IndexedSample) -> RawSample:
-        name = f"{sample.shard}:{sample.key}"
-        parts = (sample.image, sample.conditioning_image, sample.caption)
+        name, parts = f"{sample.shard}:{sample.key}", sample.parts
         defect = next(filter(None, (self._keys.too_large(part.extension, part.size) for part in parts if part)), "")
         if defect:
-            return RawSample(None, None, (), name, defect)
+            return RawSample(None, (), (), name, defect)
         # Opened per sample: thousands of shards would not fit a process's open files, and threads share nothing here.
         with open_file(sample.shard) as file:
-            image, conditioning_image, caption = (_read(sample.shard, file.fileno(), part) for part in parts)
+            image, *conditions, caption = (_read(sample.shard, file.fileno(), part) for part in parts)
         named_caption = (sample.caption.extension, caption) if sample.caption and caption is not None else None
-        return raw_sample(name, image, conditioning_image, named_caption)
+        return raw_sample(name, image, conditions, named_caption)
 
 
 def _samples_in(shards: list[Path], keys: ShardKeys) -> tuple[Sequence[IndexedSample], str | None]:
@@ -101,8 +100,8 @@ def index_shard(shard: Path, keys: ShardKeys) -> Iterator[IndexedSample]:
     for number, (key, members) in enumerate(member_groups(shard)):
         if number == 0:
             keys.check(members, shown(shard))
-        parts = (members[extension] if extension else None for extension in keys.find(members))
-        yield IndexedSample(shard, key, *parts)
+        parts = [members[extension] if extension else None for extension in keys.find(members)]
+        yield IndexedSample.of_parts(shard, key, parts)
     logger.debug("indexed %s", shard)
 
 
@@ -169,8 +168,6 @@ def fingerprint_of(samples: Iterable[IndexedSample]) -> str:
     """A hash of every sample's shard name, key and layout, and not of where the shards lie."""
     digest = hashlib.sha256()
     for sample in samples:
-        parts = (sample.image, sample.conditioning_image, sample.caption)
-        digest.update(
-            repr((sample.shard.name, sample.key, [part and (part.offset, part.size) for part in parts])).encode()
-        )
+        places = [part and (part.offset, part.size) for part in sample.parts]
+        digest.update(repr((sample.shard.name, sample.key, places)).encode())
     return digest.hexdigest()
