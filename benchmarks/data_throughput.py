@@ -159,7 +159,7 @@ def time_of_parts(config: TrainConfig, tokenizer: CLIPTokenizer, samples: int) -
     for index in range(samples):
         sample = timed("read", partial(source.__getitem__, index))
         for decoded, rendered, image in zip(
-            _DECODED, _RENDERED, (sample.image, sample.conditioning_image), strict=True
+            _DECODED, _RENDERED, (sample.image, *sample.conditioning_images), strict=True
         ):
             picture = timed(decoded, partial(decode_picture, image))
             view = view_of(picture.size, (config.resolution, config.resolution))

@@ -21,7 +21,7 @@ import webdataset
 from shared.config import TrainConfig
 from shared.data.candidates import ShuffledCandidates
 from shared.data.sources import RandomAccessSource, open_source
-from shared.data.sources.shard_index import SUFFIX, IndexedShard, columns_of
+from shared.data.sources.shard_index import SUFFIX, IndexedShard
 from shared.data.sources.shard_index_writing import ShardContent, write_index
 from shared.data.sources.shard_keys import shard_keys
 from shared.data.sources.shard_layout import HEADER
@@ -31,7 +31,7 @@ _SIZE = 2**32  # of a shard, which is a hole in the disk
 _KEY_LENGTH = 9
 _POSITION = 1_000_000
 
-_FIELDS = np.dtype(  # those of `RECORD`
+_FIELDS = np.dtype(  # those of a record of one condition
     [
         ("offsets", "<u8", 3),
         ("sizes", "<u4", 3),
@@ -112,7 +112,7 @@ def _write_index(folder: Path, samples: int) -> None:
         keys = "".join(f"{key:0{_KEY_LENGTH}d}" for key in range(begin, begin + count)).encode()
         shard = IndexedShard(path.name, _SIZE, 0, count, len(keys))
         contents.append(ShardContent(shard, records.tobytes(), keys))
-    write_index(folder / f"00000.tar{SUFFIX}", columns_of(shard_keys(None, None, None)), contents, "0" * 64)
+    write_index(folder / f"00000.tar{SUFFIX}", shard_keys(None, None, None).columns, contents, "0" * 64)
 
 
 def _write_tars(folder: Path, samples: int) -> None:

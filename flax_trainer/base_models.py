@@ -211,7 +211,7 @@ def read_configs(config: TrainConfig) -> ModelConfigs:
     controlnet = controlnet_source(config)
     return ModelConfigs(
         unet,
-        ControlNetConfig.from_unet_config(unet, conditioning_channels=config.conditioning_channels)
+        ControlNetConfig.from_unet_config(unet, conditioning_channels=config.control_channels)
         if controlnet is None
         else FlaxControlNetModel.load_config(controlnet),
         FlaxAutoencoderKL.load_config(vae_source(config)),
@@ -242,7 +242,7 @@ def define_models(
         configs.vae,
         configs.controlnet,
         configs.text_encoder_2,
-        config.conditioning_channels,
+        config.control_channels,
     )
     compute = Compute(
         attention=kernel or attention_kernel(config.enable_xformers_memory_efficient_attention, device),

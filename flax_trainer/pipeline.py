@@ -18,6 +18,7 @@ from shared.generate.models import NamedModels, find_models
 from shared.generate.options import GENERATE_FLAGS, GenerateConfig
 from shared.generate.preparation import drawing_of
 from shared.generate.requests import fitted, pair
+from shared.user_errors import UserError
 
 Picture = PIL.Image.Image | np.ndarray
 """As Pillow has it, or uint8 [H,W,3], RGB."""
@@ -73,12 +74,16 @@ class FlaxStableDiffusionControlNetPipeline:
         return cls(config, named, place_models(named))
 
     def __call__(
-        self, prompt: str | Sequence[str], image: Picture | Sequence[Picture], **options: Any
+        self,
+        prompt: str | Sequence[str],
+        image: Picture | Sequence[Picture] | Sequence[Sequence[Picture]],
+        **options: Any,
     ) -> PipelineOutput:
         """Draw; picture n starts from noise that depends on the seed and n alone.
 
         Args:
-            prompt, image: as many of one as of the other, or one of either.
+            prompt, image: as many of one as of the other, or one of either. For a ControlNet of several conditions an
+                image is a sequence of pictures, one of each.
             options: `num_images_per_prompt`, `negative_prompt`, `seed`, `num_inference_steps` (20), `guidance_scale`,
                 `controlnet_conditioning_scale`, `control_guidance_start` and `_end`, `guess_mode`, and `height` and
                 `width`, which otherwise are the first image's.
@@ -87,23 +92,27 @@ class FlaxStableDiffusionControlNetPipeline:
             UserError: values that mean nothing, or that do not go together.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        images = [image] if isinstance(image, PIL.Image.Image | np.ndarray) else list(image)
-        mode = MODES[self._named.config.conditioning_channels]
-        pictures = [_as_pillow(one).convert(mode) for one in images]
+        modes = [MODES[channels] for channels in self._named.config.channels_of_conditions]
+        groups = [
+            [_as_pillow(picture).convert(mode) for picture, mode in zip(group, modes, strict=True)]
+            for group in _groups(image, len(modes))
+        ]
         if not {"height", "width", "resolution"} & options.keys():
-            options |= {"height": pictures[0].height, "width": pictures[0].width}
+            options |= {"height": groups[0][0].height, "width": groups[0][0].width}
         config = dataclasses.replace(self._config, **options)
         check_values(config, GENERATE_FLAGS)
         check_what_goes_together(config)
-        requests = pair(prompts, len(pictures), config.num_images_per_prompt)
+        requests = pair(prompts, len(groups), config.num_images_per_prompt)
         sampler = self._sampler(config, len(requests))
         height, width = sampler.drawing.height, sampler.drawing.width
-        conditions_NHWC = np.stack([fitted(picture, height, width, "bilinear") for picture in pictures])
+        conditions_GHWN = np.stack(
+            [np.concatenate([fitted(one, height, width, "bilinear") for one in group], axis=-1) for group in groups]
+        )
         drawn_RHWC = sampler(
             self._placed.params,
             self._placed.frozen,
             [request.prompt for request in requests],
-            conditions_NHWC[[request.condition for request in requests]],
+            conditions_GHWN[[request.condition for request in requests]],
             [request.number for request in requests],
         )
         return PipelineOutput([PIL.Image.fromarray(image_HWC) for image_HWC in drawn_RHWC])
@@ -127,6 +136,25 @@ class FlaxStableDiffusionControlNetPipeline:
 
 FlaxStableDiffusionXLControlNetPipeline = FlaxStableDiffusionControlNetPipeline
 """The name that diffusers has for it; which kind of model it is, its folder says."""
+
+
+def _groups(
+    image: Picture | Sequence[Picture] | Sequence[Sequence[Picture]], conditions: int
+) -> list[Sequence[Picture]]:
+    """One picture of each condition in each."""
+    images: list[Picture | Sequence[Picture]] = [image] if isinstance(image, Picture) else list(image)
+    pictures = [one for one in images if isinstance(one, Picture)]
+    is_one_group = conditions > 1 and len(pictures) == len(images)
+    groups: list[Sequence[Picture]] = [pictures]
+    if not is_one_group:
+        groups = [[one] if isinstance(one, Picture) else one for one in images]
+    for group in groups:
+        if len(group) != conditions:
+            raise UserError(
+                f"An image of {len(group)} pictures was given, and the ControlNet takes {conditions} conditions: give "
+                "a picture of each."
+            )
+    return groups
 
 
 def _as_pillow(picture: Picture) -> PIL.Image.Image:

@@ -117,7 +117,7 @@ def load_base_models(config: TrainConfig, dtype: torch.dtype, *, unet_source: Mo
         vae_config,
         controlnet_config,
         text_configs[1] if is_xl(unet_config) else None,
-        config.conditioning_channels,
+        config.control_channels,
     )
     text_encoders = TextEncoders(None)
     if not config.encodes_text_beforehand:
@@ -206,7 +206,7 @@ def _load_controlnet(
     source = controlnet_source(config)
     if source is not None:
         return load_model(ControlNetModel, ControlNetConfig, source)
-    channels = config.conditioning_channels
+    channels = config.control_channels
     controlnet_config = ControlNetConfig.from_unet_config(unet_config, conditioning_channels=channels)
     controlnet = ControlNetModel.from_unet(unet, conditioning_channels=channels)
     # What is no copy and not zero, diffusers leaves to chance.

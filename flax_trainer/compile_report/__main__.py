@@ -154,9 +154,7 @@ def _model(config: TrainConfig, model: str | None) -> tuple[ModelConfigs, NoiseS
     if model is None:
         return read_configs(config), NoiseSchedule.from_source(base_source(config, "scheduler"))
     parts = ARCHITECTURES[model]
-    configs = ModelConfigs.of(
-        parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2, config.conditioning_channels
-    )
+    configs = ModelConfigs.of(parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2, config.control_channels)
     return configs, NoiseSchedule.from_config(parts.scheduler)
 
 

@@ -32,8 +32,14 @@ _DIFFERENCES_SHOWN = 20  # all of an honest run's, which has as many settings
 # logging, devices, workers, ...) may change between the parts of a run.
 _MUST_MATCH = [name for name, flag in FLAGS.items() if "resume" in flag.must_match]
 
+
+def _recorded(value: Any) -> Any:
+    """A value as checkpoints hold it: one of a list of one by itself, as where the flag took no more than one."""
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
+
 # For checkpoints that are older than one of these flags.
-_DEFAULTS = {name: FLAGS[name].default for name in _MUST_MATCH}
+_DEFAULTS = {name: _recorded(FLAGS[name].default) for name in _MUST_MATCH}
 
 
 _Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float
@@ -43,7 +49,7 @@ _Value = _Number | str | bool | None
 class Record(TypedDict):
     """What a checkpoint says about the run it belongs to. Versions before the learning rate's part did without it."""
 
-    configuration: dict[str, _Value | list[str]]
+    configuration: dict[str, _Value | list[_Number | str]]
     global_batch_size: Annotated[int, Meta(ge=1, le=2**31)]
     data: dict[str, _Value | list[_Value | list[_Value]]]
     learning_rate: NotRequired[Course]
@@ -104,7 +110,7 @@ def checkpoint_record(
     `total_steps` of the run, where its learning rates are to be kept in mind.
     """
     record = {
-        "configuration": {name: getattr(config, name) for name in _MUST_MATCH},
+        "configuration": {name: _recorded(getattr(config, name)) for name in _MUST_MATCH},
         "global_batch_size": global_batch_size,
         "data": manifest,
     }

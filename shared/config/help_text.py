@@ -47,6 +47,11 @@ def flag_sections(declared: Mapping[str, Flag], backend: Backend, width: int) ->
     ]
 
 
+def default_text(flag: Flag) -> str:
+    """The default as it would be given; of a flag that has one."""
+    return " ".join(map(str, flag.default)) if flag.is_list else f"{flag.default}"
+
+
 def _section(title: str, entries: list[str]) -> str:
     return "\n".join([f"{title}:", *entries])
 
@@ -66,7 +71,7 @@ def _heading(flag: Flag) -> str:
 
 def _body(flag: Flag, backend: Backend) -> str:
     choices = f" One of {', '.join(flag.choices)}." if flag.choices else ""
-    default = "not set" if flag.default is None else "off" if flag.kind is bool else f"{flag.default}"
+    default = "not set" if flag.default is None else "off" if flag.kind is bool else default_text(flag)
     support, fact = "", flag.in_backend(backend)
     if isinstance(fact, Missing):
         what = "Not" if fact.value is None else f"{fact.value} is not"

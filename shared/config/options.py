@@ -25,7 +25,9 @@ from shared.config.flags import (
 )
 
 __all__ = [
+    "CHANNELS_OF_A_PICTURE",
     "FLAGS",
+    "MOST_CONDITIONS",
     "SECRETS",
     "Backend",
     "InterpolationMode",
@@ -55,6 +57,12 @@ _MOST_STEPS = 2**31 - 1
 _DIVISIBLE_BY_VAE_FACTOR = Rule(lambda side: side % 8 == 0, "divisible by 8, which the VAE shrinks by")
 
 _MOST_BUCKETS = 64  # more than the largest --resolution has shapes, each a compilation
+
+CHANNELS_OF_A_PICTURE = Rule(lambda channels: channels in (1, 3), "1 or 3")
+
+MOST_CONDITIONS = 16
+"""Images of one sample; ControlNets of two or three are trained."""
+
 _LARGEST_CROP = 2**16  # pixels; no picture that is opened has longer sides
 
 
@@ -153,9 +161,10 @@ class TrainConfig:
         only_with="train_shards",
         must_match=["compare"],
     )
-    shards_conditioning_key: str | None = _data(
+    shards_conditioning_key: tuple[str, ...] | None = _data(
         None,
-        "The extension of the condition image in the tars. Without it, the usual names are tried.",
+        "The extension of the condition image in the tars, or of each of several, as --conditioning_image_column has "
+        "it. Without it, the usual names of one are tried.",
         only_with="train_shards",
         must_match=["compare"],
     )
@@ -185,8 +194,11 @@ class TrainConfig:
         must_match=["compare"],
     )
     image_column: str = _data("image", "The dataset's column with the target image.", must_match=["compare"])
-    conditioning_image_column: str = _data(
-        "conditioning_image", "The dataset's column with the condition image.", must_match=["compare"]
+    conditioning_image_column: tuple[str, ...] = _data(
+        ("conditioning_image",),
+        "The dataset's column with the condition image, or a column for each of several, whose channels stand side by "
+        "side in this order in what the ControlNet takes.",
+        must_match=["compare"],
     )
     caption_column: str = _data(
         "text", "The dataset's column with a caption, or a list of captions to choose from.", must_match=["compare"]
@@ -235,10 +247,11 @@ class TrainConfig:
         "it, that of the images.",
         must_match=["resume", "compare"],
     )
-    conditioning_channels: int = _data(
-        3,
-        "The channels of a condition, and of what the ControlNet takes: 3 for colours, 1 for grey.",
-        must_be=[Rule(lambda channels: channels in (1, 3), "1 or 3")],
+    conditioning_channels: tuple[int, ...] = _data(
+        (3,),
+        "The channels of a condition image: 3 for colours, 1 for grey; of several, a number for each in their order, "
+        "or one for all. The ControlNet takes all of them together.",
+        must_be=[CHANNELS_OF_A_PICTURE],
         must_match=["resume", "compare"],
     )
     random_crop: bool = _data(
@@ -384,7 +397,9 @@ class TrainConfig:
         is_prompt=True,
     )
     validation_image: tuple[str, ...] | None = _validation(
-        None, "The paths of the condition images for validation: as many as --validation_prompt, or one for all."
+        None,
+        "The paths of the condition images for validation: as many as --validation_prompt, or one for all. Where "
+        "samples have several, one of each in turn: depth_1.png canny_1.png depth_2.png canny_2.png.",
     )
     validation_steps: int = _validation(
         100, "The number of optimizer steps from one validation to the next.", must_be=[at_least(1)]
@@ -550,6 +565,26 @@ class TrainConfig:
         "memory_initial.prof and memory_final.prof, for pprof; PyTorch, of NVIDIA and AMD GPUs alone, to "
         "memory_initial.pickle and memory_final.pickle, for https://pytorch.org/memory_viz.",
     )
+
+    @property
+    def num_conditions(self) -> int:
+        """How many condition images a sample has."""
+        if self.train_shards is not None:
+            return 1 if self.shards_conditioning_key is None else len(self.shards_conditioning_key)
+        # Data that have no columns say it with a number of channels for each.
+        has_columns = self.dataset_name is not None or self.train_data_dir is not None
+        return len(self.conditioning_image_column if has_columns else self.conditioning_channels)
+
+    @property
+    def channels_of_conditions(self) -> tuple[int, ...]:
+        """Of each condition image of a sample, in their order."""
+        channels = self.conditioning_channels
+        return channels * self.num_conditions if len(channels) == 1 else channels
+
+    @property
+    def control_channels(self) -> int:
+        """Of all condition images of a sample, side by side: what the ControlNet takes."""
+        return sum(self.channels_of_conditions)
 
     @property
     def draws_pictures(self) -> bool:

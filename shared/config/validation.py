@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared.config.flags import Backend, Flag
-from shared.config.options import FLAGS, TrainConfig
+from shared.config.options import FLAGS, MOST_CONDITIONS, TrainConfig
 from shared.config.support import check_support
 from shared.outgoing.redaction import described, is_shell_command, redacted
 from shared.untrusted import shown
@@ -60,9 +60,11 @@ def check_values(config: Any, flags: Mapping[str, Flag]) -> None:
             raise UserError(f"--{flag.name} must be one of {', '.join(flag.choices)}, but it is {described(value)}.")
     for flag in flags.values():
         value = getattr(config, flag.name)
+        numbers = value if flag.is_list and value is not None else (value,)
         for rule in flag.must_be:
-            if value is not None and not rule.is_kept_by(value):
-                raise UserError(f"--{flag.name} must be {rule.words}, but it is {value}.")
+            for number in numbers:
+                if number is not None and not rule.is_kept_by(number):
+                    raise UserError(f"--{flag.name} must be {rule.words}, but it is {number}.")
 
 
 def _check_batch_fits(config: TrainConfig) -> None:
@@ -111,6 +113,7 @@ def check_sources(config: TrainConfig, names: Sequence[str] = DATA_SOURCES) -> N
             "(To load a local folder with the datasets library, --dataset_name takes its path.)"
         )
     _check_source_details(config)
+    _check_conditions(config)
     if config.cached_data is not None:
         check_one_view(config, "--cached_data holds one view of each picture")
     _check_buckets(config)
@@ -159,6 +162,36 @@ def _check_source_details(config: TrainConfig) -> None:
             )
 
 
+def _check_conditions(config: TrainConfig) -> None:
+    columns, count = len(config.conditioning_image_column), config.num_conditions
+    if columns > 1 and config.train_shards is not None:
+        raise UserError(
+            f"--conditioning_image_column names {columns} columns, and --train_shards has none: name the extensions of "
+            "the condition images with --shards_conditioning_key."
+        )
+    if columns > 1 and config.cached_data is not None:
+        raise UserError(
+            f"--conditioning_image_column names {columns} columns, and --cached_data has none: leave it out, and give "
+            "--conditioning_channels a number for each condition image."
+        )
+    if config.generated_circles is not None and max(columns, count) > 1:
+        raise UserError(
+            "--generated_circles draws one condition image, the outline: give one value of --conditioning_channels, "
+            "and leave --conditioning_image_column out."
+        )
+    if count > MOST_CONDITIONS:
+        raise UserError(
+            f"{count} condition images of a sample are named, and a ControlNet takes at most {MOST_CONDITIONS} here: "
+            "name fewer."
+        )
+    if len(config.conditioning_channels) not in (1, count):
+        named_by = "shards_conditioning_key" if config.train_shards is not None else "conditioning_image_column"
+        raise UserError(
+            f"--conditioning_channels has {len(config.conditioning_channels)} values and --{named_by} {count}: give a "
+            "number for each condition image, or one for all."
+        )
+
+
 def _check_crops(config: TrainConfig) -> None:
     for name in ("crops_coords_top_left_h", "crops_coords_top_left_w"):
         if config.time_ids_from_data and getattr(config, name):
@@ -179,6 +212,11 @@ def _check_evaluation(config: TrainConfig) -> None:
             "--evaluation_fidelity circles needs --generated_circles, whose true circles are known. For other data, "
             "choose edges or none."
         )
+    if config.evaluation_fidelity == "edges" and config.num_conditions > 1:
+        raise UserError(
+            f"--evaluation_fidelity edges compares pictures with one condition, and there are {config.num_conditions}: "
+            "leave it out."
+        )
 
 
 def _check_validation_pairs(config: TrainConfig) -> None:
@@ -186,11 +224,26 @@ def _check_validation_pairs(config: TrainConfig) -> None:
         if getattr(config, f"validation_{given}") is not None and getattr(config, f"validation_{missing}") is None:
             raise UserError(f"--validation_{given} needs --validation_{missing}: give both, or neither.")
     prompts, images = len(config.validation_prompt or ()), len(config.validation_image or ())
+    check_whole_groups("validation_image", images, config.num_conditions)
+    images //= config.num_conditions
     if prompts != images and 1 not in (prompts, images):
         raise UserError(
-            f"--validation_prompt has {prompts} values and --validation_image {images}: "
+            f"--validation_prompt has {prompts} values and --validation_image {images}{_each(config.num_conditions)}: "
             "give as many of one as of the other, or a single one of either."
         )
+
+
+def check_whole_groups(flag: str, given: int, conditions: int) -> None:
+    """Raises UserError where a flag names condition images that do not make up groups of one of each."""
+    if given % conditions:
+        raise UserError(
+            f"--{flag} names {given} images, and there are {conditions} conditions: give one of each in turn, such as "
+            "depth_1.png canny_1.png depth_2.png canny_2.png."
+        )
+
+
+def _each(conditions: int) -> str:
+    return f" (of {conditions} images each)" if conditions > 1 else ""
 
 
 def _check_checkpointing(config: TrainConfig) -> None:

@@ -1,7 +1,7 @@
 """Samples → batches, each a pure function of (data manifest, seed, optimizer step).
 
-Axes: A microbatches of a step, B rows of a microbatch on this host, Y X height and width of pictures, N channels of a
-condition, L tokens, H W C of the latents.
+Axes: A microbatches of a step, B rows of a microbatch on this host, Y X height and width of pictures, N channels of all
+conditions, L tokens, H W C of the latents.
 """
 
 import itertools

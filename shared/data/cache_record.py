@@ -24,6 +24,7 @@ RECORD_FILE = "cache.json"
 
 _FORMAT = 1
 _LARGEST = 64 * MIB  # the manifest names all shards of the data
+_Channels = Annotated[int, Meta(ge=1, le=64)]
 _Side = Annotated[int, Meta(ge=1, le=2**16)]
 
 
@@ -34,7 +35,8 @@ class CacheRecord:
     Attributes:
         format: of the files; what is written by another version of this project may have another.
         resolution, interpolation, conditioning_interpolation, conditioning_channels: the flags that made the pixels,
-            the second being `--image_interpolation_mode`.
+            the second being `--image_interpolation_mode`; the last a number where there is one condition, and one for
+            each of several.
         latent_shape: (H, W, C) of every sample's latents.
         stored_dtype: of the latents.
         vae: digests of the files of the VAE that made them.
@@ -46,12 +48,18 @@ class CacheRecord:
     resolution: _Side
     interpolation: str
     conditioning_interpolation: str
-    conditioning_channels: Annotated[int, Meta(ge=1, le=64)]
+    conditioning_channels: _Channels | tuple[_Channels, ...]
     latent_shape: tuple[_Side, _Side, _Side]
     stored_dtype: StoredDtype
     vae: dict[str, str]
     data: dict[str, Any]
     samples: Annotated[int, Meta(ge=1, le=2**40)] | None = None
+
+    @property
+    def channels_of_conditions(self) -> tuple[int, ...]:
+        """Of each condition image of a sample."""
+        channels = self.conditioning_channels
+        return channels if isinstance(channels, tuple) else (channels,)
 
     @property
     def layout(self) -> LatentsLayout:
@@ -73,12 +81,13 @@ def new_record(
     Raises:
         UserError: the VAE cannot be read.
     """
+    channels = config.channels_of_conditions
     return CacheRecord(
         format=_FORMAT,
         resolution=config.resolution,
         interpolation=config.image_interpolation_mode,
         conditioning_interpolation=conditioning_interpolation(config),
-        conditioning_channels=config.conditioning_channels,
+        conditioning_channels=channels[0] if len(channels) == 1 else channels,
         latent_shape=latent_shape,
         stored_dtype=stored_dtype,
         vae=digests_of_model(vae_source(config), DIFFUSERS),
@@ -118,7 +127,10 @@ def record_for(config: TrainConfig, folder: Path) -> CacheRecord:
         "resolution": (record.resolution, config.resolution),
         "image_interpolation_mode": (record.interpolation, config.image_interpolation_mode),
         "conditioning_interpolation": (record.conditioning_interpolation, conditioning_interpolation(config)),
-        "conditioning_channels": (record.conditioning_channels, config.conditioning_channels),
+        "conditioning_channels": (
+            " ".join(map(str, record.channels_of_conditions)),
+            " ".join(map(str, config.channels_of_conditions)),
+        ),
     }
     for flag, (of_cache, of_run) in made_with.items():
         if of_cache != of_run:

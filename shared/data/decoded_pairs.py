@@ -1,12 +1,12 @@
-"""Samples → pixels: an image and its condition, cut from the same place.
+"""Samples → pixels: an image and its conditions, cut from the same place.
 
-Axes: Y X height and width that are trained on (those of a bucket, or --resolution), N channels of the condition, H W C
-of latents.
+Axes: Y X height and width that are trained on (those of a bucket, or --resolution), N channels of the conditions side
+by side, H W C of latents.
 """
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from shared.config import TrainConfig
 from shared.data.cached_latents import CachedImage
+from shared.data.conditions import numbered_conditions
 from shared.data.pixels import Picture
 from shared.data.preprocessing import decode_picture, rendered
 from shared.data.sample import BadSampleError, EncodedImage, MismatchedPairError, RawSample
@@ -61,8 +62,8 @@ class PairDecoder:
     def __init__(self, config: TrainConfig) -> None:
         """
         Args:
-            config: read for resolution, image_interpolation_mode, conditioning_interpolation, conditioning_channels and
-                mismatched_pairs.
+            config: read for resolution, image_interpolation_mode, conditioning_interpolation, channels_of_conditions
+                and mismatched_pairs.
         """
         self._config = config
         self._mismatched: set[str] = set()
@@ -80,7 +81,7 @@ class PairDecoder:
         rows: Mapping[str, npt.NDArray[Any]] | None = None,
         size: Size | None = None,
     ) -> DecodedPair:
-        """Decode a sample, and cut both of its pictures at a place.
+        """Decode a sample, and cut all of its pictures at a place.
 
         Args:
             sample: what is decoded.
@@ -89,29 +90,24 @@ class PairDecoder:
             size: (width, height) of what is cut, where it is not the square of --resolution.
 
         Raises:
-            BadSampleError: a part is missing, cannot be read, or is too large to be honest; or image and condition are
-                of different shapes, and such pairs are to be skipped.
+            BadSampleError: a part is missing, cannot be read, or is too large to be honest; or image and a condition
+                are of different shapes, and such pairs are to be skipped.
         """
         sample.check()
         assert sample.image is not None
-        assert sample.conditioning_image is not None
         config, rows = self._config, rows or {}
         if isinstance(sample.image, CachedImage):
             assert placement == CENTRED, "what is cached was cut when it was encoded"
-            return _unpacked(sample.image, sample.conditioning_image, config, rows)
-        channels = config.conditioning_channels
-        image, condition = decode_picture(sample.image), decode_picture(sample.conditioning_image, channels)
+            return _unpacked(sample.image, sample.conditions, config, rows)
+        image, conditions = decode_picture(sample.image), _decoded(sample.conditions, config)
         width, height = size or (config.resolution, config.resolution)
         view = view_of(image.size, (width, height), placement)
-        of_condition = self._view_of_condition(sample.name, image, condition, view, placement)
+        views = [
+            self._view_of_condition(sample.name, image, condition, words, view, placement)
+            for words, condition in zip(numbered_conditions(len(conditions)), conditions, strict=True)
+        ]
         pixels = rendered(image, view, config.image_interpolation_mode, out=rows.get("pixel_values"))
-        conditioning_pixels = rendered(
-            condition,
-            of_condition,
-            conditioning_interpolation(config),
-            channels,
-            rows.get("conditioning_pixel_values"),
-        )
+        conditioning_pixels = _side_by_side(conditions, views, config, rows.get("conditioning_pixel_values"))
         return DecodedPair(
             {"pixel_values": pixels, "conditioning_pixel_values": conditioning_pixels},
             (image.height, image.width, view.top, view.left, height, width),
@@ -129,13 +125,16 @@ class PairDecoder:
             )
 
     def _view_of_condition(
-        self, name: str, image: Picture, condition: Picture, view: View, placement: Placement
+        self, name: str, image: Picture, condition: Picture, words: str, view: View, placement: Placement
     ) -> View:
-        """The image's own, over which the condition is stretched: by no pixel or one, unless it is of another shape."""
+        """The image's own, over which the condition is stretched: by no pixel or one, unless it is of another shape.
+
+        `words`: what a message calls the condition.
+        """
         config = self._config
         if are_of_one_shape(image.size, condition.size, min(view.size)):
             return view
-        sizes = "its image has {}x{} pixels and its condition {}x{}".format(*image.size, *condition.size)
+        sizes = "its image has {}x{} pixels and its {} {}x{}".format(*image.size, words, *condition.size)
         is_named = self._count(name) and config.mismatched_pairs != "skip"
         match config.mismatched_pairs:
             case "skip":
@@ -164,7 +163,7 @@ def shapes_of_pairs(source: Source, config: TrainConfig, size: Size) -> ArraySha
     image: ArrayShapes = {"pixel_values": ((height, width, 3), bytes_)}
     if latents is not None:
         image = dict.fromkeys(("latent_mean", "latent_std"), (latents.shape, latents.dtype))
-    return image | {"conditioning_pixel_values": ((height, width, config.conditioning_channels), bytes_)}
+    return image | {"conditioning_pixel_values": ((height, width, config.control_channels), bytes_)}
 
 
 def conditioning_interpolation(config: TrainConfig) -> str:
@@ -172,21 +171,36 @@ def conditioning_interpolation(config: TrainConfig) -> str:
     return config.conditioning_interpolation or config.image_interpolation_mode
 
 
+def _decoded(conditions: Sequence[EncodedImage], config: TrainConfig) -> list[Picture]:
+    channels = config.channels_of_conditions
+    return [decode_picture(condition, count) for condition, count in zip(conditions, channels, strict=True)]
+
+
+def _side_by_side(
+    conditions: Sequence[Picture], views: Sequence[View], config: TrainConfig, out: npt.NDArray[np.uint8] | None
+) -> npt.NDArray[np.uint8]:
+    """What each view shows of its condition, as channels [R,R,N]; in `out`, where that is given."""
+    interpolation, channels = conditioning_interpolation(config), config.channels_of_conditions
+    if len(conditions) == 1:
+        return rendered(conditions[0], views[0], interpolation, channels[0], out)
+    parts = [
+        rendered(condition, view, interpolation, count)
+        for condition, view, count in zip(conditions, views, channels, strict=True)
+    ]
+    return np.concatenate(parts, axis=-1, out=out)
+
+
 def _unpacked(
-    image: CachedImage, conditioning_image: EncodedImage, config: TrainConfig, rows: Mapping[str, npt.NDArray[Any]]
+    image: CachedImage, conditions: Sequence[EncodedImage], config: TrainConfig, rows: Mapping[str, npt.NDArray[Any]]
 ) -> DecodedPair:
-    """Both were cut when the image was encoded."""
-    condition = decode_picture(conditioning_image, config.conditioning_channels)
-    if condition.size != (config.resolution, config.resolution):
-        raise BadSampleError(f"its cached condition has {condition.width}x{condition.height} pixels")
+    """All were cut when the image was encoded."""
+    pictures = _decoded(conditions, config)
+    for picture in pictures:
+        if picture.size != (config.resolution, config.resolution):
+            raise BadSampleError(f"its cached condition has {picture.width}x{picture.height} pixels")
     latents = image.unpack()
-    pixels = rendered(
-        condition,
-        view_of(condition.size, condition.size),
-        conditioning_interpolation(config),
-        config.conditioning_channels,
-        rows.get("conditioning_pixel_values"),
-    )
+    views = [view_of(picture.size, picture.size) for picture in pictures]
+    pixels = _side_by_side(pictures, views, config, rows.get("conditioning_pixel_values"))
     arrays = {"latent_mean": latents.mean_HWC, "latent_std": latents.std_HWC}
     for name in rows.keys() & arrays.keys():
         rows[name][:] = arrays[name]

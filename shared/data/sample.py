@@ -47,17 +47,22 @@ class RawSample:
 
     Attributes:
         image: the picture to be generated, or what a VAE made of it, or None where the source has none.
-        conditioning_image: the picture that steers the generation, or None where the source has none.
+        conditioning_images: the pictures that steer the generation, one or several, None for each that is not there.
         captions: equally good captions, of which one is drawn per visit. Empty where the source has none.
         name: what a log line calls this sample. The same sample has the same name in every epoch.
         defect: what reading it already found wrong, empty when nothing.
     """
 
     image: "EncodedImage | CachedImage | None"
-    conditioning_image: EncodedImage | None
+    conditioning_images: tuple[EncodedImage | None, ...]
     captions: tuple[str, ...]
     name: str
     defect: str = ""
+
+    @property
+    def conditions(self) -> tuple[EncodedImage, ...]:
+        """The condition images of a sample that passed `check`."""
+        return tuple(image for image in self.conditioning_images if image is not None)
 
     @property
     def picture(self) -> EncodedImage:
@@ -71,8 +76,11 @@ class RawSample:
             raise BadSampleError(self.defect)
         if self.image is None:
             raise BadSampleError("it has no image")
-        if self.conditioning_image is None:
-            raise BadSampleError("it has no conditioning image")
+        missing = [number for number, image in enumerate(self.conditioning_images, start=1) if image is None]
+        if missing or not self.conditioning_images:
+            count = len(self.conditioning_images)
+            which = f" {', '.join(map(str, missing))} of {count}" if count > 1 else ""
+            raise BadSampleError(f"it has no conditioning image{which}")
         if not self.captions:
             raise BadSampleError("it has no caption")
         if len(self.captions) > MOST_CAPTIONS:

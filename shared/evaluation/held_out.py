@@ -13,7 +13,7 @@ from shared.data.tokenization import PromptInputs, used_text
 from shared.evaluation.convergence import convergence_step
 from shared.evaluation.denoising import DenoisingEvaluation, PerSampleLosses, read_samples
 from shared.evaluation.fidelity import open_fidelity
-from shared.evaluation.image_grid import in_colours, save_contact_sheet
+from shared.evaluation.image_grid import condition_pictures, save_contact_sheet
 from shared.tracking import Tracker
 
 SampleImages = Callable[[list[str], npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
@@ -39,7 +39,7 @@ class HeldOutEvaluation:
         Raises:
             UserError: too many of them are unreadable.
         """
-        self._samples = read_samples(held_out, config)
+        self._samples, self._channels = read_samples(held_out, config), config.channels_of_conditions
         self._denoising = DenoisingEvaluation(
             self._samples, prompt_inputs, config.seed, batch_size, latent_shape, num_train_timesteps
         )
@@ -117,10 +117,11 @@ class HeldOutEvaluation:
 
     def _save_sheet(self, path: Path, generated: dict[str, npt.NDArray[np.uint8]]) -> None:
         """`generated`, by title, between the first samples' conditions and, where it is at hand, ground truth."""
+        drawn = [condition_pictures(sample.conditioning_pixels, self._channels) for sample in self._samples]
         columns: dict[str, Iterable[npt.NDArray[np.uint8]]] = {
-            "condition": [in_colours(sample.conditioning_pixels) for sample in self._samples],
-            **generated,
+            column[0][0]: [picture for _, picture in column] for column in zip(*drawn, strict=True)
         }
+        columns |= generated
         truths = [sample.pixels for sample in self._samples if sample.pixels is not None]
         if truths:
             columns["ground truth"] = truths

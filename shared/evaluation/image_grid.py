@@ -1,6 +1,6 @@
 """Pictures of pictures, for people to look at: rows of captioned images under a heading, and contact sheets.
 
-H height, W width of an image in pixels.
+H height, W width of an image in pixels, N channels of all conditions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from shared.data.conditions import conditions_in, numbered_conditions
 from shared.outgoing.atomic_files import write_atomically
 from shared.untrusted.text import harmless
 from shared.user_errors import UserError
@@ -36,6 +37,12 @@ class GridRow(NamedTuple):
 def in_colours(image_HWC: np.ndarray) -> np.ndarray:
     """A condition, of one channel or three, as a picture [H, W, 3] to look at."""
     return np.repeat(image_HWC, 3, axis=-1) if image_HWC.shape[-1] == 1 else image_HWC
+
+
+def condition_pictures(conditions_HWN: np.ndarray, channels: Sequence[int]) -> list[tuple[str, np.ndarray]]:
+    """Each condition, of as many channels as are told of it, as a captioned picture [H, W, 3] to look at."""
+    pictures = map(in_colours, conditions_in(conditions_HWN, channels))
+    return list(zip(numbered_conditions(len(channels)), pictures, strict=True))
 
 
 def enlarge(image: np.ndarray, least_side: int) -> np.ndarray:

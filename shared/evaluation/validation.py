@@ -62,7 +62,7 @@ class Validation:
         """Make and write the validation images."""
         if self.images is None:
             return
-        images_RHWC = models.sample_images(self.images.prompts, self.images.conditions_RHWC)
+        images_RHWC = models.sample_images(self.images.prompts, self.images.conditions_RHWN)
         if self.writes:
             with self.disk_errors.warn_once("Validation images"):
                 folder = self.images.write(images_RHWC, step, self.tracker)

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from shared.config import TrainConfig
+from shared.data.conditions import in_turn
 from shared.data.decoded_pairs import conditioning_interpolation
 from shared.data.preprocessing import preprocess
 from shared.data.sample import BadSampleError
 from shared.data.tokenization import Tokenize, used_text
-from shared.evaluation.image_grid import GridRow, in_colours, save_grid
+from shared.evaluation.image_grid import GridRow, condition_pictures, save_grid
 from shared.tracking import Tracker
 from shared.untrusted import shown
 from shared.user_errors import UserError
@@ -27,7 +28,7 @@ class ValidationImages:
 
     Attributes:
         prompts: one for each image to make: each pair's `num_validation_images` times.
-        conditions_RHWC: uint8 [R,H,W,C], the condition of each, of --conditioning_channels.
+        conditions_RHWN: uint8 [R,H,W,N], the conditions of each side by side, of the configuration's channels.
     """
 
     def __init__(self, config: TrainConfig):
@@ -37,14 +38,16 @@ class ValidationImages:
             UserError: one does not exist or cannot be read.
         """
         images, prompts = config.validation_image or (), config.validation_prompt or ()
-        paths = images * len(prompts) if len(images) == 1 else images
+        self._channels = config.channels_of_conditions
+        groups = in_turn(images, len(self._channels))
+        groups = groups * len(prompts) if len(groups) == 1 else groups
         self._pair_prompts = prompts_of_pairs(config)
-        self._pair_conditions = [_read_condition(Path(path), config) for path in paths]
+        self._pair_conditions = [_read_conditions(group, config) for group in groups]
         self._per_pair = config.num_validation_images
         self._folder = Path(config.output_dir) / _FOLDER
         self.prompts = [prompt for prompt in self._pair_prompts for _ in range(self._per_pair)]
         self._headings: list[str] = list(self._pair_prompts)
-        self.conditions_RHWC = np.repeat(np.array(self._pair_conditions), self._per_pair, axis=0)
+        self.conditions_RHWN = np.repeat(np.array(self._pair_conditions), self._per_pair, axis=0)
 
     def show_used_text(self, tokenize: Tokenize) -> None:
         """From here on, show of each prompt what its tokens hold, and say in the log where that is not all of it."""
@@ -64,7 +67,7 @@ class ValidationImages:
         for pair, (heading, condition) in enumerate(zip(self._headings, self._pair_conditions, strict=True)):
             own = images_RHWC[pair * self._per_pair : (pair + 1) * self._per_pair]
             captioned = [
-                ("condition", in_colours(condition)),
+                *condition_pictures(condition, self._channels),
                 *((f"image {index}", image) for index, image in enumerate(own)),
             ]
             tracker.images(f"validation/{pair}", captioned, step)
@@ -88,13 +91,20 @@ def saved_pictures(output_dir: Path, step: int, prompts: Sequence[str]) -> list[
 def prompts_of_pairs(config: TrainConfig) -> tuple[str, ...]:
     """One for each pair of `--validation_prompt` and `--validation_image`."""
     images, prompts = config.validation_image or (), config.validation_prompt or ()
-    return prompts * len(images) if len(prompts) == 1 else prompts
+    return prompts * (len(images) // config.num_conditions) if len(prompts) == 1 else prompts
 
 
-def _read_condition(path: Path, config: TrainConfig) -> np.ndarray:
+def _read_conditions(paths: Sequence[str], config: TrainConfig) -> np.ndarray:
+    """uint8 [H,W,N]: one picture of each condition."""
+    channels = config.channels_of_conditions
+    parts = [_read_condition(Path(path), config, count) for path, count in zip(paths, channels, strict=True)]
+    return np.concatenate(parts, axis=-1)
+
+
+def _read_condition(path: Path, config: TrainConfig, channels: int) -> np.ndarray:
     if not os.path.exists(path):
         raise UserError(f"--validation_image: there is no file {shown(path)}. Give paths of existing images.")
     try:
-        return preprocess(path, config.resolution, conditioning_interpolation(config), config.conditioning_channels)
+        return preprocess(path, config.resolution, conditioning_interpolation(config), channels)
     except BadSampleError as error:
         raise UserError(f"--validation_image {shown(path)} cannot be used: {error}. Give a readable image.") from error

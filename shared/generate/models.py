@@ -70,12 +70,12 @@ def find_models(config: GenerateConfig) -> NamedModels:
     """
     name = str(config.controlnet_model_name_or_path)
     run = run_of(name)
-    models = _with_channels_of(_named(config, run))
+    models = _with_channels(_named(config, run), config.conditioning_channels, run)
     schedule = NoiseSchedule.from_source(base_source(models, "scheduler"))
     unet = check_base_model(models, schedule.config)
     source = controlnet_source(models)
     controlnet = (
-        ControlNetConfig.from_unet_config(unet, conditioning_channels=models.conditioning_channels)
+        ControlNetConfig.from_unet_config(unet, conditioning_channels=models.control_channels)
         if source is None
         else read_config(source.file(), ControlNetConfig)
     )
@@ -92,16 +92,32 @@ def find_models(config: GenerateConfig) -> NamedModels:
     )
 
 
-def _with_channels_of(models: TrainConfig) -> TrainConfig:
-    """With the channels that the named ControlNet takes. UserError where no condition image has so many."""
+def _with_channels(models: TrainConfig, asked: tuple[int, ...] | None, run: TrainedRun | None) -> TrainConfig:
+    """With the channels of each condition: those asked for, or the run's several, or the ControlNet's own where it has
+    one.
+
+    Raises:
+        UserError: nothing says which conditions make up the ControlNet's channels, or they do not.
+    """
+    of_run = () if run is None else run.config.channels_of_conditions
+    told = asked or (of_run if len(of_run) > 1 else None)
     source = controlnet_source(models)
-    if source is None:
-        return models
-    channels = read_config(source.file(), ControlNetConfig).conditioning_channels
-    if channels not in MODES:
+    if source is None:  # it is new at the beginning of the run whose checkpoint is meant
+        assert run is not None
+        name, taken = shown(run.checkpoint), run.config.control_channels
+    else:
+        name, taken = source.name, read_config(source.file(), ControlNetConfig).conditioning_channels
+    if told is None and taken not in MODES:
         raise UserError(
-            f"The ControlNet in {source.name} takes conditions of {channels} channels (conditioning_channels in its "
-            "config.json); expected 3, of colour images, or 1, of grey ones. Give another ControlNet."
+            f"The ControlNet in {name} takes conditions of {taken} channels (conditioning_channels in its "
+            "config.json): say with --conditioning_channels of which images, 3 for each in colours and 1 for each grey "
+            "one, in the order of its training."
+        )
+    channels = told or (taken,)
+    if sum(channels) != taken:
+        raise UserError(
+            f"--conditioning_channels {' '.join(map(str, channels))} come to {sum(channels)} channels, and the "
+            f"ControlNet in {name} takes {taken} (conditioning_channels in its config.json): give images of so many."
         )
     return replace(models, conditioning_channels=channels)
 

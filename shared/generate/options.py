@@ -5,7 +5,7 @@ from functools import partial
 from typing import Literal
 
 from shared.config.flags import FROM_ZERO, Equivalent, Flag, Rule, at_least, at_most, flag, flags_of, within
-from shared.config.options import as_in_training
+from shared.config.options import CHANNELS_OF_A_PICTURE, as_in_training
 
 _model = partial(flag, "model")
 _pictures = partial(flag, "pictures")
@@ -41,7 +41,14 @@ class GenerateConfig:
     conditioning_image: tuple[str, ...] | None = _pictures(
         None,
         "The condition images: files, or folders, whose pictures are taken in the order of their names. As many as "
-        "there are prompts, or one for all.",
+        "there are prompts, or one for all. A ControlNet of several conditions takes one of each in turn: depth_1.png "
+        "canny_1.png depth_2.png canny_2.png, or the folders depth/ canny/.",
+    )
+    conditioning_channels: tuple[int, ...] | None = _pictures(
+        None,
+        "The channels of each condition image that the ControlNet takes: 3 for colours, 1 for grey. Without it, those "
+        "of the run's training; of a ControlNet that is no run's, a single image has all of them.",
+        must_be=[CHANNELS_OF_A_PICTURE],
     )
     prompt: tuple[str, ...] | None = _pictures(
         None, "The prompts: as many as there are condition images, or one for all.", is_prompt=True

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from shared.evaluation.image_grid import GridRow, enlarge, in_colours, save_grid
+from shared.evaluation.image_grid import GridRow, condition_pictures, enlarge, save_grid
 from shared.outgoing.atomic_files import write_atomically, write_text_atomically
 from shared.untrusted import MIB, read_json, shown
 from shared.user_errors import UserError
@@ -113,18 +113,20 @@ def write_picture(path: Path, image_HWC: np.ndarray, texts: Mapping[str, str]) -
 class ContactSheet:
     """Every condition beside its pictures, small; of very many, the first."""
 
-    def __init__(self, pictures_per_row: int):
-        self._per_row = pictures_per_row
+    def __init__(self, pictures_per_row: int, channels: Sequence[int]):
+        """`channels`: of each condition of a picture."""
+        self._per_row, self._channels = pictures_per_row, channels
         self._rows: list[tuple[str, list[tuple[str, np.ndarray]]]] = []
 
-    def add(self, number: int, heading: str, caption: str, condition_HWC: np.ndarray, image_HWC: np.ndarray) -> None:
-        """Pictures come in the order of their numbers; all of a row have its heading and condition (RGB or grey)."""
+    def add(self, number: int, heading: str, caption: str, conditions_HWN: np.ndarray, image_HWC: np.ndarray) -> None:
+        """Pictures come in the order of their numbers; all of a row have its heading and conditions (RGB or grey)."""
         row, place = divmod(number, self._per_row)
         most_rows, most_pictures = _MOST_ON_SHEET
         if row >= most_rows or place >= most_pictures:
             return
         if place == 0:
-            self._rows.append((heading, [("condition", _thumbnail(in_colours(condition_HWC)))]))
+            conditions = condition_pictures(conditions_HWN, self._channels)
+            self._rows.append((heading, [(words, _thumbnail(picture)) for words, picture in conditions]))
         self._rows[-1][1].append((caption, _thumbnail(image_HWC)))
 
     def write(self, folder: Path) -> None:

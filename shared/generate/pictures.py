@@ -24,7 +24,7 @@ from shared.user_errors import UserError
 logger = logging.getLogger(__name__)
 
 Draw = Callable[[list[str], np.ndarray, list[int]], np.ndarray]
-"""(prompts, conditions uint8 [R,H,W,3], numbers of the pictures) → uint8 [R,H,W,3]."""
+"""(prompts, conditions uint8 [R,H,W,N], numbers of the pictures) → uint8 [R,H,W,3]."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,20 @@ def generate(job: Job, artist: Artist) -> Path:
         "Drawing %d pictures of %d × %d pixels on %s, %d at once; the first take longer",
         *(len(pictures), job.drawing.width, job.drawing.height, artist.devices, artist.at_once),
     )
-    sheet = ContactSheet(job.config.num_images_per_prompt)
+    sheet = ContactSheet(job.config.num_images_per_prompt, job.models.config.channels_of_conditions)
     with logging_redirect_tqdm(), tqdm(total=len(job.requests), unit="picture", dynamic_ncols=True) as bar:
         for start in range(0, len(job.requests), artist.at_once):
             part = job.requests[start : start + artist.at_once]
             drawn_RHWC = artist.draw(
                 [request.prompt for request in part],
-                job.conditions_NHWC[[request.condition for request in part]],
+                job.conditions_GHWN[[request.condition for request in part]],
                 [request.number for request in part],
             )
             for request, image_HWC in zip(part, drawn_RHWC, strict=True):
                 texts = _texts(record, pictures[request.number])
                 write_picture(folder / request.file_name, image_HWC, texts)
-                condition_HWC = job.conditions_NHWC[request.condition]
-                sheet.add(request.number, job.headings[request.number], request.file_name, condition_HWC, image_HWC)
+                conditions_HWN = job.conditions_GHWN[request.condition]
+                sheet.add(request.number, job.headings[request.number], request.file_name, conditions_HWN, image_HWC)
             bar.update(len(part))
     sheet.write(folder)
     write_record(folder, record, pictures, finished=True)
@@ -98,12 +98,13 @@ def _record(job: Job, artist: Artist) -> dict[str, Any]:
 
 
 def _picture(job: Job, request: Request) -> dict[str, Any]:
+    conditions = [redacted(str(path)) for path in job.condition_files[request.condition]]
     return {
         "file": request.file_name,
         "number": request.number,
         "seed": job.config.seed,
         "prompt": masked(request.prompt),
-        "conditioning_image": redacted(str(job.condition_files[request.condition])),
+        "conditioning_image": conditions[0] if len(conditions) == 1 else conditions,
     }
 
 

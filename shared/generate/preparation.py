@@ -16,7 +16,7 @@ from shared.diffusion.samplers import sampler_plan
 from shared.generate.models import NamedModels, find_models
 from shared.generate.options import GENERATE_FLAGS, LARGEST_SIDE, GenerateConfig
 from shared.generate.output_folder import check_output_folder
-from shared.generate.requests import Request, condition_files, pair, prompts_of, read_condition
+from shared.generate.requests import Request, condition_files, grouped, pair, prompts_of, read_conditions
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
@@ -28,7 +28,8 @@ class Job:
     """What is to be drawn and with what; nothing of it is on a device.
 
     Attributes:
-        conditions_NHWC: uint8, the condition images at the size of the pictures.
+        condition_files: of each group of conditions, one of each.
+        conditions_GHWN: uint8, the condition images of each group, side by side, at the size of the pictures.
         headings: of each request, the part of its prompt that its tokens hold.
     """
 
@@ -36,8 +37,8 @@ class Job:
     models: NamedModels
     drawing: Drawing
     requests: list[Request]
-    condition_files: list[Path]
-    conditions_NHWC: np.ndarray
+    condition_files: list[tuple[Path, ...]]
+    conditions_GHWN: np.ndarray
     headings: list[str]
 
 
@@ -50,20 +51,22 @@ def prepare_job(config: GenerateConfig, backend: Backend) -> Job:
     for notice in notices(config, backend, GENERATE_FLAGS):
         logger.info(notice)
     files, prompts = condition_files(config), prompts_of(config)
-    requests = pair(prompts, len(files), config.num_images_per_prompt)
     check_output_folder(Path(config.output_dir))
     models = find_models(config)
+    channels = models.config.channels_of_conditions
+    groups = grouped(files, len(channels))
+    requests = pair(prompts, len(groups), config.num_images_per_prompt)
     drawing = drawing_of(config, models)
     interpolation = conditioning_interpolation(TrainConfig() if models.run is None else models.run.config)
-    how = (drawing.height, drawing.width, interpolation, models.config.conditioning_channels)
-    conditions = [read_condition(path, *how) for path in files]
+    how = (drawing.height, drawing.width, interpolation)
+    conditions = [read_conditions(group, channels, *how) for group in groups]
     return Job(
         config=config,
         models=models,
         drawing=drawing,
         requests=requests,
-        condition_files=files,
-        conditions_NHWC=np.stack(conditions),
+        condition_files=groups,
+        conditions_GHWN=np.stack(conditions),
         headings=_headings(requests, models.prompt_inputs.tokenize),
     )
 

@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shared.checkpoints.policy import checkpoints_in, is_checkpoint
 from shared.config import TrainConfig
@@ -30,7 +31,6 @@ OF_BASE_MODEL = (
 _OF_CHECKPOINT = (
     "controlnet_model_name_or_path",
     "controlnet_revision",
-    "conditioning_channels",
     "only_mid_control",
     "sd_unlocked",
 )
@@ -49,7 +49,7 @@ class TrainedRun:
         logger.info("Base model, from the run's %s: %s", RUN_CONFIG, name)
         return {name: getattr(self.config, name) for name in OF_BASE_MODEL}
 
-    def beginning(self) -> dict[str, str | int | None]:
+    def beginning(self) -> dict[str, Any]:
         """Flags that name the models as they were when the run began, which a checkpoint's parameters replace."""
         return {name: getattr(self.config, name) for name in _OF_CHECKPOINT}
 

@@ -69,7 +69,7 @@ def check_base_model(config: TrainConfig, scheduler: Mapping[str, Any]) -> UNet2
         read_config(vae_source(config).file(), AutoencoderKLConfig),
         controlnet,
         read_config(base_source(config, "text_encoder_2").file(), CLIPTextConfig) if is_xl(unet) else None,
-        config.conditioning_channels,
+        config.control_channels,
     )
     return unet
 
@@ -154,7 +154,7 @@ def _controlnet_of_its_kind(config: TrainConfig, unet: UNet2DConditionConfig) ->
     """The one that training starts from."""
     source = controlnet_source(config)
     if source is None:
-        return ControlNetConfig.from_unet_config(unet, conditioning_channels=config.conditioning_channels)
+        return ControlNetConfig.from_unet_config(unet, conditioning_channels=config.control_channels)
     controlnet = read_config(source.file(), ControlNetConfig)
     if is_xl(controlnet) != is_xl(unet):
         raise UserError(

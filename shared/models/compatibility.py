@@ -23,7 +23,7 @@ def check_models_fit(
         unet, text_encoder, vae, controlnet: their configurations, with the attributes of diffusers' (for the text
             encoder, transformers') `config.json`.
         text_encoder_2: that of Stable Diffusion XL.
-        conditioning_channels: of the conditions that the ControlNet is to take.
+        conditioning_channels: of all conditions, side by side, that the ControlNet is to take.
 
     Raises:
         UserError: the first thing that does not fit.
@@ -65,8 +65,8 @@ def check_models_fit(
     if controlnet.conditioning_channels != conditioning_channels:
         raise UserError(
             f"--conditioning_channels is {conditioning_channels}, but the ControlNet takes conditions of "
-            f"{controlnet.conditioning_channels} channels (conditioning_channels in its config.json): give that "
-            f"number, or another ControlNet for {shown_name(base)}."
+            f"{controlnet.conditioning_channels} channels (conditioning_channels in its config.json): give "
+            f"conditions of so many, or another ControlNet for {shown_name(base)}."
         )
 
 

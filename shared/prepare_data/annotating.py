@@ -99,7 +99,7 @@ def check_shape(image_HWC: Pixels) -> None:
 
 def _image_of(sample: RawSample, options: AnnotateOptions) -> StoredImage:
     """Raises BadSampleError where image or caption is missing or cannot be read."""
-    replace(sample, conditioning_image=b"").check()  # which is about to be made
+    replace(sample, conditioning_images=(b"",)).check()  # which is about to be made
     return stored_image(sample.picture, options)
 
 
@@ -108,6 +108,6 @@ def _training(options: AnnotateOptions) -> TrainConfig:
     image_keys = shard_keys(options.shards_image_key, None, None).image
     return options.training(
         resolution=options.resolution or CIRCLES_SIDE,
-        conditioning_image_column=options.image_column,
-        shards_conditioning_key=None if options.train_shards is None else ";".join(image_keys),
+        conditioning_image_column=(options.image_column,),
+        shards_conditioning_key=None if options.train_shards is None else (";".join(image_keys),),
     )

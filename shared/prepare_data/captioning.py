@@ -52,11 +52,11 @@ def run_with_model(options: CaptionOptions, open_captioner: Callable[[], Caption
 
     def open_sample(number: int, sample: RawSample) -> _Prepared:
         pictures = members_of(replace(sample, captions=("",)), storing)  # which is about to be made
-        has_condition = sample.conditioning_image != sample.image
+        has_conditions = sample.image not in sample.conditioning_images
         kept = {
             name: content
             for name, content in pictures.items()
-            if name.startswith(IMAGES) or (has_condition and name.startswith(CONDITIONS))
+            if name.startswith(IMAGES) or (has_conditions and name.startswith(CONDITIONS))
         }
         image_HWC = np.asarray(decode(next(kept[name] for name in kept if name.startswith(IMAGES))))
         check_shape(image_HWC)
@@ -67,7 +67,8 @@ def run_with_model(options: CaptionOptions, open_captioner: Callable[[], Caption
         return [one.pictures | caption_member((text,)) for one, text in zip(prepared, captions, strict=True)]
 
     settings["captioner_model"] = options.captioner_model
-    exit_code = pack(path, source, options, in_batches(open_sample, finish, options.batch_size), settings)
+    packing = in_batches(open_sample, finish, options.batch_size)
+    exit_code = pack(path, source, options, packing, settings, training.num_conditions)
     if storing.resized is not None:
         storing.resized.report()
     return exit_code
@@ -75,14 +76,15 @@ def run_with_model(options: CaptionOptions, open_captioner: Callable[[], Caption
 
 def _training(options: CaptionOptions) -> TrainConfig:
     """The data as a training would read them; the image itself stands where there is no condition."""
-    conditioning_key = caption_key = None
+    conditioning_keys = caption_key = None
     if options.train_shards is not None:
         keys = shard_keys(options.shards_image_key, options.shards_conditioning_key, NO_CAPTIONS)
-        conditioning_key, caption_key = ";".join((*keys.conditioning_image, *keys.image)), NO_CAPTIONS
+        conditioning_keys = tuple(";".join((*choice, *keys.image)) for choice in keys.conditioning_images)
+        caption_key = NO_CAPTIONS
     return options.training(
         resolution=options.resolution or CIRCLES_SIDE,
-        conditioning_image_column=options.conditioning_image_column or options.image_column,
-        shards_conditioning_key=conditioning_key,
+        conditioning_image_column=options.conditioning_image_column or (options.image_column,),
+        shards_conditioning_key=conditioning_keys,
         caption_column=NO_CAPTIONS,
         shards_caption_key=caption_key,
     )

@@ -4,13 +4,14 @@ H height, W width of a picture in pixels.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import PIL.Image
 
+from shared.data.conditions import numbered_conditions
 from shared.data.preprocessing import decode
 from shared.data.sample import BadSampleError, RawSample
 from shared.data.views import are_of_one_shape
@@ -34,7 +35,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Examined:
-    """A sample that was looked at. `digest`: of the pixels of both its pictures, empty where it is corrupt."""
+    """A sample that was looked at. `digest`: of the pixels of all its pictures, empty where it is corrupt."""
 
     name: str
     faults: tuple[Fault, ...]
@@ -45,12 +46,11 @@ def examined(sample: RawSample, resolution: int) -> Examined:
     """Decode a sample's pictures, and look for what is wrong with it by itself."""
     try:
         sample.check()
-        assert sample.conditioning_image is not None
-        image, condition = decode(sample.picture), decode(sample.conditioning_image)
+        image, *conditions = map(decode, (sample.picture, *sample.conditions))
     except BadSampleError as error:
         return Examined(sample.name, (Fault("corrupt", sample.name, str(error)),), b"")
-    faults = tuple(_faults(sample.name, image, condition, resolution))
-    return Examined(sample.name, faults, _digest(image) + _digest(condition))
+    faults = tuple(_faults(sample.name, image, conditions, resolution))
+    return Examined(sample.name, faults, _digest(image) + _digest(*conditions))
 
 
 def duplicates(digests: bytes) -> Iterator[tuple[int, int]]:
@@ -61,20 +61,25 @@ def duplicates(digests: bytes) -> Iterator[tuple[int, int]]:
         yield int(number), int(firsts[kinds[number]])
 
 
-def _faults(name: str, image: PIL.Image.Image, condition: PIL.Image.Image, resolution: int) -> Iterator[Fault]:
+def _faults(
+    name: str, image: PIL.Image.Image, conditions: Sequence[PIL.Image.Image], resolution: int
+) -> Iterator[Fault]:
     size = f"{image.width}x{image.height}"
-    if not are_of_one_shape(image.size, condition.size, resolution):
-        other = f"{condition.width}x{condition.height}"
-        yield Fault(
-            "mismatched", name, f"its image has {size} pixels and its condition {other}: other parts are cropped"
-        )
+    for words, condition in zip(numbered_conditions(len(conditions)), conditions, strict=True):
+        if not are_of_one_shape(image.size, condition.size, resolution):
+            other = f"{condition.width}x{condition.height}"
+            yield Fault(
+                "mismatched", name, f"its image has {size} pixels and its {words} {other}: other parts are cropped"
+            )
     if min(image.size) < resolution:
         yield Fault("small", name, f"its image has {size} pixels, and is enlarged to {resolution}")
     if max(image.size) > LONGEST * min(image.size):
         yield Fault("long", name, f"its image has {size} pixels, and most of it is cropped away")
 
 
-def _digest(picture: PIL.Image.Image) -> bytes:
-    digest = hashlib.blake2b(np.asarray(picture).tobytes(), digest_size=DIGEST_BYTES)
-    digest.update(f"{picture.width}x{picture.height}".encode())
+def _digest(*pictures: PIL.Image.Image) -> bytes:
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for picture in pictures:
+        digest.update(np.asarray(picture).tobytes())
+        digest.update(f"{picture.width}x{picture.height}".encode())
     return digest.digest()

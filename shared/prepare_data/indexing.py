@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from shared.data.conditions import numbered_conditions
 from shared.data.sources.indexed_samples import IndexedSamples, fingerprint_of, indexes_in
 from shared.data.sources.remote_indexing import read_remote_shards
-from shared.data.sources.shard_index import SUFFIX, Columns, ShardIndex, columns_of
+from shared.data.sources.shard_index import SUFFIX, Columns, ShardIndex
 from shared.data.sources.shard_index_writing import ShardContent, read_shard, write_index
 from shared.data.sources.shard_keys import ShardKeys, shard_keys
 from shared.data.sources.shard_layout import RemoteShard, Shard
@@ -54,7 +55,7 @@ def index_shards(shards: Sequence[Path], keys: ShardKeys, threads: int) -> Path:
         UserError: a shard cannot be read, none holds a sample, or the index cannot be written.
     """
     path = shards[0].with_name(shards[0].name + SUFFIX)
-    _write(path, columns_of(keys), shards, _contents(shards, keys, threads))
+    _write(path, keys.columns, shards, _contents(shards, keys, threads))
     return path
 
 
@@ -66,7 +67,7 @@ def _index_remote_shards(addresses: Sequence[str], keys: ShardKeys, output_file:
     if output_file is None:
         raise UserError(f"remote shards need --output_file, where their index is written to: --output_file {name}")
     path = Path(output_file)
-    _write(path, columns_of(keys), shards, read_remote_shards(addresses, keys))
+    _write(path, keys.columns, shards, read_remote_shards(addresses, keys))
     logger.info("copy it to the shards, as %s, where trainings look for it", shown(f"{shards[0]}{SUFFIX}"))
 
 
@@ -92,7 +93,7 @@ def _write(path: Path, columns: Columns, shards: Sequence[Shard], read: Iterable
             f"{shown(path)} cannot be written: {error.strerror}. The index of local shards stands beside them: make "
             "their folder one that you may write to, and see that the disk is not full."
         ) from error
-    _report(path, contents)
+    _report(path, contents, len(columns))
 
 
 def _indexable(patterns: Sequence[str]) -> list[str]:
@@ -127,7 +128,7 @@ def _known(folder: Path, keys: ShardKeys) -> dict[str, tuple[ShardIndex, int]]:
         except UserError as error:
             logger.warning("%s", error)
             continue
-        if index.description.columns == columns_of(keys):
+        if index.description.columns == keys.columns:
             known |= {shard.name: (index, number) for number, shard in enumerate(index.description.shards)}
     return known
 
@@ -146,10 +147,10 @@ def _unchanged(shard: Path, known: dict[str, tuple[ShardIndex, int]]) -> ShardCo
     return ShardContent(indexed, *index.content_of(number))
 
 
-def _report(path: Path, contents: Sequence[ShardContent]) -> None:
+def _report(path: Path, contents: Sequence[ShardContent], parts: int) -> None:
     samples = sum(content.shard.samples for content in contents)
     logger.info("%s: %s samples in %s shards", shown(path), f"{samples:,}", f"{len(contents):,}")
-    lacking = np.sum([content.lacking for content in contents], axis=0)
-    for part, count in zip(("image", "condition", "caption"), lacking, strict=True):
+    lacking = np.sum([content.lacking(parts) for content in contents], axis=0)
+    for part, count in zip(("image", *numbered_conditions(parts - 2), "caption"), lacking, strict=True):
         if count:
             logger.warning("%s of them have no %s", f"{count:,}", part)

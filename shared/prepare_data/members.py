@@ -5,6 +5,7 @@ H height, W width of a picture in pixels.
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,11 @@ import numpy.typing as npt
 import PIL.Image
 
 from shared.data.addresses import local_path, read_address, scheme_of
+from shared.data.conditions import conditions_in
 from shared.data.decoded_pairs import PairDecoder
 from shared.data.preprocessing import decode, preprocess
 from shared.data.sample import EncodedImage, RawSample
+from shared.data.sources.shard_keys import condition_members
 from shared.prepare_data.options import PackingOptions
 from shared.untrusted import read_file
 from shared.untrusted.pictures import LARGEST_FILE, open_picture
@@ -24,13 +27,13 @@ from shared.untrusted.pictures import LARGEST_FILE, open_picture
 # Those of Pillow's formats that are stored as they are, with an extension that is found by itself; others become PNG.
 _EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
 
-IMAGES, CONDITIONS = "image.", "conditioning_image."
-"""Beginnings of the extensions of whatever format."""
+IMAGES, CONDITIONS = "image.", "conditioning_image"
+"""Beginnings of the extensions, whatever the format and however many."""
 
-CONDITION = f"{CONDITIONS}png"
+(CONDITION,) = condition_members(1)
 
 Members = dict[str, bytes]
-"""By extension. They are found without --shards_…_key."""
+"""By extension. They are found without --shards_…_key, unless there are several conditions."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Storing:
 
 
 def members_of(sample: RawSample, storing: Storing) -> Members:
-    """The sample's image, condition and captions.
+    """The sample's image, conditions and captions.
 
     Raises:
         BadSampleError: a part is missing or cannot be decoded; or, of those that are resized, image and condition are
@@ -56,13 +59,15 @@ def members_of(sample: RawSample, storing: Storing) -> Members:
     if storing.resized is not None:
         pair = storing.resized(sample)
         assert pair.pixels is not None
-        pictures = {**image_member(pair.pixels, storing.jpeg_quality), CONDITION: png(pair.conditioning_pixels)}
+        count = len(sample.conditioning_images)
+        conditions = conditions_in(pair.conditioning_pixels, (3,) * count)
+        pictures = image_member(pair.pixels, storing.jpeg_quality)
+        pictures |= zip(condition_members(count), map(png, conditions), strict=True)
         return pictures | caption_member(sample.captions)
     sample.check()
-    assert sample.conditioning_image is not None
     return {
         **_image_as_it_is(sample.picture),
-        **_condition_as_it_is(sample.conditioning_image),
+        **_conditions_as_they_are(sample.conditions),
         **caption_member(sample.captions),
     }
 
@@ -104,13 +109,23 @@ def _image_as_it_is(image: EncodedImage) -> Members:
     return {f"image.{extension}": content}
 
 
-def _condition_as_it_is(condition: EncodedImage) -> Members:
-    """Without loss, and in one channel where all three are the same and that takes fewer bytes."""
+def _conditions_as_they_are(conditions: Sequence[EncodedImage]) -> Members:
+    """Without loss; several are PNG in any case, so that each has one name in all samples."""
+    if len(conditions) == 1:
+        extension, content = _condition_as_it_is(conditions[0])
+        return {f"conditioning_image.{extension}": content}
+    stored = map(_condition_as_it_is, conditions)
+    contents = (content if extension == "png" else _png(decode(content)) for extension, content in stored)
+    return dict(zip(condition_members(len(conditions)), contents, strict=True))
+
+
+def _condition_as_it_is(condition: EncodedImage) -> tuple[str, bytes]:
+    """(extension, content): in one channel where all three are the same and that takes fewer bytes."""
     extension, content = _as_it_is(condition)
     grey = _in_one_channel(decode(content))
     if grey is not None and len(smaller := _png(grey)) < len(content):
-        return {CONDITION: smaller}
-    return {f"conditioning_image.{extension}": content}
+        return "png", smaller
+    return extension, content
 
 
 def caption_member(captions: tuple[str, ...]) -> Members:

@@ -72,8 +72,8 @@ class CaptionedOptions(ImageOptions):
 class DataOptions(CaptionedOptions):
     """What names training pairs."""
 
-    shards_conditioning_key: str | None = as_in_training("shards_conditioning_key")
-    conditioning_image_column: str = as_in_training("conditioning_image_column")
+    shards_conditioning_key: tuple[str, ...] | None = as_in_training("shards_conditioning_key")
+    conditioning_image_column: tuple[str, ...] = as_in_training("conditioning_image_column")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class IndexOptions:
     """Flags of `index`."""
 
     shards_image_key: str | None = as_in_training("shards_image_key")
-    shards_conditioning_key: str | None = as_in_training("shards_conditioning_key")
+    shards_conditioning_key: tuple[str, ...] | None = as_in_training("shards_conditioning_key")
     shards_caption_key: str | None = as_in_training("shards_caption_key")
     output_file: str | None = _output(
         None, "Where the index of remote shards is written to; that of local ones stands beside them."
@@ -163,9 +163,9 @@ class AnnotateOptions(CaptionedOptions, PackingOptions):
 class CaptionOptions(PackingPairsOptions):
     """Flags of `caption`."""
 
-    shards_conditioning_key: str | None = as_in_training("shards_conditioning_key")
-    conditioning_image_column: str | None = _data(
-        None, "The column of the condition images, to keep them. Without it, those of tars and of prompt.json are."
+    shards_conditioning_key: tuple[str, ...] | None = as_in_training("shards_conditioning_key")
+    conditioning_image_column: tuple[str, ...] | None = _data(
+        None, "The columns of the condition images, to keep them. Without it, those of tars and of prompt.json are."
     )
     captioner_model: str = _model(
         "Salesforce/blip-image-captioning-base", "The BLIP model that looks: a folder, or a name on the Hub."

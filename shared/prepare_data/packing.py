@@ -20,7 +20,7 @@ from shared.config.validation import check_output_dir
 from shared.data.decoded_pairs import PairDecoder, conditioning_interpolation
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources import RandomAccessSource, Source, open_source
-from shared.data.sources.shard_keys import shard_keys
+from shared.data.sources.shard_keys import condition_members, shard_keys
 from shared.prepare_data.indexing import index_shards
 from shared.prepare_data.members import Members, Storing, members_of
 from shared.prepare_data.numbered import NumberedSample, in_groups, numbered
@@ -53,7 +53,7 @@ def run(options: PackOptions) -> int:
     training = options.training(resolution=options.resolution or CIRCLES_SIDE)
     storing, settings = storing_of(options, training)
     packing = one_by_one(lambda number, sample: members_of(sample, storing))
-    exit_code = pack(path, open_source(training), options, packing, settings)
+    exit_code = pack(path, open_source(training), options, packing, settings, training.num_conditions)
     if storing.resized is not None:
         storing.resized.report()
     return exit_code
@@ -110,7 +110,14 @@ def in_batches(
     return packed
 
 
-def pack(path: Path, source: Source, options: PackingOptions, packing: Packing, settings: Mapping[str, Any]) -> int:
+def pack(
+    path: Path,
+    source: Source,
+    options: PackingOptions,
+    packing: Packing,
+    settings: Mapping[str, Any],
+    conditions: int = 1,
+) -> int:
     """Write shards of a source's samples, or go on with them.
 
     Args:
@@ -119,6 +126,7 @@ def pack(path: Path, source: Source, options: PackingOptions, packing: Packing, 
         options: how.
         packing: what makes members of samples.
         settings: what decides the members beside the source and the options.
+        conditions: how many a sample has.
 
     Raises:
         UserError: the folder holds something else or cannot be written to, too many samples are bad, or all.
@@ -132,7 +140,8 @@ def pack(path: Path, source: Source, options: PackingOptions, packing: Packing, 
         shards = _pack(options, source, folder, packing)
         _check_some(source, shards)
         threads = threads_of(options.num_workers)
-        index_shards([folder.shard(number) for number in range(len(shards))], shard_keys(None, None, None), threads)
+        keys = shard_keys(None, condition_members(conditions) if conditions > 1 else None, None)
+        index_shards([folder.shard(number) for number in range(len(shards))], keys, threads)
         folder.finish(shards)
     logger.info(
         "%s: %s samples in %s shards; %s were left out, see %s",
@@ -142,6 +151,9 @@ def pack(path: Path, source: Source, options: PackingOptions, packing: Packing, 
         f"{sum(len(done.left_out) for done in shards):,}",
         CARD,
     )
+    if conditions > 1:
+        names = " ".join(condition_members(conditions))
+        logger.info("Its conditions are found with --shards_conditioning_key %s", names)
     return 0
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from shared.data.conditions import numbered_conditions
 from shared.data.preprocessing import preprocess
 from shared.data.sample import BadSampleError, RawSample
 from shared.data.sources import RandomAccessSource, Source, open_source
@@ -20,13 +21,14 @@ logger = logging.getLogger(__name__)
 
 def run(options: ShowOptions) -> int:
     """Draw the sheet; bad samples are left out of it, and named."""
-    source = open_source(options.training(resolution=options.resolution))
+    training = options.training(resolution=options.resolution)
+    source = open_source(training)
     rows = [row for sample in _chosen(source, options) if (row := _row(sample, options)) is not None]
     if not rows:
         raise UserError("None of the samples chosen can be used. Choose others with another --seed.")
     path = Path(options.output_file)
     try:
-        save_grid(path, rows, ("condition", "image"))
+        save_grid(path, rows, (*numbered_conditions(training.num_conditions), "image"))
     except OSError as error:
         raise UserError(
             f"--output_file {shown(path)} cannot be written: {error.strerror}. Give a file in a folder that you may "
@@ -46,10 +48,8 @@ def _row(sample: RawSample, options: ShowOptions) -> GridRow | None:
     resolution, interpolation = options.resolution, options.image_interpolation_mode
     try:
         sample.check()
-        assert sample.conditioning_image is not None
-        condition = preprocess(sample.conditioning_image, resolution, interpolation)
-        image = preprocess(sample.picture, resolution, interpolation)
+        pictures = [preprocess(one, resolution, interpolation) for one in (*sample.conditions, sample.picture)]
     except BadSampleError as error:
         logger.warning("%s is left out: %s", shown(sample.name), shown(error))
         return None
-    return GridRow(" | ".join(sample.captions), [("", condition), ("", image)])
+    return GridRow(" | ".join(sample.captions), [("", picture) for picture in pictures])

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 
 from shared.config import TrainConfig, to_yaml
 from shared.config.public import public_config
+from shared.data.preprocessing import MODES
 from shared.models.configs import ControlNetConfig, UNet2DConditionConfig
 from shared.models.trained_parts import UNET_FOLDER
 from shared.models.xl import is_xl
@@ -59,6 +60,13 @@ _CONDITION = 'condition = load_image("your_condition.png")'
 # The pipelines make three channels of every picture, and leave tensors as they are.
 _GREY_CONDITION = """grey = load_image("your_condition.png").convert("L").resize(({resolution}, {resolution}))
 condition = torch.tensor(list(grey.tobytes())).reshape(1, 1, {resolution}, {resolution}) / 255"""
+
+
+_SEVERAL_CONDITIONS = """modes = {modes}  # of your conditions, in the order of the training
+pictures = [load_image(f"your_condition_{{n}}.png").convert(mode) for n, mode in enumerate(modes, start=1)]
+pixels = [list(picture.resize(({resolution}, {resolution})).tobytes()) for picture in pictures]
+channels = [torch.tensor(values).reshape(1, {resolution}, {resolution}, -1) for values in pixels]
+condition = torch.cat(channels, dim=-1).permute(0, 3, 1, 2) / 255"""
 
 
 @dataclass(frozen=True)
@@ -154,9 +162,7 @@ def model_card(output_dir: Path, config: TrainConfig, name: str, content: CardCo
             base_model=_as_python(base_model),
             unet_folder=UNET_FOLDER,
             pipeline=kind.pipeline,
-            condition=_CONDITION
-            if config.conditioning_channels == 3
-            else _GREY_CONDITION.format(resolution=config.resolution),
+            condition=_condition(config),
         ),
         "## Training",
         "\n".join(_item(key, value) for key, value in content.facts.items()),
@@ -182,6 +188,18 @@ def write_model_card(output_dir: Path, config: TrainConfig, name: str, content: 
     card = output_dir / CARD_FILE
     write_text_atomically(card, model_card(output_dir, config, name, content))
     return card
+
+
+def _condition(config: TrainConfig) -> str:
+    """Lines of Python that make what a pipeline takes."""
+    match config.channels_of_conditions:
+        case (3,):
+            return _CONDITION
+        case (1,):
+            return _GREY_CONDITION.format(resolution=config.resolution)
+        case channels:
+            modes = json.dumps([MODES[count] for count in channels])
+            return _SEVERAL_CONDITIONS.format(modes=modes, resolution=config.resolution)
 
 
 def _item(key: str, value: Any) -> str:

@@ -242,6 +242,7 @@ def announce(title: str, prepared: PreparedRun, steps: Steps, *, devices: str, p
         "Devices": devices,
         "Examples": f"{steps.epoch_size or 'an unknown number'}, {data_description(prepared.config)}",
         **_buckets(prepared),
+        **_several_conditions(prepared.config),
         "Batch": steps.batch,
         "Steps": f"{steps.last}, of which {steps.first} are done" if steps.first else steps.last,
         "ControlNet": f"{parameters / 1e6:,.1f} M parameters",
@@ -256,6 +257,13 @@ def _buckets(prepared: PreparedRun) -> dict[str, str]:
         return {}
     counts = prepared.source.counts
     return {"Buckets": f"{len(counts)}: {', '.join(f'{size} ({count:,} examples)' for size, count in counts.items())}"}
+
+
+def _several_conditions(config: TrainConfig) -> dict[str, str]:
+    channels = config.channels_of_conditions
+    if len(channels) == 1:
+        return {}
+    return {"Conditions": f"{' + '.join(map(str, channels))} = {sum(channels)} channels"}
 
 
 def check_resolution(config: TrainConfig, vae_scale_factor: int) -> None:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 
 from shared.config.flags import Backend, Equivalent, Flag, Missing
+from shared.config.help_text import default_text
 from shared.config.options import FLAGS
 from shared.config.support import BACKEND_NAMES
 from shared.generate.options import GENERATE_FLAGS
@@ -63,7 +64,7 @@ def _heading(flag: Flag) -> str:
 def _default(flag: Flag) -> str:
     if flag.kind is bool:
         return "off"
-    return "" if flag.default is None else f"{flag.default}"
+    return "" if flag.default is None else default_text(flag)
 
 
 def _meaning(flag: Flag) -> str:

@@ -56,4 +56,4 @@ def test_diffusers_loads_a_controlnet_of_one_channel(runs: dict[str, Path], name
         )
     assert all(residual.isfinite().all() for residual in residuals)
     assert (runs[name] / "validation" / f"step-{STEPS}" / "0.png").is_file()
-    assert "conditioning_channels: 1" in (runs[name] / "config.yaml").read_text()
+    assert "conditioning_channels:\n- 1\n" in (runs[name] / "config.yaml").read_text()

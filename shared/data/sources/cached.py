@@ -8,15 +8,13 @@ from shared.data.cache_record import RECORD_FILE, CacheRecord, record_for
 from shared.data.cached_latents import CachedImage, LatentsLayout
 from shared.data.sample import RawSample
 from shared.data.sources.base import Manifest
-from shared.data.sources.shard_keys import ShardKeys
+from shared.data.sources.shard_keys import ShardKeys, condition_members
 from shared.data.sources.shards import ShardSource
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
-LATENTS, CONDITION, CAPTIONS = "latents.safetensors", "conditioning_image.png", "json"
-"""The extensions of a sample's members."""
-
-KEYS = ShardKeys((LATENTS,), (CONDITION,), (CAPTIONS,))
+LATENTS, CAPTIONS = "latents.safetensors", "json"
+"""The extensions of a sample's members, beside those of its conditions."""
 
 _FIX = "run the command that made it once more, which makes what is missing."
 
@@ -29,7 +27,7 @@ class CachedSource:
         paths = shards_in(folder)
         if not paths:
             raise UserError(f"--cached_data {shown(folder)} has no shards any more: {_FIX}")
-        self._shards = ShardSource(paths, KEYS)
+        self._shards = ShardSource(paths, keys_of(record))
         if len(self._shards) != record.samples:
             raise UserError(
                 f"--cached_data {shown(folder)} has {len(self._shards):,} samples and its {RECORD_FILE} tells of "
@@ -63,6 +61,12 @@ def open_cached(config: TrainConfig, folder: Path) -> CachedSource:
         UserError: it is no finished cache, or none for this run.
     """
     return CachedSource(folder, record_for(config, folder))
+
+
+def keys_of(record: CacheRecord) -> ShardKeys:
+    """Those of a cache's samples."""
+    conditions = condition_members(len(record.channels_of_conditions))
+    return ShardKeys((LATENTS,), tuple((member,) for member in conditions), (CAPTIONS,))
 
 
 def shards_in(folder: Path) -> list[Path]:

@@ -101,7 +101,7 @@ class CirclesSource:
         if not 0 <= index < self._count:
             raise IndexError(index)
         drawn = draw(index, self._size, self._seed)
-        return RawSample(drawn.image, drawn.conditioning_image, (drawn.truth.caption,), f"circle {index}")
+        return RawSample(drawn.image, (drawn.conditioning_image,), (drawn.truth.caption,), f"circle {index}")
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Without drawing."""

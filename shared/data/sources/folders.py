@@ -6,8 +6,9 @@ repository, docs/train.md). Beside the list's name they differ in the keys alone
 """
 
 import hashlib
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.config import TrainConfig
@@ -24,12 +25,17 @@ class Keys:
     """Which key of a line holds what. Image names are relative to the folder of the JSON-lines file."""
 
     image: str
-    conditioning_image: str
+    conditioning_images: tuple[str, ...]
     caption: str
+
+    @property
+    def in_order(self) -> tuple[str, ...]:
+        """All of them: image, conditions, caption."""
+        return self.image, *self.conditioning_images, self.caption
 
 
 _PROMPT_JSON = "prompt.json"
-_PROMPT_JSON_KEYS = Keys(image="target", conditioning_image="source", caption="prompt")
+_PROMPT_JSON_KEYS = Keys(image="target", conditioning_images=("source",), caption="prompt")
 
 
 def open_folder(config: TrainConfig, folder: Path) -> "JsonLinesSource | None":
@@ -48,7 +54,7 @@ def open_folder(config: TrainConfig, folder: Path) -> "JsonLinesSource | None":
                 f"{shown(folder)!r}; leave --streaming out: this layout is not copied or loaded as a whole in any case"
             )
         return None
-    return _open_prompt_json(folder, files) if has_prompt_json else _open_image_folder(config, folder, files)
+    return _open_prompt_json(config, folder, files) if has_prompt_json else _open_image_folder(config, folder, files)
 
 
 class JsonLinesSource:
@@ -70,9 +76,8 @@ class JsonLinesSource:
         files.check_own(path)
         digest = hashlib.sha256()
         self._path, self._keys, self._files = path, keys, files
-        wanted = (keys.image, keys.conditioning_image, keys.caption)
         self._rows = [
-            (number, tuple(text_of(row.get(key)) for key in wanted)) for number, row in read_rows(path, digest)
+            (number, tuple(text_of(row.get(key)) for key in keys.in_order)) for number, row in read_rows(path, digest)
         ]
         if not self._rows:
             raise UserError(f"{shown(path)} lists no samples; expected one JSON object per line")
@@ -81,27 +86,25 @@ class JsonLinesSource:
             "location": str(path),
             "samples": len(self._rows),
             "fingerprint": digest.hexdigest(),
-            "columns": [keys.image, keys.conditioning_image, keys.caption],
+            "columns": list(keys.in_order),
         }
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> RawSample:
-        number, (image, conditioning_image, caption) = self._rows[index]
-        name = f"{self._path} line {number} ({image})"
+        number, (*pictures, caption) = self._rows[index]
+        name = f"{self._path} line {number} ({pictures[0]})"
         try:
             captions = captions_of(caption)
-            found, found_conditioning = (
-                self._files.find(name, self._path.parent) for name in (image, conditioning_image)
-            )
+            image, *conditions = (self._files.find(picture, self._path.parent) for picture in pictures)
         except BadSampleError as error:
-            return RawSample(None, None, (), name, str(error))
-        return RawSample(found, found_conditioning, captions, name)
+            return RawSample(None, (), (), name, str(error))
+        return RawSample(image, tuple(conditions), captions, name)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Without looking for the images."""
-        return captions_of(self._rows[index][1][2])
+        return captions_of(self._rows[index][1][-1])
 
 
 def _check_folder(folder: Path) -> None:
@@ -115,14 +118,20 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"--train_data_dir is {shown(folder)!r}, which is empty; give a folder with training data")
 
 
-def _open_prompt_json(folder: Path, files: NamedFiles) -> JsonLinesSource:
+def _open_prompt_json(config: TrainConfig, folder: Path, files: NamedFiles) -> JsonLinesSource:
     """The pairs of `folder/prompt.json`. UserError when the list is malformed, empty, or has other keys."""
-    source = JsonLinesSource("prompt_json", folder / _PROMPT_JSON, _PROMPT_JSON_KEYS, files)
+    keys, columns = _PROMPT_JSON_KEYS, config.conditioning_image_column
+    if len(columns) > 1:  # a single one names a column of other data: this layout has its own name for it
+        keys = replace(keys, conditioning_images=columns)
+    source = JsonLinesSource("prompt_json", folder / _PROMPT_JSON, keys, files)
     first = source[0]
-    if not first.defect and (first.image is None or first.conditioning_image is None):
+    if not first.defect and (first.image is None or None in first.conditioning_images):
+        conditions = {name: f"{name}/0.png" for name in keys.conditioning_images}
+        example = {**conditions, "target": "target/0.png", "prompt": "a caption"}
         raise UserError(
-            f'the first line of {shown(folder / _PROMPT_JSON)} lacks "source" or "target"; expected lines like '
-            '{"source": "source/0.png", "target": "target/0.png", "prompt": "a caption"}'
+            f"the first line of {shown(folder / _PROMPT_JSON)} lacks "
+            f'{", ".join(shown(json.dumps(name)) for name in conditions)} or "target"; expected lines like '
+            f"{shown(json.dumps(example))}"
         )
     return source
 
@@ -134,12 +143,12 @@ def _open_image_folder(config: TrainConfig, folder: Path, files: NamedFiles) -> 
     if metadata is None:
         return None
     files.check_own(metadata)
-    keys = _find_keys(metadata, config.image_column, config.conditioning_image_column, config.caption_column)
+    keys = _find_keys(metadata, config)
     return JsonLinesSource("image_folder", metadata, keys, files) if keys else None
 
 
-def _find_keys(metadata: Path, image_column: str, conditioning_image_column: str, caption_column: str) -> Keys | None:
-    """The keys of the first line that hold the three columns, or None when one is not there.
+def _find_keys(metadata: Path, config: TrainConfig) -> Keys | None:
+    """The keys of the first line that hold the columns asked for, or None when one is not there.
 
     Image columns are found with and without Hugging Face's `_file_name` suffix; the image also as plain `file_name`.
     UserError for a list that cannot be read or is empty.
@@ -148,14 +157,17 @@ def _find_keys(metadata: Path, image_column: str, conditioning_image_column: str
     if first is None:
         raise UserError(f"{shown(metadata)} lists no samples; expected one JSON object per line")
     present = first[1]
-    image = _first(present, f"{image_column}_file_name", image_column, "file_name")
-    conditioning_image = image  # where conditions are about to be made of the images
-    if conditioning_image_column != image_column:
-        conditioning_image = _first(present, f"{conditioning_image_column}_file_name", conditioning_image_column)
-    caption = NO_CAPTIONS if caption_column == NO_CAPTIONS else _first(present, caption_column)
-    if image is None or conditioning_image is None or caption is None:
+    image = _first(present, f"{config.image_column}_file_name", config.image_column, "file_name")
+    if config.conditioning_image_column == (config.image_column,):  # conditions are about to be made of the images
+        conditions = [image]
+    else:
+        conditions = [_first(present, f"{column}_file_name", column) for column in config.conditioning_image_column]
+    no_captions = config.caption_column == NO_CAPTIONS
+    caption = NO_CAPTIONS if no_captions else _first(present, config.caption_column)
+    found = [name for name in conditions if name is not None]
+    if image is None or caption is None or len(found) < len(conditions):
         return None
-    return Keys(image, conditioning_image, caption)
+    return Keys(image, tuple(found), caption)
 
 
 def _first(present: dict[str, object], *names: str) -> str | None:

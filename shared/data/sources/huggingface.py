@@ -24,7 +24,7 @@ from shared.randomness import Purpose, generator
 from shared.untrusted import MIB, check_plain_files, foreign_library, open_file, read_json, shown
 from shared.user_errors import UserError
 
-Columns = tuple[str, str, str]  # image, conditioning image, caption
+Columns = tuple[str, ...]  # image, conditioning images, caption
 _FINGERPRINT_ROWS = 10_000
 _MOST_LISTED, _LONGEST_LISTED = 30, 60  # in a message
 
@@ -56,17 +56,17 @@ def open_huggingface(config: TrainConfig) -> RandomAccessSource | StreamSource:
 
     Raises:
         UserError: when it cannot be found or loaded, has files that lead out of it, has no train split, or lacks one
-            of the three columns.
+            of the columns.
     """
     location = str(config.dataset_name or config.train_data_dir)
     where = shown(redacted(location))
-    columns = (config.image_column, config.conditioning_image_column, config.caption_column)
+    columns = (config.image_column, *config.conditioning_image_column, config.caption_column)
     files = _named_files(config, location)
     dataset = _train_split(_load(config, location, files), where)
     with foreign_library(f"the dataset {where} cannot be read", _REPAIR):
         present = list(dataset.column_names or next(iter(dataset), {}))
     _check_columns(present, columns, where)
-    _check_captions((dataset.features or {}).get(columns[2]), columns[2], where)
+    _check_captions((dataset.features or {}).get(columns[-1]), columns[-1], where)
     with foreign_library(f"the dataset {where} cannot be read", _REPAIR):
         dataset = _undecoded(dataset, columns)
         if isinstance(dataset, datasets.IterableDataset):
@@ -91,7 +91,7 @@ class HuggingFaceSource:
         fingerprint: str,
     ) -> None:
         self._dataset, self._columns, self._location, self._files = dataset, columns, redacted(location), files
-        self._captions = dataset.select_columns([column for column in columns[2:] if column != NO_CAPTIONS])
+        self._captions = dataset.select_columns([column for column in columns[-1:] if column != NO_CAPTIONS])
         self._images = dataset.select_columns([columns[0]])
         self.manifest: Manifest = {
             "kind": "huggingface",
@@ -115,7 +115,7 @@ class HuggingFaceSource:
         """Without reading the images."""
         with foreign_library(f"{shown(self._location)}[{index}] cannot be read", _REPAIR):
             row = self._captions[index]
-        return captions_of(row.get(self._columns[2]))
+        return captions_of(row.get(self._columns[-1]))
 
     def header(self, index: int) -> EncodedImage | None:
         """See `header_at`."""
@@ -320,7 +320,8 @@ def _train_split(loaded: Any, where: str) -> Any:
 
 
 def _check_columns(present: list[str], columns: Columns, where: str) -> None:
-    flags = ("--image_column", "--conditioning_image_column", "--caption_column")
+    conditions = ["--conditioning_image_column"] * (len(columns) - 2)
+    flags = ("--image_column", *conditions, "--caption_column")
     listed = ", ".join(shown(column, _LONGEST_LISTED) for column in present[:_MOST_LISTED])
     for flag, column in zip(flags, columns, strict=True):
         if column not in present and column != NO_CAPTIONS:
@@ -342,18 +343,19 @@ def _check_captions(feature: Any, column: str, where: str) -> None:
 
 def _undecoded(dataset: Any, columns: Columns) -> Any:
     dataset = dataset.with_format(None).select_columns([*dict.fromkeys(filter(NO_CAPTIONS.__ne__, columns))])
-    for column in columns[:2]:
+    for column in columns[:-1]:
         if isinstance((dataset.features or {}).get(column), datasets.Image):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
     return dataset
 
 
 def _raw_sample(row: dict[str, Any], columns: Columns, files: NamedFiles, name: str) -> RawSample:
-    image, conditioning_image, caption = (row.get(column) for column in columns)
+    *pictures, caption = (row.get(column) for column in columns)
     try:
-        return RawSample(_image(image, files), _image(conditioning_image, files), captions_of(caption), name)
+        image, *conditions = (_image(picture, files) for picture in pictures)
+        return RawSample(image, tuple(conditions), captions_of(caption), name)
     except BadSampleError as error:
-        return RawSample(None, None, (), name, str(error))
+        return RawSample(None, (), (), name, str(error))
 
 
 def _image(value: Any, files: NamedFiles) -> EncodedImage | None:
@@ -372,7 +374,7 @@ def _fingerprint(dataset: datasets.Dataset, columns: Columns) -> str:
     datasets' own fingerprint covers modification times, and would call a copy of the same data another dataset.
     """
     digest = hashlib.sha256(json.dumps([len(dataset), columns]).encode())
-    if columns[2] != NO_CAPTIONS:
-        for rows in dataset.select_columns([columns[2]]).iter(batch_size=_FINGERPRINT_ROWS):
-            digest.update(json.dumps(rows[columns[2]], default=str).encode())
+    if columns[-1] != NO_CAPTIONS:
+        for rows in dataset.select_columns([columns[-1]]).iter(batch_size=_FINGERPRINT_ROWS):
+            digest.update(json.dumps(rows[columns[-1]], default=str).encode())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from typing import overload
 import numpy as np
 
 from shared.data.sample import RawSample
-from shared.data.sources.shard_index import SUFFIX, Columns, ShardIndex, columns_of
+from shared.data.sources.shard_index import SUFFIX, Columns, ShardIndex
 from shared.data.sources.shard_keys import ShardKeys, raw_sample
 from shared.data.sources.shard_layout import IndexedSample, Member, Shard
 from shared.untrusted import shown
@@ -44,7 +44,7 @@ class IndexedSamples(Sequence[IndexedSample]):
         for shard, (index, number) in zip(self._shards, self._places, strict=True):
             if index.description.shards[number].samples:
                 first = index.sample(number, 0, shard)
-                if None in (first.image, first.conditioning_image, first.caption):
+                if None in first.parts:
                     yield shard
 
     def __len__(self) -> int:
@@ -76,13 +76,13 @@ def read_sample(
 ) -> RawSample:
     """The sample whose parts `contents_of` reads, unless one is larger than any honest one; that is then its defect."""
     name = f"{sample.shard}:{sample.key}"
-    parts = [sample.image, sample.conditioning_image, sample.caption]
+    parts = list(sample.parts)
     defect = next(filter(None, (keys.too_large(part.extension, part.size) for part in parts if part)), "")
     if defect:
-        return RawSample(None, None, (), name, defect)
-    image, conditioning_image, caption = contents_of(parts)
+        return RawSample(None, (), (), name, defect)
+    image, *conditions, caption = contents_of(parts)
     named_caption = (sample.caption.extension, caption) if sample.caption and caption is not None else None
-    return raw_sample(name, image, conditioning_image, named_caption)
+    return raw_sample(name, image, conditions, named_caption)
 
 
 def beginning_of_image(sample: IndexedSample) -> IndexedSample | None:
@@ -90,7 +90,7 @@ def beginning_of_image(sample: IndexedSample) -> IndexedSample | None:
     if sample.image is None:
         return None
     beginning = replace(sample.image, size=min(sample.image.size, _HEADER_BYTES))
-    return replace(sample, image=beginning, conditioning_image=None, caption=None)
+    return replace(sample, image=beginning, conditioning_images=(), caption=None)
 
 
 def find_index(shards: list[Path], keys: ShardKeys) -> IndexedSamples | None:
@@ -102,7 +102,7 @@ def find_index(shards: list[Path], keys: ShardKeys) -> IndexedSamples | None:
     known: dict[tuple[Path, str], tuple[ShardIndex, int]] = {}
     for folder in dict.fromkeys(shard.parent for shard in shards):
         wanted = {shard.name for shard in shards if shard.parent == folder}
-        for index in _usable(folder, wanted, columns_of(keys)):
+        for index in _usable(folder, wanted, keys.columns):
             for number, indexed in enumerate(index.description.shards):
                 known.setdefault((folder, indexed.name), (index, number))
     if not known:
@@ -129,10 +129,8 @@ def fingerprint_of(samples: Iterable[IndexedSample]) -> str:
     """A hash of every sample's shard name, key and layout, and not of where the shards lie."""
     digest = hashlib.sha256()
     for sample in samples:
-        parts = (sample.image, sample.conditioning_image, sample.caption)
-        digest.update(
-            repr((sample.shard.name, sample.key, [part and (part.offset, part.size) for part in parts])).encode()
-        )
+        places = [part and (part.offset, part.size) for part in sample.parts]
+        digest.update(repr((sample.shard.name, sample.key, places)).encode())
     return digest.hexdigest()
 
 

@@ -36,7 +36,7 @@ def _read_shard(shard: RemoteShard, stream: RemoteStream, keys: ShardKeys) -> Sh
     if size is None:
         raise RemoteError("its server does not answer with ranges, without which an index is of no use")
     records, names = records_of(shard, _headers(_Content(stream)), keys, _crc_of)
-    return shard_content(shard, size, 0, records, names)
+    return shard_content(shard, size, 0, keys, records, names)
 
 
 def _headers(content: "_Content") -> Iterator[tuple[str, int, int, int]]:

@@ -15,7 +15,7 @@ from shared.data.remote import AbsentError, Identity, RemoteError, RemoteObject,
 from shared.data.sample import EncodedImage, RawSample
 from shared.data.sources.base import Manifest
 from shared.data.sources.indexed_samples import IndexedSamples, beginning_of_image, fingerprint_of, read_sample
-from shared.data.sources.shard_index import MAGIC, SUFFIX, ShardIndex, columns_of
+from shared.data.sources.shard_index import MAGIC, SUFFIX, ShardIndex
 from shared.data.sources.shard_keys import ShardKeys
 from shared.data.sources.shard_layout import HEADER, IndexedSample, Member, RemoteShard
 from shared.data.workers import Workers
@@ -51,7 +51,7 @@ class RemoteShardSource:
             "location": [str(shard) for shard in shards],
             "samples": len(samples),
             "fingerprint": samples.fingerprint or fingerprint_of(samples),
-            "columns": [list(keys.image), list(keys.conditioning_image), list(keys.caption)],
+            "columns": keys.columns,
         }
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class RemoteShardSource:
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Without reading the images."""
-        return _read(replace(self._samples[index], image=None, conditioning_image=None), self._keys).captions
+        return _read(replace(self._samples[index], image=None, conditioning_images=()), self._keys).captions
 
     def header(self, index: int) -> EncodedImage | None:
         """See `header_at`."""
@@ -92,7 +92,7 @@ def open_remote_shards(addresses: Sequence[str], keys: ShardKeys) -> RemoteShard
     index = _fetched_index(addresses[0])
     if index is None:
         return None
-    if index.description.columns != columns_of(keys):
+    if index.description.columns != keys.columns:
         logger.warning("%s is not used: it was made with other --shards_…_key", shown(index.name))
         return None
     numbers = {shard.name: number for number, shard in enumerate(index.description.shards)}

@@ -12,15 +12,14 @@ import numpy as np
 
 from shared.data.sources.shard_index import (
     ABSENT,
-    EXTENSIONS,
     MAGIC,
     PREFIX,
-    RECORD,
-    VERSION,
     Columns,
     Description,
     IndexedShard,
-    columns_of,
+    extensions_of,
+    record_of,
+    version_of,
 )
 from shared.data.sources.shard_keys import ShardKeys
 from shared.data.sources.shard_layout import HEADER, Member, Shard
@@ -42,15 +41,14 @@ class ShardContent:
     records: bytes
     keys: bytes
 
-    @property
-    def lacking(self) -> list[int]:
-        """How many samples have no image, no condition, no caption."""
-        records = np.frombuffer(self.records, np.uint8).reshape(-1, RECORD.size)
-        return np.sum(records[:, EXTENSIONS] == ABSENT, axis=0).tolist()
+    def lacking(self, parts: int) -> list[int]:
+        """How many samples lack each of so many parts."""
+        records = np.frombuffer(self.records, np.uint8).reshape(-1, record_of(parts).size)
+        return np.sum(records[:, extensions_of(parts)] == ABSENT, axis=0).tolist()
 
 
 def read_shard(path: Path, keys: ShardKeys) -> ShardContent:
-    """From the headers of a tar. A sample may lack its condition or its caption, which other files may bring.
+    """From the headers of a tar. A sample may lack its conditions or its caption, which other files may bring.
 
     Raises:
         UserError: it is no uncompressed tar, its first sample has no image, or a sample is larger than any honest one.
@@ -65,7 +63,7 @@ def read_shard(path: Path, keys: ShardKeys) -> ShardContent:
             records, names = records_of(path, headers_of(path), keys, crc_of)
         except OSError as error:
             raise UserError(f"{shown(path)} cannot be read: {error.strerror}.") from error
-    return shard_content(path, status.st_size, status.st_mtime_ns, records, names)
+    return shard_content(path, status.st_size, status.st_mtime_ns, keys, records, names)
 
 
 def records_of(
@@ -85,7 +83,7 @@ def records_of(
     Raises:
         UserError: its first sample has no image, or a sample is larger than any honest one.
     """
-    records, names, columns = bytearray(), bytearray(), columns_of(keys)
+    records, names, columns = bytearray(), bytearray(), keys.columns
     for number, (key, members) in enumerate(member_groups(shard, headers)):
         found = keys.find(members)
         if number == 0 and found[0] is None:
@@ -99,9 +97,11 @@ def records_of(
     return bytes(records), bytes(names)
 
 
-def shard_content(shard: Shard, size: int, modified: int, records: bytes, names: bytes) -> ShardContent:
+def shard_content(
+    shard: Shard, size: int, modified: int, keys: ShardKeys, records: bytes, names: bytes
+) -> ShardContent:
     """What an index has of a shard; `modified` is 0 where no file system tells."""
-    count = len(records) // RECORD.size
+    count = len(records) // record_of(len(keys.columns)).size
     return ShardContent(IndexedShard(shard.name, size, modified, count, len(names)), records, names)
 
 
@@ -122,7 +122,7 @@ def write_index(path: Path, columns: Columns, contents: Sequence[ShardContent], 
         digest.update(block)
     shards = [content.shard for content in contents]
     description = json.dumps(asdict(Description(columns, shards, fingerprint, digest.hexdigest()))).encode()
-    prefix = PREFIX.pack(MAGIC, VERSION, len(description), hashlib.sha256(description).digest())
+    prefix = PREFIX.pack(MAGIC, version_of(columns), len(description), hashlib.sha256(description).digest())
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -144,7 +144,7 @@ def _record(
     key_begin: int,
     key_length: int,
 ) -> bytes:
-    return RECORD.pack(
+    return record_of(len(columns)).pack(
         *(part.offset if part else 0 for part in parts),
         *(part.size if part else 0 for part in parts),
         *(crc_of(part) if part else 0 for part in parts),

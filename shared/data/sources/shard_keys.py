@@ -6,7 +6,7 @@ the extension `image.png`. Extensions compare in lower case.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -24,7 +24,7 @@ _CONDITIONING_NAMES = ("conditioning_image", "conditioning", "condition", "cond"
 _CAPTION_NAMES = ("text", "caption", "prompt")
 
 MOST_MEMBERS = 10_000
-"""Of one sample, which has three that matter."""
+"""Of one sample, of which a few matter."""
 
 _MOST_LISTED, _LONGEST_LISTED = 30, 60  # in a message
 
@@ -40,54 +40,65 @@ class ShardKeys:
     """Extensions that may hold each part, best first; none of captions where those are not asked for."""
 
     image: tuple[str, ...]
-    conditioning_image: tuple[str, ...]
+    conditioning_images: tuple[tuple[str, ...], ...]
     caption: tuple[str, ...]
 
-    def find(self, extensions: Iterable[str]) -> tuple[str | None, str | None, str | None]:
-        """The extension of (image, conditioning image, caption) among those of one sample, None for a missing one."""
+    @property
+    def columns(self) -> list[list[str]]:
+        """Those of each part in the order of `find`."""
+        return [list(self.image), *map(list, self.conditioning_images), list(self.caption)]
+
+    def find(self, extensions: Iterable[str]) -> list[str | None]:
+        """The extensions of image, conditions and caption among those of one sample, None for a missing one."""
         present = set(extensions)
-        wanted = (self.image, self.conditioning_image, self.caption)
-        image, conditioning, caption = (next((e for e in choice if e in present), None) for choice in wanted)
-        return image, conditioning, caption
+        return [next((extension for extension in choice if extension in present), None) for choice in self.columns]
 
     def wants(self, extension: str) -> bool:
         """Whether a member with this extension may be a part of its sample."""
-        return any(extension in choice for choice in (self.image, self.conditioning_image, self.caption))
+        return extension in self.caption or self._is_picture(extension)
 
     def too_large(self, extension: str, size: int) -> str:
         """Why a member of that size is left unread, empty where it is not."""
-        is_picture = extension in self.image or extension in self.conditioning_image
-        if size <= (LARGEST_FILE if is_picture else _LARGEST_CAPTION):
+        if size <= (LARGEST_FILE if self._is_picture(extension) else _LARGEST_CAPTION):
             return ""
         return f"its member .{shown(extension)} has {size:,} bytes, more than any honest one"
 
     def check(self, extensions: Iterable[str], where: str) -> None:
-        """UserError naming the extensions of the first sample when one of the three parts is not among them."""
+        """UserError naming the extensions of the first sample when one of its parts is not among them."""
         seen = sorted(extensions)
         listed = ", ".join(shown(extension, _LONGEST_LISTED) for extension in seen[:_MOST_LISTED])
-        flags = ("--shards_image_key", "--shards_conditioning_key", "--shards_caption_key")
-        wanted = (self.image, self.conditioning_image, self.caption)
-        missing = [flag for flag, found, of in zip(flags, self.find(seen), wanted, strict=True) if of and found is None]
+        conditions = ["--shards_conditioning_key"] * len(self.conditioning_images)
+        flags = ("--shards_image_key", *conditions, "--shards_caption_key")
+        wanted = zip(flags, self.columns, self.find(seen), strict=True)
+        missing = dict.fromkeys(flag for flag, choice, found in wanted if choice and found is None)
         if missing:
             raise UserError(
                 f"the first sample of {where} has the keys {listed}, among which no image, conditioning image "
                 f"and caption could be told; set {', '.join(missing)} to the right ones"
             )
 
+    def _is_picture(self, extension: str) -> bool:
+        return any(extension in choice for choice in (self.image, *self.conditioning_images))
 
-def shard_keys(image: str | None, conditioning_image: str | None, caption: str | None) -> ShardKeys:
+
+def shard_keys(image: str | None, conditioning_images: Sequence[str] | None, caption: str | None) -> ShardKeys:
     """The keys to look for: those given (alternatives separated by ";", as webdataset writes them), else the usual.
 
-    By default the image is `image.<ending>`, `target.<ending>` or plain `<ending>`; the condition `<name>.<ending>`
-    with a name such as conditioning_image, cond, source; the caption `text.txt`, `caption.txt`, `txt`, `json`, ….
-    `NO_CAPTIONS` stands for none.
+    By default the image is `image.<ending>`, `target.<ending>` or plain `<ending>`; the condition, of which there
+    is one, `<name>.<ending>` with a name such as conditioning_image, cond, source; the caption `text.txt`,
+    `caption.txt`, `txt`, `json`, …. `NO_CAPTIONS` stands for none.
     """
     usual = (*_with_endings(_CAPTION_NAMES, ("txt", "json")), "txt", "json")
     return ShardKeys(
         _given(image) or (*_with_endings(_IMAGE_NAMES, IMAGE_ENDINGS), *IMAGE_ENDINGS),
-        _given(conditioning_image) or _with_endings(_CONDITIONING_NAMES, IMAGE_ENDINGS),
+        tuple(map(_given, conditioning_images or ())) or (_with_endings(_CONDITIONING_NAMES, IMAGE_ENDINGS),),
         () if caption == NO_CAPTIONS else _given(caption) or usual,
     )
+
+
+def condition_members(count: int) -> tuple[str, ...]:
+    """The extensions of the conditions of a sample in shards that are made here."""
+    return ("conditioning_image.png",) if count == 1 else tuple(f"conditioning_image_{n + 1}.png" for n in range(count))
 
 
 def split_member(name: str) -> tuple[str, str] | None:
@@ -97,11 +108,11 @@ def split_member(name: str) -> tuple[str, str] | None:
 
 
 def raw_sample(
-    name: str, image: bytes | None, conditioning_image: bytes | None, caption: tuple[str, bytes] | None
+    name: str, image: bytes | None, conditioning_images: Sequence[bytes | None], caption: tuple[str, bytes] | None
 ) -> RawSample:
-    """The sample of three members' contents; the caption comes with its extension."""
+    """The sample of its members' contents; the caption comes with its extension."""
     captions, defect = _captions(*caption) if caption else ((), "")
-    return RawSample(image, conditioning_image, captions, name, defect)
+    return RawSample(image, tuple(conditioning_images), captions, name, defect)
 
 
 def twice(shard: object, name: str) -> UserError:

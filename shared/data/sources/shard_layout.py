@@ -1,8 +1,10 @@
 """Where the samples of a tar lie in it."""
 
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from shared.outgoing.redaction import redacted
 
@@ -57,5 +59,15 @@ class IndexedSample:
     shard: Shard
     key: str
     image: Member | None
-    conditioning_image: Member | None
+    conditioning_images: tuple[Member | None, ...]
     caption: Member | None
+
+    @classmethod
+    def of_parts(cls, shard: Shard, key: str, parts: Sequence[Member | None]) -> Self:
+        """`parts`: in the order of `parts` below."""
+        return cls(shard, key, parts[0], tuple(parts[1:-1]), parts[-1])
+
+    @property
+    def parts(self) -> tuple[Member | None, ...]:
+        """Image, conditions, caption."""
+        return self.image, *self.conditioning_images, self.caption

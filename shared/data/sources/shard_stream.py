@@ -46,7 +46,7 @@ class ShardStream:
             "location": [redacted(location) for location in locations],
             "samples": None,
             "fingerprint": None,
-            "columns": [list(keys.image), list(keys.conditioning_image), list(keys.caption)],
+            "columns": keys.columns,
             "shuffle_buffer_size": config.shuffle_buffer_size,
             "max_train_samples": config.max_train_samples,
         }
@@ -76,15 +76,11 @@ class ShardStream:
     def _raw_sample(self, sample: "_StreamedSample") -> RawSample:
         name, members = f"{redacted(sample.location)}:{sample.key}", sample.members
         if sample.defect:
-            return RawSample(None, None, (), name, sample.defect)
-        image, conditioning_image, caption = self._keys.find(members)
+            return RawSample(None, (), (), name, sample.defect)
+        *pictures, caption = self._keys.find(members)
         named_caption = (caption, members[caption] or b"") if caption else None
-        return raw_sample(
-            name,
-            members[image] if image else None,
-            members[conditioning_image] if conditioning_image else None,
-            named_caption,
-        )
+        image, *conditions = (members[extension] if extension else None for extension in pictures)
+        return raw_sample(name, image, conditions, named_caption)
 
 
 @dataclass

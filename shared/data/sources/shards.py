@@ -67,7 +67,7 @@ class ShardSource:
             "location": [str(shard) for shard in shards],
             "samples": len(self._samples),
             "fingerprint": stored_fingerprint or fingerprint_of(self._samples),
-            "columns": [list(keys.image), list(keys.conditioning_image), list(keys.caption)],
+            "columns": keys.columns,
         }
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class ShardSource:
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Without reading the images."""
-        return self._read(replace(self._samples[index], image=None, conditioning_image=None)).captions
+        return self._read(replace(self._samples[index], image=None, conditioning_images=())).captions
 
     def header(self, index: int) -> EncodedImage | None:
         """See `header_at`."""
@@ -116,8 +116,8 @@ def index_shard(shard: Path, keys: ShardKeys) -> Iterator[IndexedSample]:
     for number, (key, members) in enumerate(member_groups(shard, headers_of(shard))):
         if number == 0:
             keys.check(members, shown(shard))
-        parts = (members[extension] if extension else None for extension in keys.find(members))
-        yield IndexedSample(shard, key, *parts)
+        parts = [members[extension] if extension else None for extension in keys.find(members)]
+        yield IndexedSample.of_parts(shard, key, parts)
     logger.debug("indexed %s", shard)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from shared.config import Backend, TrainConfig
 from shared.data.cache_record import RECORD_FILE, CacheRecord, new_record, read_record
 from shared.data.sources import RandomAccessSource, open_source
-from shared.data.sources.cached import KEYS, shards_in
+from shared.data.sources.cached import keys_of, shards_in
 from shared.data.sources.shards import ShardSource
 from shared.data.tokenization import PromptInputs
 from shared.diffusion.schedule import NoiseSchedule
@@ -57,11 +57,13 @@ def make_cache(config: TrainConfig, backend: Backend, open_encoders: Callable[[T
         _begin(folder, record)
         skipped = write_shards(folder, source, config, record, encoders.open_image_encoder)
         _encode_captions(folder, config, backend, source, prompt_inputs, encoders)
-        samples = _indexed(folder)
+        samples = _indexed(folder, record)
         _write_record(folder, record.finished(samples))
+    channels = record.channels_of_conditions
     logger.info(
-        "%s holds %s samples%s: train with --cached_data %s in place of the flags that name the data",
+        "%s holds %s samples%s: train with --cached_data %s in place of the flags that name the data%s",
         *(folder, f"{samples:,}", f" ({skipped} could not be used)" if skipped else "", folder),
+        f", and --conditioning_channels {' '.join(map(str, channels))}" if len(channels) > 1 else "",
     )
 
 
@@ -87,11 +89,11 @@ def _begin(folder: Path, record: CacheRecord) -> None:
     _write_record(folder, record)
 
 
-def _indexed(folder: Path) -> int:
+def _indexed(folder: Path, record: CacheRecord) -> int:
     """How many samples there are; a training finds the index beside the shards."""
-    shards = shards_in(folder)
-    index_shards(shards, KEYS, threads_of(None))
-    return len(ShardSource(shards, KEYS))
+    shards, keys = shards_in(folder), keys_of(record)
+    index_shards(shards, keys, threads_of(None))
+    return len(ShardSource(shards, keys))
 
 
 def _write_record(folder: Path, record: CacheRecord) -> None:

@@ -19,10 +19,12 @@ from tqdm import tqdm
 from shared.config import TrainConfig
 from shared.data.cache_record import CacheRecord
 from shared.data.cached_latents import Latents, pack
+from shared.data.conditions import conditions_in
 from shared.data.decoded_pairs import DecodedPair, PairDecoder
 from shared.data.sample import BadSampleError, SkippedSamples
 from shared.data.sources.base import RandomAccessSource
-from shared.data.sources.cached import CAPTIONS, CONDITION, LATENTS
+from shared.data.sources.cached import CAPTIONS, LATENTS
+from shared.data.sources.shard_keys import condition_members
 from shared.outgoing.atomic_files import write_atomically
 from shared.prepare_data.cache.encoders import ImageEncoder
 from shared.prepare_data.members import png
@@ -113,10 +115,15 @@ def _write(temporary: Path, *, samples: Iterator[_Sample], record: CacheRecord, 
                     {
                         "__key__": f"{sample.place:09d}",
                         LATENTS: pack(latents, record.layout),
-                        CONDITION: png(sample.pair.conditioning_pixels),
+                        **_conditions(sample, record),
                         CAPTIONS: json.dumps({"text": sample.captions}).encode(),
                     }
                 )
+
+
+def _conditions(sample: _Sample, record: CacheRecord) -> dict[str, bytes]:
+    conditions = conditions_in(sample.pair.conditioning_pixels, record.channels_of_conditions)
+    return dict(zip(condition_members(len(conditions)), map(png, conditions), strict=True))
 
 
 def _pixels(sample: _Sample) -> npt.NDArray[np.uint8]:

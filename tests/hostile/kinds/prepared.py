@@ -41,7 +41,7 @@ def _index(case: Case, shards: str) -> Attempt:
     is_honest = case.chance(_HONEST)
     what = "nothing"
     if not is_honest and case.chance(0.3):
-        index.write_bytes(forged(case.rng, index.read_bytes()))
+        index.write_bytes(forged(case.rng, index.read_bytes(), parts=3))
         what = "a forged index"
     elif not is_honest:
         what = _broken(case, folder, index)

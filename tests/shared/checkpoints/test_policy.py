@@ -53,6 +53,19 @@ def record(manifest: dict[str, Any] = MANIFEST, size: int = 8, **changes: Any) -
     return checkpoint_record(replace(CONFIG, **changes), manifest, size)
 
 
+def test_runs_of_when_a_sample_had_one_condition_go_on() -> None:
+    """Their checkpoints hold a number where there may be several now."""
+    old = record()
+    assert old["configuration"]["conditioning_channels"] == 3
+    check_resumable(CHECKPOINT, old, record(conditioning_channels=(3,)))
+    assert "--conditioning_channels: 3 in the checkpoint, 1 now" in refusal(old, record(conditioning_channels=(1,)))
+    several = record(conditioning_channels=(1, 3))
+    check_resumable(CHECKPOINT, several, record(conditioning_channels=(1, 3)))
+    assert "--conditioning_channels: [1, 3] in the checkpoint, [3, 1] now" in refusal(
+        several, record(conditioning_channels=(3, 1))
+    )
+
+
 @given(st.integers(0, 10**12))
 def test_names_carry_the_step(step: int) -> None:
     path = Path("/") / f"checkpoint-{step}"

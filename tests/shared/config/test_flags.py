@@ -55,7 +55,8 @@ def test_rules(rule: Rule, right: list[float], wrong: list[float]) -> None:
 
 @pytest.mark.parametrize("flag", FLAGS.values(), ids=FLAGS)
 def test_facts_fit_their_flag(flag: Flag) -> None:
-    assert flag.default is None or all(rule.is_kept_by(flag.default) for rule in flag.must_be)
+    defaults = flag.default if flag.is_list and flag.default is not None else (flag.default,)
+    assert all(default is None or rule.is_kept_by(default) for rule in flag.must_be for default in defaults)
     assert not flag.must_be or flag.kind in (int, float)
     assert flag.only_with is None or FLAGS[flag.only_with].default is None
     assert not (flag.of_one_start and flag.must_match), "another value at every start cannot be compared"

@@ -193,6 +193,28 @@ def test_whole_numbers_stay_in_their_ranges(name: str, value: int) -> None:
         _check(**{name: value})
 
 
+_TWO_CONDITIONS: dict[str, Any] = {"conditioning_image_column": ("depth", "canny")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation_image": ("a",) * 3, "validation_prompt": ("x",)}, "names 3 images, and there are 2 conditions"),
+        (
+            {"validation_image": ("a",) * 4, "validation_prompt": ("x",) * 4},
+            r"--validation_prompt has 4 values and --validation_image 2 \(of 2 images each\)",
+        ),
+        ({"evaluation_fidelity": "edges", "num_evaluation_samples": 1}, "with one condition, and there are 2"),
+        ({"conditioning_channels": (1, 2)}, "--conditioning_channels must be 1 or 3, but it is 2"),
+    ],
+)
+def test_several_conditions(changes: dict[str, Any], message: str) -> None:
+    for images, prompts in ((2, 3), (4, 2), (6, 1)):
+        _check(**_TWO_CONDITIONS, validation_image=("a",) * images, validation_prompt=("x",) * prompts)
+    with pytest.raises(ValueError, match=message):
+        _check(**_TWO_CONDITIONS | changes)
+
+
 _ONLY_COMPARED_WITH = {  # so that a large number costs nothing
     *("max_train_samples", "shuffle_buffer_size", "max_skipped_samples", "seed", "lr_warmup_steps", "lr_num_cycles"),
     *("validation_steps", "num_evaluation_samples", "checkpointing_steps", "logging_steps", "checkpoints_total_limit"),
@@ -204,7 +226,7 @@ _COUNTS = sorted(flag.name for flag in FLAGS.values() if flag.kind is int and fl
 @pytest.mark.parametrize("name", _COUNTS)
 def test_no_whole_number_is_too_large_for_a_sentence(name: str) -> None:
     with pytest.raises(ValueError, match=f"--{name} "):
-        _check(**{name: 2**63 - 8})
+        _check(**{name: (2**63 - 8,) if FLAGS[name].is_list else 2**63 - 8})
 
 
 def test_a_batch_has_a_size_that_memory_can_have() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shared.config import TrainConfig, parse_command_line, to_yaml
 from shared.config.arguments import value_of
+from shared.config.command_line import read_configuration
 from shared.config.flags import Flag
 from shared.config.options import FLAGS
 from shared.config.yaml_io import read_yaml
@@ -67,6 +68,15 @@ def _read_back(path: pathlib.Path, config: TrainConfig) -> TrainConfig:
 def test_any_text_survives_yaml(config_path: pathlib.Path, text: str) -> None:
     config = TrainConfig(revision=text, validation_prompt=(text, text))
     assert _read_back(config_path, config) == config
+
+
+def test_what_was_one_value_and_may_be_several_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:
+    """By runs of when a sample had one condition."""
+    words = _with_file(tmp_path, "conditioning_channels: 1\nconditioning_image_column: edges\n")
+    config = read_configuration(words)
+    assert (config.conditioning_channels, config.conditioning_image_column) == ((1,), ("edges",))
+    (tmp_path / "now.yaml").write_text(to_yaml(config))
+    assert read_configuration(["--config", str(tmp_path / "now.yaml")]) == config
 
 
 @given(lines=st.lists(_TEXTS), separator=st.sampled_from(["\n", "\r\n", "\r", "\t"]))

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from shared.data.sample import RawSample
-from shared.data.sources.shard_index import PREFIX, RECORD, SUFFIX
-from shared.data.sources.shard_keys import shard_keys
+from shared.data.sources.shard_index import PREFIX, SUFFIX, record_of
+from shared.data.sources.shard_keys import ShardKeys, shard_keys
 from shared.data.sources.shards import ShardSource
 from shared.prepare_data.indexing import index_shards
 from shared.user_errors import UserError
@@ -29,44 +29,44 @@ ADVICE = ("Delete it, or make it again", "Index it again", "shorter since")
 _NUMBERS = (-1, 0, 1, 255, 2**31, 2**32, 2**63, 2**64, 10**30, 1e9, None, True, "9", [], {})
 
 
-def indexed_shards(folder: Path) -> list[Path]:
+def indexed_shards(folder: Path, keys: ShardKeys) -> list[Path]:
     """Two shards of five small samples, and their index."""
     write_tars(folder, pairs(5), per_shard=3)
     shards = sorted(folder.glob("*.tar"))
-    index_shards(shards, KEYS, 0)
+    index_shards(shards, keys, 0)
     return shards
 
 
-def run_cases(folder: Path, numbers: range) -> dict[str, int]:
+def run_cases(folder: Path, numbers: range, keys: ShardKeys = KEYS) -> dict[str, int]:
     """How many cases ended how. AssertionError, or whatever the reader lets through, for another end."""
-    shards = indexed_shards(folder)
+    shards = indexed_shards(folder, keys)
     path = shards[0].with_name(shards[0].name + SUFFIX)
     honest = path.read_bytes()
-    samples = _all(shards)
+    samples = _all(shards, keys)
     assert not isinstance(samples, str)
     ends: dict[str, int] = {}
     for number in numbers:
         rng = np.random.default_rng(number)
         signed = number % 2 == 0
-        path.write_bytes(forged(rng, honest) if signed else damaged(rng, honest))
-        found = _all(shards)
+        path.write_bytes(forged(rng, honest, len(keys.columns)) if signed else damaged(rng, honest))
+        found = _all(shards, keys)
         if isinstance(found, str):
             assert signed or any(advice in found for advice in ADVICE), (number, found)
             end = "refused"
         else:
             end = "as it was" if found == samples else "other samples"
             assert signed or found == samples, number
-            parts = [part for sample in found for part in (sample.image, sample.conditioning_image)]
+            parts = [part for sample in found for part in (sample.image, *sample.conditioning_images)]
             contents = b"".join(shard.read_bytes() for shard in shards)
             assert all(part is None or bytes(part) in contents for part in parts), number  # type: ignore[arg-type]
         ends[end] = ends.get(end, 0) + 1
     return ends
 
 
-def _all(shards: list[Path]) -> list[RawSample] | str:
+def _all(shards: list[Path], keys: ShardKeys) -> list[RawSample] | str:
     """The samples, or the sentence that refuses them."""
     try:
-        source = ShardSource(shards, KEYS)
+        source = ShardSource(shards, keys)
         assert len(source) <= 100_000
         return [source[number] for number in range(len(source))]
     except UserError as error:
@@ -100,13 +100,14 @@ def damaged(rng: np.random.Generator, content: bytes) -> bytes:
             return kinds[int(rng.integers(len(kinds)))]
 
 
-def forged(rng: np.random.Generator, content: bytes) -> bytes:
+def forged(rng: np.random.Generator, content: bytes, parts: int) -> bytes:
     """Something else in the description or the records, with digests that are right for it."""
     length = PREFIX.unpack_from(content)[2]
     description = json.loads(content[PREFIX.size : PREFIX.size + length])
     body = bytearray(content[PREFIX.size + length :])
     if rng.random() < 0.5:
-        place = int(rng.integers(5)) * RECORD.size + int(rng.integers(RECORD.size))
+        size = record_of(parts).size
+        place = int(rng.integers(5)) * size + int(rng.integers(size))
         body[place] = int(rng.choice((0, 1, 2, 127, 255)))
     else:
         _change(rng, description)

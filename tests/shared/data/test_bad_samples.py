@@ -164,7 +164,7 @@ def test_metadata_finds_columns_with_and_without_suffix(tmp_path: Path) -> None:
         [
             ("image", "conditioning_image", {}),
             ("file_name", "conditioning_image_file_name", {}),
-            ("photo_file_name", "edges", {"image_column": "photo", "conditioning_image_column": "edges"}),
+            ("photo_file_name", "edges", {"image_column": "photo", "conditioning_image_column": ("edges",)}),
         ]
     ):
         folder = write_image_folder(tmp_path / str(number), samples)
@@ -184,7 +184,7 @@ def test_a_stream_of_bad_samples_ends_whatever_the_limit() -> None:
 
         def iterate(self, epoch: int) -> Any:
             assert epoch < 5, "read on and on"
-            return (RawSample(None, b"c", ("a",), f"bad {index}") for index in range(3))
+            return (RawSample(None, (b"c",), ("a",), f"bad {index}") for index in range(3))
 
     loading = loader(config(max_skipped_samples=10**400), source=Bad())
     with pytest.raises(ValueError, match=r"none of the training samples can be used \(3 were tried"):

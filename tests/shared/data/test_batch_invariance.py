@@ -99,7 +99,7 @@ class ManyCaptions:
 
     def __getitem__(self, index: int) -> RawSample:
         captions = tuple(f"picture {index} caption {choice}" for choice in range(3))
-        return RawSample(png(index, 8, 8), png(index, 8, 8), captions, str(index))
+        return RawSample(png(index, 8, 8), (png(index, 8, 8),), captions, str(index))
 
 
 def test_captions_are_drawn_per_visit_and_dropped_in_proportion() -> None:
@@ -159,7 +159,7 @@ class BrokenStream:
     manifest: ClassVar[dict[str, Any]] = {"location": "memory"}
 
     def iterate(self, epoch: int) -> Iterator[RawSample]:
-        yield RawSample(png(0, 8, 8), png(0, 8, 8), ("a",), "0")
+        yield RawSample(png(0, 8, 8), (png(0, 8, 8),), ("a",), "0")
         raise RuntimeError("the disk fell off")
 
 

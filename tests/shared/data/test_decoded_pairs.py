@@ -53,7 +53,7 @@ class Pairs:
 
     def __getitem__(self, index: int) -> RawSample:
         image, condition = self._sizes[index]
-        return RawSample(places(*image), places(*condition), ("a",), f"pair {index}")
+        return RawSample(places(*image), (places(*condition),), ("a",), f"pair {index}")
 
 
 @settings(max_examples=100, deadline=None)
@@ -66,7 +66,7 @@ class Pairs:
 def test_image_and_condition_show_the_same_place(
     size: tuple[int, int], factor: int, corner: tuple[float, float] | None, flipped: bool
 ) -> None:
-    sample = RawSample(places(*size), places(size[0] * factor, size[1] * factor), ("a",), "a pair")
+    sample = RawSample(places(*size), (places(size[0] * factor, size[1] * factor),), ("a",), "a pair")
     pair = PairDecoder(config(resolution=R))(sample, Placement(corner, flipped))
     # At the borders of the whole picture, a coarser one is blurred by half of its pixel.
     difference = np.abs(pair.pixels.astype(int) - pair.conditioning_pixels)
@@ -151,27 +151,27 @@ def test_evaluation_draws_nothing() -> None:
 
 
 def test_a_grey_condition_has_one_channel() -> None:
-    sample = RawSample(png(0, 40, 40), png(1, 40, 40), ("a",), "a pair")
-    pair = PairDecoder(config(conditioning_channels=1))(sample)
+    sample = RawSample(png(0, 40, 40), (png(1, 40, 40),), ("a",), "a pair")
+    pair = PairDecoder(config(conditioning_channels=(1,)))(sample)
     grey = PIL.Image.open(io.BytesIO(png(1, 40, 40))).convert("L").resize((R, R), PIL.Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(pair.conditioning_pixels, np.asarray(grey)[:, :, None])
     assert pair.pixels.shape == (R, R, 3)
-    batch = loader(config(generated_circles=4, conditioning_channels=1), BatchSpec(4)).batch(0)
+    batch = loader(config(generated_circles=4, conditioning_channels=(1,)), BatchSpec(4)).batch(0)
     assert batch["conditioning_pixel_values"].shape == (1, 4, R, R, 1)
 
 
 def test_16_bit_depth_maps_keep_their_order_in_one_channel() -> None:
     depth = np.linspace(0, 65535, R, dtype=np.uint16)[None].repeat(R, axis=0)
-    sample = RawSample(png(0, R, R), encoded(depth), ("a",), "a pair")  # type: ignore[arg-type]
-    pair = PairDecoder(config(conditioning_channels=1))(sample)
+    sample = RawSample(png(0, R, R), (encoded(depth),), ("a",), "a pair")  # type: ignore[arg-type]
+    pair = PairDecoder(config(conditioning_channels=(1,)))(sample)
     np.testing.assert_array_equal(pair.conditioning_pixels[0, :, 0], np.round(depth[0] / 257))
 
 
 def test_nearest_keeps_the_labels_of_a_map_and_leaves_the_image_smooth() -> None:
     labels = np.random.default_rng(0).choice(np.uint8([0, 90, 200]), (50, 50))
-    sample = RawSample(png(0, 50, 50), encoded(labels), ("a",), "a pair")
+    sample = RawSample(png(0, 50, 50), (encoded(labels),), ("a",), "a pair")
     nearest, smooth = (
-        PairDecoder(config(conditioning_channels=1, conditioning_interpolation=mode))(sample)
+        PairDecoder(config(conditioning_channels=(1,), conditioning_interpolation=mode))(sample)
         for mode in ("nearest", None)
     )
     assert set(np.unique(nearest.conditioning_pixels)) == {0, 90, 200}
@@ -203,7 +203,7 @@ def test_too_many_of_them_stop_the_run_and_tell_of_the_flag() -> None:
 def test_other_faults_do_not_speak_of_shapes() -> None:
     class Broken(Pairs):
         def __getitem__(self, index: int) -> RawSample:
-            return RawSample(b"", b"", ("a",), "broken")
+            return RawSample(b"", (b"",), ("a",), "broken")
 
     with pytest.raises(ValueError, match=r"or raise --max_skipped_samples$"):
         loader(config(max_skipped_samples=0), source=Broken(MISMATCHED[:1])).batch(0)
@@ -220,7 +220,7 @@ def test_resizing_stretches_the_condition_over_its_image() -> None:
 def test_cropping_treats_either_by_itself_as_diffusers_does() -> None:
     sample = Pairs(MISMATCHED)[0]
     pair = PairDecoder(config(mismatched_pairs="crop"))(sample)
-    for pixels, picture in ((pair.pixels, sample.image), (pair.conditioning_pixels, sample.conditioning_image)):
+    for pixels, picture in ((pair.pixels, sample.image), (pair.conditioning_pixels, sample.conditioning_images[0])):
         assert picture is not None
         np.testing.assert_array_equal(pixels, preprocess(picture, R, "bilinear"))
 
@@ -248,9 +248,9 @@ def test_turned_upright_first() -> None:
     file = io.BytesIO()
     PIL.Image.open(io.BytesIO(png(0, 60, 40))).save(file, "PNG", exif=exif.tobytes())
     decode = PairDecoder(config())
-    decode(RawSample(file.getvalue(), png(1, 40, 60), ("a",), "upright"))
+    decode(RawSample(file.getvalue(), (png(1, 40, 60),), ("a",), "upright"))
     with pytest.raises(BadSampleError, match="its image has 40x60 pixels and its condition 60x40"):
-        decode(RawSample(file.getvalue(), png(1, 60, 40), ("a",), "on its side"))
+        decode(RawSample(file.getvalue(), (png(1, 60, 40),), ("a",), "on its side"))
 
 
 def test_flags_of_places_change_no_other_number() -> None:

@@ -379,7 +379,7 @@ def test_a_caption_list_is_not_read_to_its_end() -> None:
         while True:
             yield "a"
 
-    sample = RawSample(b"i", b"c", captions_of(endless()), "endless")
+    sample = RawSample(b"i", (b"c",), captions_of(endless()), "endless")
     assert reason(sample) == "it has more than 10,000 captions, more than any honest sample"
 
 

@@ -62,7 +62,7 @@ def test_honest_tars_are_read_however_they_are_packed(tmp_path: Path, how: str) 
     content = tar([*sample("0"), *sample("1", b"a cat"), ("__meta__", b"x"), ("readme", b"x")])
     read = all_of(packed(tmp_path, content, how))
     assert sorted(found.captions for found in read) == [("a cat",), ("a dog",)]
-    assert all(found.image and found.conditioning_image for found in read)
+    assert all(found.image and found.conditions for found in read)
 
 
 @pytest.mark.parametrize("how", ["tar.gz", "tar.bz2", "tar.xz"])
@@ -361,13 +361,17 @@ def test_samples_are_those_that_webdataset_finds(
     with (folder / "a.tar").open("rb") as file:
         grouped = group_by_keys(tar_file_expander([{"url": "u", "stream": file}]))
         expected = [(s["__key__"], s.get("image.png"), s.get("cond.png"), s.get("txt")) for s in grouped]
-    keys = {"shards_image_key": "image.png", "shards_conditioning_key": "cond.png", "shards_caption_key": "txt"}
+    keys: dict[str, Any] = {
+        "shards_image_key": "image.png",
+        "shards_conditioning_key": ("cond.png",),
+        "shards_caption_key": "txt",
+    }
     command = f"pipe:cat {folder}/a.tar"
     streamed = all_of(config(train_shards=(command,), allow_shell_urls=True, shuffle_buffer_size=1, **keys))
-    indexed = ShardSource([folder / "a.tar"], shard_keys("image.png", "cond.png", "txt"))
+    indexed = ShardSource([folder / "a.tar"], shard_keys("image.png", ("cond.png",), "txt"))
     for found in (streamed, [indexed[i] for i in range(len(indexed))]):
         assert [
-            (s.name.rpartition(":")[2], s.image, s.conditioning_image, s.captions[0].encode() if s.captions else None)
+            (s.name.rpartition(":")[2], s.image, *s.conditioning_images, s.captions[0].encode() if s.captions else None)
             for s in found
         ] == expected
 

@@ -149,7 +149,7 @@ def test_endings_in_capitals_are_endings(tmp_path: Path, ending: str) -> None:
     members = [(f"0.{ending}", picture), (f"0.COND.{ending}", picture), ("0.TXT", b"a dog")]
     (tmp_path / "a.tar").write_bytes(tar(members))
     found = open_source(config(train_shards=(str(tmp_path / "a.tar"),)))[0]  # type: ignore[index]
-    assert (found.image, found.conditioning_image, found.captions) == (picture, picture, ("a dog",))
+    assert (found.image, found.conditioning_images, found.captions) == (picture, (picture,), ("a dog",))
 
 
 def test_what_macos_puts_beside_files_in_tars_is_passed_over(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_sizes_say_what_was_cut_from_what(size: tuple[int, int], top: int, left:
     exif[0x0112] = orientation
     stored = upright.transpose(PIL.Image.Transpose.ROTATE_90) if orientation == 6 else upright
     data = encoded(stored, exif=exif.tobytes())
-    pair = PairDecoder(config())(RawSample(data, data, ("a",), "a pair"))
+    pair = PairDecoder(config())(RawSample(data, (data,), ("a",), "a pair"))
     assert pair.sizes == (upright.height, upright.width, top, left, 32, 32)
     scale = 32 / min(upright.size)
     resized = upright.resize((int(scale * upright.width + 1e-9), int(scale * upright.height + 1e-9)), 2)

@@ -100,9 +100,10 @@ def test_a_sample_costs_one_request_for_its_own_bytes(server: Server) -> None:
     server.bytes.clear()
     sample = source[11]
     assert isinstance(sample.image, bytes)
-    assert isinstance(sample.conditioning_image, bytes)
+    (condition,) = sample.conditioning_images
+    assert isinstance(condition, bytes)
     assert dict(server.requests) == {"/train-001.tar": 1}
-    parts = (sample.image, sample.conditioning_image, sample.captions[0].encode())
+    parts = (sample.image, condition, sample.captions[0].encode())
     # Their headers, and those that webdataset's writer extends, as it does for times.
     assert server.bytes["/train-001.tar"] <= sum(len(padded(part)) for part in parts) + 3 * 3 * 512
 
@@ -113,7 +114,7 @@ def test_members_that_nobody_wants_are_not_read_where_they_are_large(tmp_path: P
     assert main(["index", f"{tmp_path}/x.tar"]) == 0
     server.objects |= {f"/{path.name}": path.read_bytes() for path in tmp_path.iterdir()}
     source = opened(f"{server.address}/x.tar")
-    assert (source[0].image, source[0].conditioning_image) == (members[0][1], members[2][1])
+    assert (source[0].image, *source[0].conditioning_images) == (members[0][1], members[2][1])
     assert server.bytes["/x.tar"] < 10**5
 
 

@@ -68,7 +68,7 @@ def samples_of(*locations: str) -> list[RawSample]:
 
 
 def contents(samples: list[RawSample]) -> list[Any]:
-    return [(s.name.rpartition(":")[2], s.image, s.conditioning_image, s.captions) for s in samples]
+    return [(s.name.rpartition(":")[2], s.image, s.conditioning_images, s.captions) for s in samples]
 
 
 def test_a_stream_is_that_of_the_local_shards(bucket: s3fs.S3FileSystem, shards: Path) -> None:

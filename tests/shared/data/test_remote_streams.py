@@ -53,7 +53,7 @@ def samples_of(epoch: int, *locations: str, **values: Any) -> list[RawSample]:
 
 
 def contents(samples: list[RawSample]) -> list[Any]:
-    return [(s.name.rpartition(":")[2], s.image, s.conditioning_image, s.captions) for s in samples]
+    return [(s.name.rpartition(":")[2], s.image, s.conditioning_images, s.captions) for s in samples]
 
 
 def through_pipes(shards: Path, epoch: int) -> list[Any]:

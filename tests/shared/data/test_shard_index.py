@@ -106,11 +106,11 @@ def test_an_index_knows_the_samples_that_webdataset_finds(
     with path.open("rb") as file:
         found = tar_file_expander([{"url": str(path), "stream": file}])
         expected = [(s["__key__"], s.get("image.png"), s.get("cond.png"), s.get("txt")) for s in group_by_keys(found)]
-    keys = shard_keys("image.png", "cond.png", "txt")
+    keys = shard_keys("image.png", ("cond.png",), "txt")
     index_shards([path], keys, 0)
     source = ShardSource([path], keys)
     assert [
-        (s.name.partition(":")[2], s.image, s.conditioning_image, s.captions[0].encode() if s.captions else None)
+        (s.name.partition(":")[2], s.image, *s.conditioning_images, s.captions[0].encode() if s.captions else None)
         for s in (source[place] for place in range(len(source)))
     ] == expected
 

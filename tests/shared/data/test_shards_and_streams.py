@@ -80,10 +80,10 @@ def test_the_index_groups_members_as_webdataset_does(
         members = tar_file_expander([{"url": str(path), "stream": file}])
         expected = [(s["__key__"], s.get("image.png"), s.get("cond.png"), s.get("txt")) for s in group_by_keys(members)]
 
-    source = ShardSource([path], shard_keys("image.png", "cond.png", "txt"))
+    source = ShardSource([path], shard_keys("image.png", ("cond.png",), "txt"))
     found = [source[index] for index in range(len(source))]
     assert [
-        (s.name.split(":")[-1], s.image, s.conditioning_image, s.captions[0].encode() if s.captions else None)
+        (s.name.split(":")[-1], s.image, *s.conditioning_images, s.captions[0].encode() if s.captions else None)
         for s in found
     ] == expected
 
@@ -111,7 +111,7 @@ def test_usual_keys_are_found(tmp_path: Path, image: str, conditioning: str, cap
     text = b'{"caption": ["hello"]}' if caption == "json" else b"hello\n"
     write_tar(tmp_path / "a.tar", [(f"0001.{image}", b"I"), (f"0001.{conditioning}", b"C"), (f"0001.{caption}", text)])
     (sample,) = open_source(config(train_shards=(str(tmp_path / "a.tar"),)))
-    assert (sample.image, sample.conditioning_image, sample.captions) == (b"I", b"C", ("hello",))
+    assert (sample.image, sample.conditioning_images, sample.captions) == (b"I", (b"C",), ("hello",))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -126,14 +126,14 @@ def test_given_keys_win_and_may_have_alternatives(tmp_path: Path, stream: bool) 
     write_tar(tmp_path / "a.tar", members)
     keys = {
         "shards_image_key": "a.png;B.png",
-        "shards_conditioning_key": "edge.png",
+        "shards_conditioning_key": ("edge.png",),
         "shards_caption_key": "long.txt",
     }
     if stream:
         sample = next(open_source(piped(tmp_path, **keys)).iterate(0))  # type: ignore[union-attr]
     else:
         (sample,) = open_source(config(train_shards=(str(tmp_path / "a.tar"),), **keys))
-    assert (sample.image, sample.conditioning_image, sample.captions) == (b"I", b"C", ("right",))
+    assert (sample.image, sample.conditioning_images, sample.captions) == (b"I", (b"C",), ("right",))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -447,7 +447,7 @@ class MemoryStream:
 
     def iterate(self, epoch: int) -> Any:
         image = png(0, 8, 8)
-        return (RawSample(None if name.startswith("bad") else image, image, (name,), name) for name in self.names)
+        return (RawSample(None if name.startswith("bad") else image, (image,), (name,), name) for name in self.names)
 
 
 def test_a_bad_sample_of_a_stream_gives_its_place_to_the_next() -> None:
@@ -483,8 +483,8 @@ def test_an_image_folder_that_is_to_be_streamed_is_opened_through_datasets(tmp_p
     samples = {sample.captions[0]: sample for sample in source.iterate(0)}
     for pair in pairs():
         sample = samples[pair["text"]]
-        for name in ("image", "conditioning_image"):
-            assert encoded(getattr(sample, name)) == pair[name]
+        assert encoded(sample.image) == pair["image"]
+        assert encoded(sample.conditioning_images[0]) == pair["conditioning_image"]
     at_random = open_source(config(**vars(training) | {"streaming": False}))
     assert isinstance(at_random, RandomAccessSource)
     assert at_random.manifest["kind"] == "image_folder"

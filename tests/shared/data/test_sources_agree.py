@@ -74,7 +74,7 @@ def custom_columns(folder: Path) -> TrainConfig:
         train_data_dir=str(folder),
         load_from_disk=True,
         image_column="picture",
-        conditioning_image_column="edges",
+        conditioning_image_column=("edges",),
         caption_column="words",
     )
 

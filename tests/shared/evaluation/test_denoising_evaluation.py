@@ -21,7 +21,9 @@ SIZES = (32, 4, 0, 32, 32)  # but for the height, which tells the samples apart
 
 
 def raw_samples(count: int) -> list[RawSample]:
-    return [RawSample(png(i, 40, 32), png(100 + i, 40, 32), (f"caption {i}", "another"), f"{i}") for i in range(count)]
+    return [
+        RawSample(png(i, 40, 32), (png(100 + i, 40, 32),), (f"caption {i}", "another"), f"{i}") for i in range(count)
+    ]
 
 
 def samples(count: int) -> list[ValidationSample]:
@@ -183,8 +185,8 @@ def test_bins_cover_all_timesteps_once(num_train_timesteps: int, data: st.DataOb
 
 def test_samples_are_read_as_training_reads_them(caplog: pytest.LogCaptureFixture) -> None:
     raw = raw_samples(6)
-    raw[1] = RawSample(b"no image", raw[1].conditioning_image, ("x",), "the broken one")
-    raw[4] = RawSample(raw[4].image, raw[4].conditioning_image, (), "the one without words")
+    raw[1] = RawSample(b"no image", raw[1].conditioning_images, ("x",), "the broken one")
+    raw[4] = RawSample(raw[4].image, raw[4].conditioning_images, (), "the one without words")
     read = read_samples(MemorySource(raw), config(resolution=RESOLUTION))
     assert [sample.caption for sample in read] == ["caption 0", "caption 2", "caption 3", "caption 5"]
     assert [sample.index for sample in read] == [0, 2, 3, 5]
@@ -193,7 +195,7 @@ def test_samples_are_read_as_training_reads_them(caplog: pytest.LogCaptureFixtur
     for sample in read:
         for pixels, encoded in (
             (sample.pixels, raw[sample.index].image),
-            (sample.conditioning_pixels, raw[sample.index].conditioning_image),
+            (sample.conditioning_pixels, raw[sample.index].conditioning_images[0]),
         ):
             assert isinstance(encoded, bytes)
             np.testing.assert_array_equal(pixels, preprocess(encoded, RESOLUTION, "lanczos"))
@@ -212,7 +214,7 @@ def test_all_that_is_held_out_is_read() -> None:
 def test_samples_that_are_left_keep_their_places(broken: set[int], limit: int) -> None:
     raw = raw_samples(6)
     for index in broken:
-        raw[index] = RawSample(None, raw[index].conditioning_image, ("x",), f"bad {index}")
+        raw[index] = RawSample(None, raw[index].conditioning_images, ("x",), f"bad {index}")
     training = config(resolution=RESOLUTION, max_skipped_samples=limit)
     if len(broken) > limit:
         with pytest.raises(ValueError, match=f"max_skipped_samples={limit}"):
@@ -228,7 +230,7 @@ def test_samples_that_are_left_keep_their_places(broken: set[int], limit: int) -
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
-    missing = [RawSample(tmp_path / f"{index}.png", None, ("x",), f"{index}") for index in range(9)]
+    missing = [RawSample(tmp_path / f"{index}.png", (None,), ("x",), f"{index}") for index in range(9)]
     with pytest.raises(ValueError, match=r"None of the 3 held-out samples can be read\. Repair the data, or hold out"):
         read_samples(MemorySource(missing[:3]), config(resolution=RESOLUTION))
     with pytest.raises(ValueError, match="max_skipped_samples=3"):

@@ -143,7 +143,7 @@ def test_a_picture_is_measured_against_its_own_truth_where_samples_cannot_be_rea
     def perfect(prompts: list[str], conditions: np.ndarray) -> np.ndarray:
         asked[:] = prompts
         for condition, index in zip(conditions, usable, strict=True):
-            np.testing.assert_array_equal(condition, np.asarray(held_out[index].conditioning_image))
+            np.testing.assert_array_equal(condition, np.asarray(held_out[index].conditioning_images[0]))
         return truth(CONFIG)[usable]
 
     assert measured.images_needed == len(usable)
@@ -163,7 +163,8 @@ def test_edges_are_those_of_the_samples_that_can_be_read() -> None:
     assert fidelity is not None
     pictures = list(truth(CONFIG)[[0, 2, 3, 4]])
     expected = [
-        edges.measure(np.asarray(held_out[index].conditioning_image), [truth(CONFIG)[index]]) for index in (0, 2, 3, 4)
+        edges.measure(np.asarray(held_out[index].conditioning_images[0]), [truth(CONFIG)[index]])
+        for index in (0, 2, 3, 4)
     ]
     assert fidelity.measure(pictures) == edges.summarise(expected)
 

@@ -20,10 +20,10 @@ def test_a_runs_folder_names_its_base_model_and_size(run: Path, condition: Path,
     job = prepared(run, condition, "--num_images_per_prompt", 2)
     assert job.models.config.pretrained_model_name_or_path == str(base_model)
     assert (job.drawing.height, job.drawing.width, job.drawing.seed) == (64, 64, 0)
-    assert job.conditions_NHWC.shape == (1, 64, 64, 3)
+    assert job.conditions_GHWN.shape == (1, 64, 64, 3)
     assert [(request.number, request.prompt) for request in job.requests] == [(0, PROMPT), (1, PROMPT)]
     wide = prepared(run, condition, "--height", 64, "--width", 96)
-    assert wide.conditions_NHWC.shape == (1, 64, 96, 3)
+    assert wide.conditions_GHWN.shape == (1, 64, 96, 3)
 
 
 def test_without_a_run_the_size_is_the_base_models(run: Path, condition: Path, base_model: Path) -> None:
@@ -48,8 +48,8 @@ def test_conditions_are_those_that_the_run_was_trained_on(run: Path, tmp_path: P
         text.replace("conditioning_interpolation: null", "conditioning_interpolation: nearest")
     )
     job = prepared(run, tmp_path / "labels.png")
-    assert job.conditions_NHWC.shape == (1, 64, 64, 1)
-    assert set(np.unique(job.conditions_NHWC)) == {0, 90, 200}
+    assert job.conditions_GHWN.shape == (1, 64, 64, 1)
+    assert set(np.unique(job.conditions_GHWN)) == {0, 90, 200}
 
 
 def test_a_checkpoints_channels_are_told_by_its_run(run: Path, condition: Path) -> None:
@@ -57,17 +57,19 @@ def test_a_checkpoints_channels_are_told_by_its_run(run: Path, condition: Path) 
     (run / "checkpoint-3").mkdir()
     (run / "checkpoint-3" / "anything").touch()
     text = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(text.replace("conditioning_channels: 3", "conditioning_channels: 1"))
+    (run / "config.yaml").write_text(text.replace("conditioning_channels:\n- 3", "conditioning_channels:\n- 1"))
     job = prepared(run / "checkpoint-3", condition)
-    assert job.conditions_NHWC.shape == (1, 64, 64, 1)
+    assert job.conditions_GHWN.shape == (1, 64, 64, 1)
     assert job.models.controlnet_config.conditioning_channels == 1
 
 
 def test_a_controlnet_of_other_channels_than_pictures_have(run: Path, condition: Path) -> None:
     controlnet = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(controlnet | {"conditioning_channels": 4}))
-    with pytest.raises(ValueError, match=r"takes conditions of 4 channels .*; expected 3, of colour images, or 1"):
+    with pytest.raises(ValueError, match=r"takes conditions of 4 channels .*: say with --conditioning_channels"):
         prepared(run, condition)
+    with pytest.raises(ValueError, match=r"channels 3 3 come to 6 channels, and the ControlNet in .* takes 4"):
+        prepared(run, condition, "--conditioning_channels", 3, 3)
 
 
 def test_a_decoder_that_was_trained_comes_with_its_controlnet(run: Path, condition: Path, base_model: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    sheet = ContactSheet(pictures_per_row=1)
+    sheet = ContactSheet(pictures_per_row=1, channels=(3,))
     sheet.add(0, "a prompt", "000.png", np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8))
     monkeypatch.setattr(os, "open", full)  # which every file that is written whole begins with
     for write in (
@@ -105,7 +105,7 @@ def test_texts_are_in_the_picture(tmp_path: Path) -> None:
 
 def test_a_sheet_of_very_many_pictures_stays_small(tmp_path: Path) -> None:
     image = np.zeros((600, 300, 3), np.uint8)
-    sheet = ContactSheet(pictures_per_row=40)
+    sheet = ContactSheet(pictures_per_row=40, channels=(3,))
     for number in range(120):
         sheet.add(number, "a prompt", "", image, image)
     sheet.write(tmp_path)

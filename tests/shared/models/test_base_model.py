@@ -169,10 +169,10 @@ def test_a_controlnet_of_other_channels_is_no_start(folder: Folder, tmp_path: Pa
     (tmp_path / "controlnet").mkdir()
     (tmp_path / "controlnet" / "config.json").write_text(json.dumps(controlnet.to_dict()))
     start = {"controlnet_model_name_or_path": str(tmp_path / "controlnet")}
-    message = refusal(folder("tiny"), **start, conditioning_channels=asked_for)
+    message = refusal(folder("tiny"), **start, conditioning_channels=(asked_for,))
     assert f"--conditioning_channels is {asked_for}, but the ControlNet takes conditions of {has} channels" in message
     if has in (1, 3):
-        config = TrainConfig(pretrained_model_name_or_path=str(folder("tiny")), **start, conditioning_channels=has)
+        config = TrainConfig(pretrained_model_name_or_path=str(folder("tiny")), **start, conditioning_channels=(has,))
         check_base_model(config, {})
 
 

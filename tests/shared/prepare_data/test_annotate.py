@@ -133,9 +133,8 @@ def test_images_and_captions_become_shards_that_train(tmp_path: Path, layout: st
         sample = source[number]
         assert sample.captions == (f"caption {number}",)
         assert sample.image is not None
-        assert sample.conditioning_image is not None
         expected = decode(sample.image).convert("L").convert("RGB")
-        assert decode(sample.conditioning_image).tobytes() == expected.tobytes()
+        assert decode(sample.conditions[0]).tobytes() == expected.tobytes()
     batch = loader(training).batch(0)
     assert not np.array_equal(batch["pixel_values"], batch["conditioning_pixel_values"])
     assert annotate(tmp_path / "again", *words, "--condition", "grey", "--resolution", 32) == 0

@@ -64,7 +64,7 @@ def test_mismatched_is_what_a_training_calls_so(tmp_path: Path, size: tuple[int,
     sample = {"image": png(1, 320, 240), "conditioning_image": png(2, *size), "text": "a caption"}
     write_image_folder(tmp_path, [sample])
     exit_code = main(["check", "--train_data_dir", str(tmp_path), "--resolution", "32"])
-    pair = RawSample(sample["image"], sample["conditioning_image"], ("a caption",), "a pair")
+    pair = RawSample(sample["image"], (sample["conditioning_image"],), ("a caption",), "a pair")
     with pytest.raises(MismatchedPairError) if exit_code else nullcontext():
         PairDecoder(config(resolution=32))(pair)
 

@@ -71,7 +71,7 @@ def test_a_grey_condition_is_given_as_training_gave_it(tmp_path: Path) -> None:
     path = tmp_path / "your_condition.png"
     path.write_bytes(png(0, 256, 256))
     for sd_unlocked in (False, True):
-        config = dataclasses.replace(CONFIG, conditioning_channels=1, sd_unlocked=sd_unlocked)
+        config = dataclasses.replace(CONFIG, conditioning_channels=(1,), sd_unlocked=sd_unlocked)
         code = card(tmp_path, config).text.partition("```python\n")[2].partition("```")[0]
         compile(code, "README.md", "exec")
         assert "image=condition)" in code
@@ -80,6 +80,25 @@ def test_a_grey_condition_is_given_as_training_gave_it(tmp_path: Path) -> None:
         exec("\n".join(lines), names)
         expected = preprocess(path, 256, "bilinear", channels=1)[None, None, :, :, 0] / 255
         np.testing.assert_allclose(names["condition"], expected, rtol=1e-6)
+
+
+def test_several_conditions_are_given_side_by_side(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"your_condition_{number}.png").write_bytes(png(number, 256, 256))
+    config = dataclasses.replace(CONFIG, conditioning_image_column=("depth", "canny"), conditioning_channels=(1, 3))
+    code = card(tmp_path, config).text.partition("```python\n")[2].partition("```")[0]
+    compile(code, "README.md", "exec")
+    assert "image=condition)" in code
+    beginnings = ("modes =", "pictures =", "pixels =", "channels =", "condition =")
+    lines = [line for line in code.splitlines() if line.startswith(beginnings)]
+    names: dict[str, Any] = {"torch": torch, "load_image": lambda name: PIL.Image.open(tmp_path / name)}
+    exec("\n".join(lines), names)
+    parts = [
+        preprocess(tmp_path / f"your_condition_{number}.png", 256, "bilinear", channels)
+        for number, channels in ((1, 1), (2, 3))
+    ]
+    expected = np.concatenate(parts, axis=-1).transpose(2, 0, 1)[None] / 255
+    np.testing.assert_allclose(names["condition"], expected, rtol=1e-6)
 
 
 def test_a_base_model_on_this_machine_is_no_base_model_of_the_hub(tmp_path: Path, base_model: Path) -> None:

@@ -94,9 +94,9 @@ def test_shards_hold_what_the_annotator_makes_and_are_the_same_again(tmp_path: P
     for number in range(len(source)):
         sample = source[number]
         assert sample.image is not None
-        assert sample.conditioning_image is not None
+        (condition,) = sample.conditions
         (alone_HW,) = annotator.annotate([annotator.prepare(np.asarray(decode(sample.image)))])
-        condition_HWC = np.asarray(decode(sample.conditioning_image)).astype(int)
+        condition_HWC = np.asarray(decode(condition)).astype(int)
         assert np.abs(condition_HWC - alone_HW[..., None]).max() <= 1
     card = json.loads((tmp_path / "shards" / "packed.json").read_text())
     assert card["settings"]["annotator_model"] == str(depth_model)

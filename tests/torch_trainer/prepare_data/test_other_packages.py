@@ -103,8 +103,8 @@ def packed(output: Path) -> list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uin
     for number in range(len(source)):
         sample = source[number]
         assert sample.image is not None
-        assert sample.conditioning_image is not None
-        found.append((np.asarray(decode(sample.image)), np.asarray(decode(sample.conditioning_image))))
+        (condition,) = sample.conditions
+        found.append((np.asarray(decode(sample.image)), np.asarray(decode(condition))))
     return found
 
 

@@ -21,12 +21,13 @@ from shared.data.decoded_pairs import PairDecoder
 from shared.data.preprocessing import preprocess
 from shared.data.sources import open_source, open_sources
 from shared.data.sources.base import latents_of
-from shared.data.sources.cached import CAPTIONS, CONDITION, LATENTS
+from shared.data.sources.cached import CAPTIONS, LATENTS
 from shared.data.sources.shard_index import SUFFIX
 from shared.precomputed_text.precomputing import TextEncoder
 from shared.prepare_data.cache import writing
 from shared.prepare_data.cache.encoders import Encoders, ImageEncoder
 from shared.prepare_data.cache.making import make_cache
+from shared.prepare_data.members import CONDITION
 from shared.user_errors import UserError
 from tests.shared.data.pictures import captions_in, loader, pairs, write_image_folder
 
@@ -227,7 +228,7 @@ def _other_vae(model: Path) -> Path:
         ({"resolution": 64}, "was made with --resolution 32"),
         ({"image_interpolation_mode": "lanczos"}, "was made with --image_interpolation_mode bilinear"),
         ({"conditioning_interpolation": "nearest"}, "was made with --conditioning_interpolation bilinear"),
-        ({"conditioning_channels": 1}, "was made with --conditioning_channels 3"),
+        ({"conditioning_channels": (1,)}, "was made with --conditioning_channels 3"),
     ],
 )
 def test_a_run_of_another_kind_is_refused(photos: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -314,10 +315,12 @@ def test_conditions_are_kept_without_loss(photos: Path, tmp_path: Path) -> None:
     make_cache(config(grey, tmp_path / "cache"), "flax", Backend().open)
     plain, cached = (source for source, _ in _both(grey, tmp_path / "cache"))
     for index in range(20):
-        expected, given = (preprocess(source[index].conditioning_image, SIDE, "bilinear") for source in (plain, cached))
+        expected, given = (
+            preprocess(source[index].conditioning_images[0], SIDE, "bilinear") for source in (plain, cached)
+        )
         np.testing.assert_array_equal(given, expected)
         assert PIL.Image.open(_stored_condition(cached, index)).mode == "L"
 
 
 def _stored_condition(source: Any, index: int) -> Any:
-    return io.BytesIO(source[index].conditioning_image)
+    return io.BytesIO(source[index].conditioning_images[0])
