@@ -83,7 +83,6 @@ def _training(options: CaptionOptions) -> TrainConfig:
         caption_key = NO_CAPTIONS
     return options.training(
         resolution=options.resolution or CIRCLES_SIDE,
-        conditioning_image_column=options.conditioning_image_column or (options.image_column,),
         shards_conditioning_key=conditioning_keys,
         caption_column=NO_CAPTIONS,
         shards_caption_key=caption_key,

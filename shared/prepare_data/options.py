@@ -172,6 +172,11 @@ class CaptionOptions(PackingPairsOptions):
     )
     batch_size: int = _model(8, _ROWS, must_be=[within(1, _MOST_ROWS)])
 
+    def training(self, **values: Any) -> TrainConfig:
+        """As for all data; the image itself stands where no condition is named."""
+        columns = self.conditioning_image_column or (self.image_column,)
+        return super().training(**({"conditioning_image_column": columns} | values))
+
 
 @dataclass(frozen=True)
 class CacheOptions:

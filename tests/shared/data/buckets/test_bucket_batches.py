@@ -121,7 +121,7 @@ def test_hosts_devices_accumulation_and_a_resume_change_nothing(folder: Path, wo
 def test_pixels_are_those_of_pil(size: tuple[int, int], flipped: bool, corner: tuple[float, float] | None) -> None:
     """Resized until the shape is covered, mirrored, and cut."""
     content, (width, height) = png(7, 83, 61), size
-    sample = RawSample(content, content, ("a",), "a pair")
+    sample = RawSample(content, (content,), ("a",), "a pair")
     pair = PairDecoder(config())(sample, Placement(corner, flipped), size=size)
     scale = max(width / 83, height / 61)
     resized = PIL.Image.open(io.BytesIO(content)).resize(
