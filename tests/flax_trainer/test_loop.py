@@ -28,6 +28,9 @@ class Around:
         for step in range(first, self.last):
             yield step, step + 1
 
+    def size_of(self, step: int) -> tuple[int, int]:
+        return 64, 64
+
     def place_batch(self, batch: int) -> int:
         self.events.append(f"place {batch}")
         return batch
