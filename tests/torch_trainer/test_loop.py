@@ -47,6 +47,9 @@ class Around:
         last = step == self.last
         return Due(save=step == self.save_at or interrupted, validate=last, stop=last or interrupted)
 
+    def size_of(self, step: int) -> tuple[int, int]:
+        return 64, 64
+
     def iterate(self, first: int) -> Iterator[tuple[int, Any]]:
         for step in range(first, self.last):
             if step + 1 == self.data_ends_before:
