@@ -35,7 +35,9 @@ class Around:
         self.events.append(f"place {batch}")
         return batch
 
-    def __call__(self, state: Any, frozen: Any, batch: int, learning_rate: Any) -> tuple[Any, Any]:
+    def __call__(
+        self, state: Any, frozen: Any, batch: int, learning_rate: Any, *, size: tuple[int, int]
+    ) -> tuple[Any, Any]:
         self.events.append(f"dispatch {batch}")
         return state, {"loss": batch, "grad_norm": 1.0}
 
