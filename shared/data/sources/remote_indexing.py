@@ -25,7 +25,11 @@ def read_remote_shards(addresses: Sequence[str], keys: ShardKeys) -> Iterator[Sh
         for shard in map(RemoteShard, addresses):
             try:
                 yield _read_shard(shard, streams.next(), keys)
-            except (DamagedTarError, RemoteError) as error:
+            except RemoteError as error:
+                raise UserError(
+                    f"{shown(shard)} cannot be read: {error}. Give shards that can be read from here."
+                ) from None
+            except DamagedTarError as error:
                 raise UserError(
                     f"{shown(shard)} cannot be read as an uncompressed tar: {error}; write it again or leave it out"
                 ) from None
