@@ -69,15 +69,18 @@ def test_shapes(one: tuple[int, int], other: tuple[int, int], is_one_shape: bool
 
 @settings(max_examples=300, deadline=None)
 @given(
-    size=st.tuples(st.integers(64, 4000), st.integers(64, 4000)),
+    shorter=st.integers(64, 2000),
+    ratio=st.floats(1, 2),  # beyond, a pixel of the shorter side is several of the longer one
+    is_tall=st.booleans(),
     factor=st.floats(0.2, 5),
     rounded=st.sampled_from([int, round, lambda length: int(length) + 1]),
     resolution=st.sampled_from([64, 512, 1024]),
 )
 def test_what_was_resized_and_rounded_is_of_one_shape(
-    size: tuple[int, int], factor: float, rounded: Callable[[float], int], resolution: int
+    shorter: int, ratio: float, is_tall: bool, factor: float, rounded: Callable[[float], int], resolution: int
 ) -> None:
-    assume(max(size) <= 2 * min(size))  # beyond, a pixel of the shorter side is several of the longer one
+    longer = int(shorter * ratio)
+    size = (shorter, longer) if is_tall else (longer, shorter)
     width, height = (rounded(side * factor) for side in size)
     assert are_of_one_shape(size, (width, height), resolution)
 
