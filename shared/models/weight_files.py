@@ -2,10 +2,8 @@
 
 import importlib.util
 import json
-import pickle
 import re
 import sys
-import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from shared.outgoing.atomic_files import write_atomically, write_text_atomically
-from shared.untrusted import MIB, check_plain_files, foreign_library, open_file, read_json, shown
+from shared.untrusted import MIB, check_plain_files, foreign_library, open_file, read_json, shown, unpickling
 from shared.user_errors import UserError
 
 _LARGEST = 64 * 1024 * MIB  # the largest in use is SDXL's UNet in float32, 10 GiB
@@ -227,20 +225,11 @@ def _pickled_tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
 def _unpickled(path: Path) -> Any:
     import torch
 
-    try:
-        with foreign_library(f"{shown(path)} is not a whole PyTorch file", _DOWNLOAD_AGAIN), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what an untrusted file makes torch remark upon
-            is_zip = _is_zip(path)
-            if is_zip:
-                _check_not_compressed(path)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except ValueError as error:
-        if not isinstance(error.__cause__, pickle.UnpicklingError):
-            raise
-        raise UserError(
-            f"{shown(path)} holds something else than tensors, and reading that could run code that its author chose. "
-            f"{_USE_SAFETENSORS}"
-        ) from error
+    with unpickling(shown(path), "is not a whole PyTorch file", _DOWNLOAD_AGAIN, _USE_SAFETENSORS):
+        is_zip = _is_zip(path)
+        if is_zip:
+            _check_not_compressed(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
 def _check_not_compressed(path: Path) -> None:

@@ -10,7 +10,13 @@ from shared.data.sources import open_source
 from shared.data.sources.shard_keys import shard_keys
 from shared.prepare_data.conditions import Pixels, check_available, make_condition
 from shared.prepare_data.members import CONDITION, Members, StoredImage, caption_member, png, stored_image
-from shared.prepare_data.options import DEFAULT_ANNOTATORS, AnnotateOptions, ComputedCondition, ConditionName
+from shared.prepare_data.options import (
+    DEFAULT_ANNOTATORS,
+    USUAL_ROWS,
+    AnnotateOptions,
+    ComputedCondition,
+    ConditionName,
+)
 from shared.prepare_data.packing import CIRCLES_SIDE, in_batches, one_by_one, output_folder, pack
 from shared.randomness import Purpose, generator
 from shared.user_errors import UserError
@@ -42,9 +48,10 @@ def run(options: AnnotateOptions) -> int:
     condition = next((name for name in get_args(ComputedCondition) if name == options.condition), None)
     if condition is None:
         raise UserError(f"--condition is missing: name one of {', '.join(get_args(ConditionName))}.")
-    if options.annotator_model is not None:
-        names = ", ".join(DEFAULT_ANNOTATORS)
-        raise UserError(f"--annotator_model is about conditions that a model makes ({names}): leave it out.")
+    for flag in ("annotator_model", "batch_size"):
+        if getattr(options, flag) is not None:
+            names = ", ".join(DEFAULT_ANNOTATORS)
+            raise UserError(f"--{flag} is about conditions that a model makes ({names}): leave it out.")
     path = output_folder(options)
     check_available(condition)
     source, seed = open_source(_training(options)), options.seed
@@ -84,7 +91,8 @@ def run_with_model(options: AnnotateOptions, model: str, open_annotator: Callabl
         ]
 
     settings = {"condition": options.condition, "annotator_model": model}
-    return pack(path, source, options, in_batches(open_sample, finish, options.batch_size), settings)
+    packing = in_batches(open_sample, finish, options.batch_size or USUAL_ROWS)
+    return pack(path, source, options, packing, settings)
 
 
 def check_shape(image_HWC: Pixels) -> None:

@@ -194,11 +194,9 @@ def _subcommand(word: str) -> Subcommand:
 
 
 def _needs_a_model(options: Any) -> bool:
-    match options:
-        case AnnotateOptions():
-            return options.model_condition is not None
-        case _:
-            return isinstance(options, CaptionOptions)
+    if isinstance(options, AnnotateOptions):
+        return options.model_condition is not None
+    return isinstance(options, CaptionOptions)
 
 
 def _run(command: Command) -> int:

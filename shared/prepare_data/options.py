@@ -15,7 +15,7 @@ _work = partial(flag, "work")
 
 _LARGEST_SIDE = 8192  # pixels, as in training
 _MOST_THREADS = 1024
-_MOST_ROWS = 4096
+USUAL_ROWS, _MOST_ROWS = 8, 4096
 
 ComputedCondition = Literal["canny", "grey", "blur", "palette", "tile", "inpaint"]
 ModelCondition = Literal["depth", "segmentation", "pose", "soft_edges", "landmarks"]
@@ -30,7 +30,7 @@ DEFAULT_ANNOTATORS: dict[ModelCondition, str | None] = {
 }
 
 _THREADS = "The number of threads. Without it, one for every processor, at most 16."
-_ROWS = "The number of images that the model sees at once."
+_ROWS = "The number of images that a model sees at once."
 _SIDE = (at_least(8), at_most(_LARGEST_SIDE))
 
 
@@ -151,7 +151,7 @@ class AnnotateOptions(CaptionedOptions, PackingOptions):
         "The model that makes it: a folder, or a name on the Hub; for landmarks, dlib's file of 68 points. Without it, "
         "the usual one: " + ", ".join(f"{name} {model}" for name, model in DEFAULT_ANNOTATORS.items() if model) + ".",
     )
-    batch_size: int = _model(8, _ROWS, must_be=[within(1, _MOST_ROWS)])
+    batch_size: int | None = _model(None, f"{_ROWS} Without it, {USUAL_ROWS}.", must_be=[within(1, _MOST_ROWS)])
 
     @property
     def model_condition(self) -> ModelCondition | None:
@@ -170,7 +170,7 @@ class CaptionOptions(PackingPairsOptions):
     captioner_model: str = _model(
         "Salesforce/blip-image-captioning-base", "The BLIP model that looks: a folder, or a name on the Hub."
     )
-    batch_size: int = _model(8, _ROWS, must_be=[within(1, _MOST_ROWS)])
+    batch_size: int = _model(USUAL_ROWS, _ROWS, must_be=[within(1, _MOST_ROWS)])
 
     def training(self, **values: Any) -> TrainConfig:
         """As for all data; the image itself stands where no condition is named."""

@@ -1,7 +1,7 @@
 """What others wrote (models, checkpoints, data, the folders of runs) is data: read within bounds, never executed, never
 followed out of its folder, escaped wherever it is shown."""
 
-from shared.untrusted.border import foreign_library
+from shared.untrusted.border import foreign_library, unpickling
 from shared.untrusted.documents import parse_json, read_json
 from shared.untrusted.files import (
     MIB,
@@ -26,4 +26,5 @@ __all__ = [
     "read_json",
     "sha256_from",
     "shown",
+    "unpickling",
 ]

@@ -1,5 +1,7 @@
 """Where a library reads what others wrote: whatever it throws at such files becomes a sentence."""
 
+import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +29,32 @@ def foreign_library(what: str, fix: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f"{what} ({reason(error)}). {fix}") from error
+
+
+@contextmanager
+def unpickling(where: str, failure: str, fix: str, instead: str) -> Iterator[None]:
+    """Around what has PyTorch read tensors of a pickle, with `weights_only`.
+
+    Args:
+        where: the file or repository.
+        failure: that it cannot be read, after its name.
+        fix: what the user can do about that.
+        instead: what to do where it holds something else than tensors.
+
+    Raises:
+        UserError: as `foreign_library`, and for a pickle that builds anything else.
+    """
+    try:
+        with foreign_library(f"{where} {failure}", fix), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what an untrusted file makes torch remark upon
+            yield
+    except UserError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
+            raise
+        raise UserError(
+            f"{where} holds something else than tensors, and reading that could run code that its author chose. "
+            f"{instead}"
+        ) from error
 
 
 def reason(error: BaseException) -> str:

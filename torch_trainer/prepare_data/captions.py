@@ -3,14 +3,11 @@
 Axes: B images at once, C h w as the model takes them.
 """
 
-from collections.abc import Sequence
-from functools import partial
-
 import torch
 from transformers import BlipForConditionalGeneration, BlipProcessor, GenerationConfig
 
 from shared.prepare_data.captioning import Captioner
-from torch_trainer.prepare_data.equal_shapes import ForModel, in_equal_shapes, prepare_image, try_out
+from torch_trainer.prepare_data.equal_shapes import ForModel, for_any_images
 from torch_trainer.prepare_data.model_files import IMAGE_PROCESSOR_FILES, TOKENIZER_FILES, load_model
 
 _LONGEST = 40  # tokens; CLIP reads 75
@@ -30,10 +27,4 @@ def open_captioner(name: str) -> Captioner:
         tokens = model.generate(pixel_values=pixels_BChw.to(device))
         return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
 
-    @torch.inference_mode()
-    def caption(images: Sequence[ForModel]) -> list[str]:
-        return in_equal_shapes(images, run)
-
-    prepare = partial(prepare_image, processor.image_processor)
-    try_out(name, prepare, caption)
-    return Captioner(prepare, caption)
+    return Captioner(*for_any_images(name, processor.image_processor, run))

@@ -5,24 +5,19 @@ nothing that a file names.
 """
 
 import os
-import pickle
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import PIL.Image
 import torch
 
 from shared.models.source import shown_name
 from shared.prepare_data.annotating import Annotator
-from shared.untrusted import foreign_library
-from shared.user_errors import UserError
+from shared.prepare_data.conditions import Pixels
+from shared.untrusted import foreign_library, unpickling
 from torch_trainer.prepare_data.model_files import device_there
-
-Pixels = npt.NDArray[np.uint8]
 
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # PyTorch then refuses to be told otherwise
 
@@ -53,16 +48,8 @@ def _open(detector_in: Callable[[Any], Any], name: str, weights: str) -> Annotat
 
         detector_class = detector_in(controlnet_aux)
     fix = f"Expected a folder, or a repository of the Hub, with {weights}."
-    try:
-        with foreign_library(f"{shown_name(name)} cannot be loaded by controlnet_aux", fix), _weights_only():
-            detector = detector_class.from_pretrained(name).to(device_there())
-    except UserError as error:
-        if not isinstance(error.__cause__, pickle.UnpicklingError):
-            raise
-        raise UserError(
-            f"{shown_name(name)} holds something else than tensors, and reading that could run code that its author "
-            f"chose. {fix}"
-        ) from error
+    with unpickling(shown_name(name), "cannot be loaded by controlnet_aux", fix, fix), _weights_only():
+        detector = detector_class.from_pretrained(name).to(device_there())
 
     @torch.inference_mode()
     def annotate(images: Sequence[Pixels]) -> list[Pixels]:
@@ -84,9 +71,7 @@ def _weights_only() -> Iterator[None]:
     before = os.environ.get(_WEIGHTS_ONLY)
     os.environ[_WEIGHTS_ONLY] = "1"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what an untrusted file makes torch remark upon
-            yield
+        yield
     finally:
         if before is None:
             del os.environ[_WEIGHTS_ONLY]

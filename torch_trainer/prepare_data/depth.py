@@ -10,8 +10,9 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from shared.prepare_data.annotating import Annotator
+from shared.prepare_data.conditions import Pixels
 from shared.user_errors import UserError
-from torch_trainer.prepare_data.equal_shapes import Pixels, dense_annotator
+from torch_trainer.prepare_data.equal_shapes import dense_annotator
 from torch_trainer.prepare_data.model_files import IMAGE_PROCESSOR_FILES, load_model
 
 

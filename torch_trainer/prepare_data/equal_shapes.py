@@ -8,18 +8,16 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import PIL.Image
 import torch
 
 from shared.data.sample import BadSampleError
 from shared.models.source import shown_name
 from shared.prepare_data.annotating import Annotator
+from shared.prepare_data.conditions import Pixels
 from shared.untrusted import foreign_library
 from shared.user_errors import UserError
 from torch_trainer.prepare_data.model_files import LoadedModel
-
-Pixels = npt.NDArray[np.uint8]
 
 Made = TypeVar("Made")
 
@@ -34,36 +32,27 @@ class ForModel(NamedTuple):
     height_and_width: tuple[int, int]
 
 
-def prepare_image(processor: Any, image_HWC: Pixels) -> ForModel:
-    """uint8 RGB through an image processor of transformers. BadSampleError where that fails."""
-    try:
-        with foreign_library("its image cannot be prepared for the model", ""):
-            made = processor(images=PIL.Image.fromarray(image_HWC), return_tensors="pt")
-            return ForModel(made["pixel_values"], image_HWC.shape[:2])
-    except UserError as error:
-        raise BadSampleError(str(error).strip()) from error
+def for_any_images(
+    name: str, processor: Any, run: Callable[[torch.Tensor, list[ForModel]], Sequence[Made]]
+) -> tuple[Callable[[Pixels], ForModel], Callable[[Sequence[ForModel]], list[Made]]]:
+    """What prepares an image for a model, and what makes something of each of several that are prepared.
 
+    Args:
+        name: what the user calls the model.
+        processor: its image processor.
+        run: what it makes of images [B,C,h,w].
 
-def in_equal_shapes(
-    images: Sequence[ForModel], run: Callable[[torch.Tensor, list[ForModel]], Sequence[Made]]
-) -> list[Made]:
-    """What `run` makes of each of the images, of those at once whose tensors have one shape: [B,C,h,w]."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, image in enumerate(images):
-        groups.setdefault(tuple(image.pixels_1Chw.shape), []).append(number)
-    made: dict[int, Made] = {}
-    for numbers in groups.values():
-        group = [images[number] for number in numbers]
-        pixels_BChw = torch.cat([image.pixels_1Chw for image in group])
-        made.update(zip(numbers, run(pixels_BChw, group), strict=True))
-    return [made[number] for number in range(len(images))]
+    Raises:
+        UserError: the model fails at any image.
+    """
 
+    @torch.inference_mode()
+    def work(images: Sequence[ForModel]) -> list[Made]:
+        return _in_equal_shapes(images, run)
 
-def try_out(name: str, prepare: Callable[[Pixels], ForModel], work: Callable[[Sequence[ForModel]], object]) -> None:
-    """Raises UserError where a model fails at any image: it may load, and not fit together."""
-    fix = "Check that the folder or repository holds a whole model of this kind."
-    with foreign_library(f"{shown_name(name)} fails at an image", fix):
-        work([prepare(np.zeros((48, 64, 3), np.uint8))])
+    prepare = partial(_prepare_image, processor)
+    _try_out(name, prepare, work)
+    return prepare, work
 
 
 def dense_annotator(
@@ -79,10 +68,36 @@ def dense_annotator(
         output = loaded.model(pixels_BChw.to(loaded.device))
         return [as_pixels(one_HW.cpu()) for one_HW in post_process(output, [image.height_and_width for image in group])]
 
-    @torch.inference_mode()
-    def annotate(images: Sequence[ForModel]) -> list[Pixels]:
-        return in_equal_shapes(images, run)
+    return Annotator(*for_any_images(name, loaded.processor, run))
 
-    prepare = partial(prepare_image, loaded.processor)
-    try_out(name, prepare, annotate)
-    return Annotator(prepare, annotate)
+
+def _prepare_image(processor: Any, image_HWC: Pixels) -> ForModel:
+    """uint8 RGB through an image processor of transformers. BadSampleError where that fails."""
+    try:
+        with foreign_library("its image cannot be prepared for the model", ""):
+            made = processor(images=PIL.Image.fromarray(image_HWC), return_tensors="pt")
+            return ForModel(made["pixel_values"], image_HWC.shape[:2])
+    except UserError as error:
+        raise BadSampleError(str(error).strip()) from error
+
+
+def _in_equal_shapes(
+    images: Sequence[ForModel], run: Callable[[torch.Tensor, list[ForModel]], Sequence[Made]]
+) -> list[Made]:
+    """What `run` makes of each of the images, of those at once whose tensors have one shape: [B,C,h,w]."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, image in enumerate(images):
+        groups.setdefault(tuple(image.pixels_1Chw.shape), []).append(number)
+    made: dict[int, Made] = {}
+    for numbers in groups.values():
+        group = [images[number] for number in numbers]
+        pixels_BChw = torch.cat([image.pixels_1Chw for image in group])
+        made.update(zip(numbers, run(pixels_BChw, group), strict=True))
+    return [made[number] for number in range(len(images))]
+
+
+def _try_out(name: str, prepare: Callable[[Pixels], ForModel], work: Callable[[Sequence[ForModel]], object]) -> None:
+    """Raises UserError where a model fails at any image: it may load, and not fit together."""
+    fix = "Check that the folder or repository holds a whole model of this kind."
+    with foreign_library(f"{shown_name(name)} fails at an image", fix):
+        work([prepare(np.zeros((48, 64, 3), np.uint8))])

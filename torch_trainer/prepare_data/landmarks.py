@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import PIL.Image
 import PIL.ImageDraw
 
 from shared.data.sample import BadSampleError
 from shared.prepare_data.annotating import Annotator
+from shared.prepare_data.conditions import Pixels
 from shared.untrusted import foreign_library, shown
 from shared.user_errors import UserError
 
-Pixels = npt.NDArray[np.uint8]
 Point = tuple[float, float]
 
 POINTS = 68

@@ -10,9 +10,10 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from shared.models.source import shown_name
 from shared.prepare_data.annotating import Annotator
+from shared.prepare_data.conditions import Pixels
 from shared.user_errors import UserError
 from torch_trainer.prepare_data.ade20k import PALETTE_NC
-from torch_trainer.prepare_data.equal_shapes import Pixels, dense_annotator
+from torch_trainer.prepare_data.equal_shapes import dense_annotator
 from torch_trainer.prepare_data.model_files import IMAGE_PROCESSOR_FILES, load_model
 
 

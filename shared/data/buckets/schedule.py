@@ -11,6 +11,8 @@ import numpy.typing as npt
 from shared.data.sources.order import KeyedOrder, random_order
 from shared.randomness import Purpose
 
+_STEPS_KEPT = 64  # those on their way, and some more
+
 
 class BucketBatch(NamedTuple):
     """A whole batch of one bucket: which bucket, and how many of its batches lie before this one in its own order."""
@@ -35,9 +37,10 @@ class BucketSchedule:
         """
         self._counts, self._batch_size, self._seed = counts, batch_size, seed
         self._order = lru_cache(maxsize=2)(self._order_of)  # steps are prepared ahead, over an epoch's end too
-
-    def at(self, step: int) -> BucketBatch:
+        self.at = lru_cache(maxsize=_STEPS_KEPT)(self._batch_of)  # asked for by every row of a step
         """The batch of a step, counted from 0."""
+
+    def _batch_of(self, step: int) -> BucketBatch:
         epoch = self._epoch_of(step)
         batch = int(self._order(epoch)[step - sum(self._batches_before(epoch))])
         for bucket, (begin, end) in enumerate(

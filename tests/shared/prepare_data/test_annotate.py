@@ -167,6 +167,8 @@ def test_a_mistake_is_told_in_a_sentence(
     assert "--condition must be one of canny, grey" in capsys.readouterr().err
     assert annotate(tmp_path / "a", *circles, "--condition", "canny", "--annotator_model", "x") == 2
     assert "--annotator_model is about conditions that a model makes (depth, segmentation" in capsys.readouterr().err
+    assert annotate(tmp_path / "a", *circles, "--condition", "canny", "--batch_size", 8) == 2
+    assert "--batch_size is about conditions that a model makes" in capsys.readouterr().err
     assert annotate(tmp_path / "a", *circles, "--condition", "tile") == 0
     assert annotate(tmp_path / "a", *circles, "--condition", "blur") == 2
     assert "holds another packing: its condition was" in capsys.readouterr().err
