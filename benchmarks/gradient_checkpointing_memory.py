@@ -97,7 +97,7 @@ def temporary_bytes(
     step = make_train_step(defs, Objective(schedule, weights, vae.config.scaling_factor, dtype), SETTINGS)
     arguments = (
         TrainState.create({})._replace(params=controlnet_params, mu=controlnet_params, nu=controlnet_params),
-        FrozenParams(*(_in_dtype(params, dtype) for params in (unet_params, vae_params, text_params))),
+        FrozenParams(_in_dtype(unet_params, dtype), _in_dtype(vae_params, dtype), _in_dtype(text_params, dtype)),
         _abstract_batch(batch_size, resolution, resolution // vae.scale_factor),
         _shape((), jnp.float32),
     )

@@ -8,7 +8,7 @@ import PIL.Image
 import PIL.ImageFilter
 import webdataset
 
-from shared.generate.requests import fitted
+from shared.generate.conditions import ConditionKind, as_conditions
 
 _WIDTH, _HEIGHT = 1024, 768
 
@@ -27,8 +27,8 @@ def write_photo_folder(folder: Path, samples: int, prepared: int | None = None) 
         edges = edges_of(image)
         if prepared is not None:
             image, edges = (
-                PIL.Image.fromarray(fitted(picture, prepared, prepared, "bilinear").squeeze())
-                for picture in (image, edges.convert("L"))
+                PIL.Image.fromarray(as_conditions([picture], [kind], prepared, prepared).squeeze())
+                for picture, kind in ((image, ConditionKind(3, "bilinear")), (edges, ConditionKind(1, "bilinear")))
             )
         names = {"image_file_name": f"{index}.jpg", "conditioning_image_file_name": f"{index}.cond.png"}
         image.save(folder / names["image_file_name"], quality=90 if prepared is None else 95)

@@ -1,7 +1,7 @@
 """Everything that a run reads from its base model: parameters on the host, structures, noise schedule."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ class ModelConfigs(NamedTuple):
     vae: AutoencoderKLConfig
     text_encoder: CLIPTextConfig
     text_encoder_2: CLIPTextConfig | None = None  # SDXL's
+    more_controlnets: tuple[ControlNetConfig, ...] = ()  # that draw with the first
 
     @classmethod
     def of(
@@ -80,13 +81,14 @@ class FrozenParams(NamedTuple):
 
     The VAE may be in float32 (`ModelConfigs.vae_dtype`). With `--sd_unlocked`, `unet` lacks the decoder, which is
     trained. With `--precompute_text` or `--cached_data` the text encoders' are empty, and with the latter, unless
-    pictures are drawn, so is the VAE's.
+    pictures are drawn, so is the VAE's. `more_controlnets` draw with the one that is trained.
     """
 
     unet: dict[str, Any]
     vae: dict[str, Any]
     text_encoder: dict[str, Any]
     text_encoder_2: dict[str, Any] = {}  # noqa: RUF012 (nothing writes to it); SDXL's
+    more_controlnets: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class ModelDefs:
     text_encoder: ModelDef[FlaxCLIPTextModel]
     text_encoder_2: ModelDef[FlaxCLIPTextModelWithProjection] | None = None
     """SDXL's; the UNet and the ControlNet of a run that has one are SDXL's, too."""
+    more_controlnets: tuple[ModelDef[FlaxControlNetModel], ...] = ()
 
     @property
     def trained_layouts(self) -> dict[str, str]:
@@ -159,16 +162,20 @@ class InitialParams(NamedTuple):
 
 
 def load_base_models(
-    config: TrainConfig, schedule: NoiseSchedule, *, unet_source: ModelSource | None = None
+    config: TrainConfig,
+    schedule: NoiseSchedule,
+    *,
+    unet_source: ModelSource | None = None,
+    more_controlnets: Sequence[ControlNetConfig] = (),
 ) -> tuple[BaseModels, InitialParams]:
     """Read the UNet, VAE and text encoders, and the ControlNet, which starts from the UNet's encoder if none is named.
 
-    `unet_source` is of a UNet in place of the base model's.
+    `unet_source` is of a UNet in place of the base model's. The parameters of `more_controlnets` are the caller's.
 
     Raises:
         UserError: something is missing, does not fit its configuration or the others, or is not supported.
     """
-    configs = read_configs(config)
+    configs = read_configs(config)._replace(more_controlnets=tuple(more_controlnets))
     dtype, asked_for = COMPUTE_DTYPES[config.mixed_precision or "no"], config.enable_xformers_memory_efficient_attention
     kernel = kernel_that_runs(attention_kernel(asked_for, jax.devices()[0]), dtype, asked_for=asked_for is True)
     models = define_models(config, configs, schedule, jax.devices()[0], kernel)
@@ -264,6 +271,9 @@ def define_models(
         text_encoder_2=None
         if configs.text_encoder_2 is None
         else split(FlaxCLIPTextModelWithProjection.abstract(configs.text_encoder_2))[0],
+        more_controlnets=tuple(
+            split(FlaxControlNetModel.abstract(each, compute=compute))[0] for each in configs.more_controlnets
+        ),
     )
     return BaseModels(defs, configs, schedule)
 

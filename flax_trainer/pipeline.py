@@ -1,7 +1,7 @@
 """diffusers' ControlNet pipelines in JAX: called as they are, and the same pictures from the same noise."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -12,12 +12,12 @@ import PIL.Image
 from flax_trainer.evaluation.artist import PlacedModels, place_models
 from flax_trainer.evaluation.image_sampler import ImageSampler
 from shared.config.validation import check_values
-from shared.data.preprocessing import MODES
 from shared.generate.command import check_what_goes_together
+from shared.generate.conditions import as_conditions
 from shared.generate.models import NamedModels, find_models
-from shared.generate.options import GENERATE_FLAGS, GenerateConfig
+from shared.generate.options import GENERATE_FLAGS, OF_EACH_CONTROLNET, GenerateConfig
 from shared.generate.preparation import drawing_of
-from shared.generate.requests import fitted, pair
+from shared.generate.requests import pair
 from shared.user_errors import UserError
 
 Picture = PIL.Image.Image | np.ndarray
@@ -46,7 +46,7 @@ class FlaxStableDiffusionControlNetPipeline:
         cls,
         pretrained_model_name_or_path: str | Path | None = None,
         *,
-        controlnet: str | Path,
+        controlnet: str | Path | Sequence[str | Path],
         scheduler: str = "unipc",
         **options: Any,
     ) -> Self:
@@ -54,7 +54,8 @@ class FlaxStableDiffusionControlNetPipeline:
 
         Args:
             pretrained_model_name_or_path: the base model; without it, that of the run whose folder `controlnet` is.
-            controlnet: a run's folder or a checkpoint in it, a folder in diffusers' layout, or a name on the Hub.
+            controlnet: a run's folder or a checkpoint in it, a folder in diffusers' layout, or a name on the Hub; or
+                several that steer together.
             scheduler: unipc, ddim, euler or dpmsolver++.
             options: other flags of `python3 -m flax_trainer.generate`, such as `revision="fp16"` or
                 `mixed_precision="bf16"`; they hold for all calls.
@@ -63,11 +64,12 @@ class FlaxStableDiffusionControlNetPipeline:
             UserError: a model is missing or damaged, or they do not belong together.
         """
         base = None if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
+        names = [controlnet] if isinstance(controlnet, str | Path) else controlnet
         config = GenerateConfig(
             pretrained_model_name_or_path=base,
-            controlnet_model_name_or_path=str(controlnet),
+            controlnet_model_name_or_path=tuple(map(str, names)),
             scheduler=scheduler,  # type: ignore[arg-type]  # check_values looks at it
-            **options,
+            **_as_flags(options),
         )
         check_values(config, GENERATE_FLAGS)
         named = find_models(config)
@@ -82,32 +84,27 @@ class FlaxStableDiffusionControlNetPipeline:
         """Draw; picture n starts from noise that depends on the seed and n alone.
 
         Args:
-            prompt, image: as many of one as of the other, or one of either. For a ControlNet of several conditions an
-                image is a sequence of pictures, one of each.
+            prompt, image: as many of one as of the other, or one of either. Where there are several conditions, of one
+                ControlNet or of several, an image is a sequence of pictures, one of each.
             options: `num_images_per_prompt`, `negative_prompt`, `seed`, `num_inference_steps` (20), `guidance_scale`,
-                `controlnet_conditioning_scale`, `control_guidance_start` and `_end`, `guess_mode`, and `height` and
-                `width`, which otherwise are the first image's.
+                `guess_mode`, `height` and `width`, which otherwise are the first image's, and for all ControlNets or as
+                a list for each `controlnet_conditioning_scale`, `control_guidance_start` and `_end`.
 
         Raises:
             UserError: values that mean nothing, or that do not go together.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        modes = [MODES[channels] for channels in self._named.config.channels_of_conditions]
-        groups = [
-            [_as_pillow(picture).convert(mode) for picture, mode in zip(group, modes, strict=True)]
-            for group in _groups(image, len(modes))
-        ]
+        kinds = self._named.conditions
+        groups = [list(map(_as_pillow, group)) for group in _groups(image, len(kinds))]
         if not {"height", "width", "resolution"} & options.keys():
             options |= {"height": groups[0][0].height, "width": groups[0][0].width}
-        config = dataclasses.replace(self._config, **options)
+        config = dataclasses.replace(self._config, **_as_flags(options))
         check_values(config, GENERATE_FLAGS)
         check_what_goes_together(config)
         requests = pair(prompts, len(groups), config.num_images_per_prompt)
         sampler = self._sampler(config, len(requests))
         height, width = sampler.drawing.height, sampler.drawing.width
-        conditions_GHWN = np.stack(
-            [np.concatenate([fitted(one, height, width, "bilinear") for one in group], axis=-1) for group in groups]
-        )
+        conditions_GHWN = np.stack([as_conditions(group, kinds, height, width) for group in groups])
         drawn_RHWC = sampler(
             self._placed.params,
             self._placed.frozen,
@@ -138,6 +135,15 @@ FlaxStableDiffusionXLControlNetPipeline = FlaxStableDiffusionControlNetPipeline
 """The name that diffusers has for it; which kind of model it is, its folder says."""
 
 
+def _as_flags(options: Mapping[str, Any]) -> dict[str, Any]:
+    """With what may be told for each ControlNet as the flags have it."""
+    told = dict(options)
+    for name in options.keys() & set(OF_EACH_CONTROLNET):
+        value = options[name]
+        told[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
+    return told
+
+
 def _groups(
     image: Picture | Sequence[Picture] | Sequence[Sequence[Picture]], conditions: int
 ) -> list[Sequence[Picture]]:
@@ -151,8 +157,8 @@ def _groups(
     for group in groups:
         if len(group) != conditions:
             raise UserError(
-                f"An image of {len(group)} pictures was given, and the ControlNet takes {conditions} conditions: give "
-                "a picture of each."
+                f"An image of {len(group)} pictures was given, and there are {conditions} conditions: give a picture "
+                "of each."
             )
     return groups
 

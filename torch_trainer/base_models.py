@@ -61,7 +61,7 @@ class BaseModels:
     or `--cached_data` there are no text encoders.
 
     Trained are the ControlNet's and, with `--sd_unlocked`, those of the UNet's decoder. `memory_format` is how feature
-    maps lie in memory.
+    maps lie in memory. `more_controlnets` draw with the first.
     """
 
     controlnet: Any
@@ -72,6 +72,7 @@ class BaseModels:
     sd_unlocked: bool
     memory_format: torch.memory_format = torch.contiguous_format
     text_encoder_2: Any | None = None
+    more_controlnets: tuple[Any, ...] = ()
 
     @property
     def trained(self) -> list[Any]:

@@ -1,6 +1,6 @@
 """Pictures of a trained ControlNet, on all local devices at once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +8,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, FrozenParams, InitialParams, load_base_models
 from flax_trainer.compilation import matmul_precision, use_compilation_cache
 from flax_trainer.distributed.pmap import PmapEngine
 from flax_trainer.evaluation.image_sampler import ImageSampler
-from flax_trainer.models.params import HostParams, from_torch_layout, torch_shape
+from flax_trainer.models import ControlNetConfig, FlaxControlNetModel
+from flax_trainer.models.params import HostParams, from_torch_layout, split, torch_shape
 from shared.checkpoints.trained_params import read_trained_params
+from shared.generate.controlnets import NamedControlNet
 from shared.generate.models import NamedModels
 from shared.generate.pictures import Artist, does_not_fit
 from shared.generate.preparation import Job
+from shared.models.source import controlnet_source
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,18 @@ def place_models(named: NamedModels) -> PlacedModels:
     config = named.config
     use_compilation_cache(config.ccache)
     jax.config.update("jax_default_matmul_precision", matmul_precision(config))
-    models, initial = load_base_models(config, named.schedule, unet_source=named.unet)
-    trained = initial.trained if named.checkpoint is None else _of_checkpoint(named.checkpoint, models, initial)
+    first, *more = named.controlnets
+    models, initial = load_base_models(
+        config, named.schedule, unet_source=named.unet, more_controlnets=named.architectures[1:]
+    )
+    trained = initial.trained if first.checkpoint is None else _of_checkpoint(first.checkpoint, models, initial)
     engine, dtype = PmapEngine(), COMPUTE_DTYPES[config.mixed_precision or "no"]
     # Rounded on the host: a program would otherwise do it for every batch, and the devices hold both.
     params = engine.place_state({name: value.astype(dtype) for name, value in trained.items()})
-    return PlacedModels(engine, models, params, engine.place_frozen(initial.frozen))
+    architectures = models.configs.more_controlnets
+    more_params = tuple(_params_of(*of_one, dtype) for of_one in zip(more, architectures, strict=True))
+    frozen = initial.frozen._replace(more_controlnets=more_params)
+    return PlacedModels(engine, models, params, engine.place_frozen(frozen))
 
 
 def make_artist(job: Job) -> Artist:
@@ -82,8 +92,23 @@ def _memory_in_words(job: Job) -> Iterator[None]:
         raise
 
 
+def _params_of(controlnet: NamedControlNet, architecture: ControlNetConfig, dtype: DTypeLike) -> HostParams:
+    """A ControlNet's that draws with the first."""
+    if controlnet.checkpoint is None:
+        source = controlnet_source(controlnet.config)
+        assert source is not None
+        return FlaxControlNetModel.load_params(source, dtype=dtype)[1]
+    definition, abstract = split(FlaxControlNetModel.abstract(architecture))
+    params = _read_checkpoint(controlnet.checkpoint, abstract, definition.layouts)
+    return {name: value.astype(dtype) for name, value in params.items()}
+
+
 def _of_checkpoint(checkpoint: Path, models: BaseModels, initial: InitialParams) -> HostParams:
-    layouts = models.defs.trained_layouts
-    shapes = {name: torch_shape(value.shape, layouts[name]) for name, value in initial.trained.items()}
+    return _read_checkpoint(checkpoint, initial.trained, models.defs.trained_layouts)
+
+
+def _read_checkpoint(checkpoint: Path, expected: Mapping[str, Any], layouts: Mapping[str, str]) -> HostParams:
+    """`expected` has the shapes."""
+    shapes = {name: torch_shape(value.shape, layouts[name]) for name, value in expected.items()}
     trained = read_trained_params(checkpoint, shapes)
     return {name: np.asarray(from_torch_layout(value, layouts[name])) for name, value in trained.items()}

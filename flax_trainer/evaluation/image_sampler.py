@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flax_trainer.base_models import BaseModels, FrozenParams
+from flax_trainer.base_models import BaseModels, FrozenParams, ModelConfigs
 from flax_trainer.distributed.engine import Engine
 from flax_trainer.evaluation.sampling import decode_latents, sample_latents
 from flax_trainer.models.params import Params
@@ -116,13 +116,19 @@ def _sample(
     latents_BHWC = sample_latents(
         models.defs,
         plan,
-        ComputeParams.of(trained, frozen.unet, dtype, gather_params),
+        ComputeParams.of(trained, frozen.unet, dtype, gather_params)._replace(more_controlnets=frozen.more_controlnets),
         encode_captions(models.defs, frozen, rows.prompt),
         negative,
-        normalise_condition(rows.condition_BHWC),
+        _condition_of_each(models.configs, normalise_condition(rows.condition_BHWC)),
         rows.latents_BHWC,
         guidance_scale=guidance.scale,
         control=guidance.control,
     )
     images_BHWC = decode_latents(models.defs, frozen.vae, latents_BHWC, models.configs.vae.scaling_factor)
     return jnp.round(images_BHWC * 255).astype(jnp.uint8)
+
+
+def _condition_of_each(configs: ModelConfigs, condition_BHWC: jax.Array) -> list[jax.Array]:
+    """What each ControlNet takes of the conditions of all, which lie side by side."""
+    channels = [each.conditioning_channels for each in (configs.controlnet, *configs.more_controlnets)]
+    return jnp.split(condition_BHWC, np.cumsum(channels)[:-1], axis=-1)

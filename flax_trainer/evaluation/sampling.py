@@ -3,12 +3,15 @@
 Axes: B batch, H W height and width (pixels or latents), C channels, L tokens, D features.
 """
 
+from collections.abc import Sequence
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 
 from flax_trainer.base_models import ModelDefs, Prompt
 from flax_trainer.models.params import Params
-from flax_trainer.training.step import ComputeParams, predict
+from flax_trainer.training.step import ComputeParams, control_residuals, controlled_prediction
 from shared.diffusion.control import FULL_CONTROL, Control
 from shared.diffusion.samplers import (
     SamplerPlan,
@@ -27,7 +30,7 @@ def sample_latents(
     params: ComputeParams,
     prompt: Prompt,
     negative_prompt: Prompt | None,
-    controlnet_cond_BHWC: jax.Array,
+    controlnet_conds_BHWC: Sequence[jax.Array],
     latents_BHWC: jax.Array,
     *,
     guidance_scale: float,
@@ -38,7 +41,7 @@ def sample_latents(
     Args:
         models, plan, guidance_scale, control: fixed when compiled.
         prompt, negative_prompt: encoded prompts; the negative one may be None where `guidance_scale` ≤ 1.
-        controlnet_cond_BHWC: the condition, values in [0, 1], at the size of the image.
+        controlnet_conds_BHWC: the condition of each ControlNet, values in [0, 1], at the size of the image.
         latents_BHWC: unit Gaussian noise to start from, float32, at the size of the latents.
 
     Returns:
@@ -56,24 +59,36 @@ def sample_latents(
         # Unconditional first: one forward pass serves both.
         prompt = jax.tree.map(lambda *both: jnp.concatenate(both), negative_prompt, prompt)
         if not control.only_conditional:
-            controlnet_cond_BHWC = jnp.concatenate([controlnet_cond_BHWC] * 2)
+            controlnet_conds_BHWC = [jnp.concatenate([cond_BHWC] * 2) for cond_BHWC in controlnet_conds_BHWC]
     dtype = next(iter(params.unet.values())).dtype
-    prompt, controlnet_cond_BHWC = prompt.astype(dtype), controlnet_cond_BHWC.astype(dtype)
+    prompt, controlnet_conds_BHWC = prompt.astype(dtype), [cond.astype(dtype) for cond in controlnet_conds_BHWC]
+    controlnets = list(
+        zip(
+            (models.controlnet, *models.more_controlnets),
+            (params.controlnet, *params.more_controlnets),
+            controlnet_conds_BHWC,
+            control.strengths,
+            strict=True,
+        )
+    )
 
     def step(state: SamplerState, of_step: tuple[StepCoefficients, jax.Array]) -> tuple[SamplerState, None]:
-        coefficients, conditioning_scale = of_step
+        coefficients, conditioning_scales_N = of_step
         sample_BHWC = (jnp.concatenate([state.sample] * 2) if guidance_scale > 1.0 else state.sample).astype(dtype)
         timesteps_B = jnp.broadcast_to(coefficients.timestep, sample_BHWC.shape[:1])
-        output_BHWC = predict(
-            models,
-            params,
-            sample_BHWC,
-            timesteps_B,
-            prompt,
-            controlnet_cond_BHWC,
-            conditioning_scale=conditioning_scale.astype(dtype),
-            graded=control.graded,
-        )
+        inputs = (sample_BHWC, timesteps_B, prompt)
+        residuals_of_each = [
+            control_residuals(
+                *(controlnet, own_params, *inputs, cond_BHWC),
+                conditioning_scale=conditioning_scale.astype(dtype),
+                graded=strength.graded,
+            )
+            for (controlnet, own_params, cond_BHWC, strength), conditioning_scale in zip(
+                controlnets, conditioning_scales_N, strict=True
+            )
+        ]
+        residuals = [reduce(jnp.add, of_all) for of_all in zip(*residuals_of_each, strict=True)]
+        output_BHWC = controlled_prediction(models.unet, params.unet, *inputs, residuals)
         if guidance_scale > 1.0:
             unconditional_BHWC, conditional_BHWC = jnp.split(output_BHWC, 2)
             output_BHWC = guided(unconditional_BHWC, conditional_BHWC, guidance_scale)

@@ -15,7 +15,8 @@ import numpy as np
 import optax
 
 from flax_trainer.base_models import COMPUTE_DTYPES, BaseModels, FrozenParams, ModelDefs, Prompt
-from flax_trainer.models.params import Params, cast
+from flax_trainer.models import FlaxControlNetModel, FlaxUNet2DConditionModel
+from flax_trainer.models.params import ModelDef, Params, cast
 from flax_trainer.training.loss_scaling import unscaled_gradients
 from flax_trainer.training.optimizer import AdamWSettings, Scalar, adamw_update, where_tree
 from flax_trainer.training.state import TrainState
@@ -59,6 +60,7 @@ class ComputeParams(NamedTuple):
 
     controlnet: Params
     unet: Params
+    more_controlnets: tuple[Params, ...] = ()  # that draw with it
 
     @classmethod
     def of(
@@ -256,14 +258,28 @@ def predict(
     timesteps_B: jax.Array,
     prompt: Prompt,
     controlnet_cond_BHWC: jax.Array,
+) -> jax.Array:
+    """The UNet's output under the ControlNet's control, float32. Inputs are in the compute dtype."""
+    inputs = (sample_BHWC, timesteps_B, prompt)
+    residuals = control_residuals(models.controlnet, params.controlnet, *inputs, controlnet_cond_BHWC)
+    return controlled_prediction(models.unet, params.unet, *inputs, residuals)
+
+
+def control_residuals(
+    controlnet: ModelDef[FlaxControlNetModel],
+    params: Params,
+    sample_BHWC: jax.Array,
+    timesteps_B: jax.Array,
+    prompt: Prompt,
+    controlnet_cond_BHWC: jax.Array,
     *,
     conditioning_scale: float | jax.Array = 1.0,
     graded: bool = False,
-) -> jax.Array:
-    """The UNet's output under the ControlNet's control, float32. Inputs are in the compute dtype.
+) -> list[jax.Array]:
+    """What a ControlNet adds to the UNet: one for each skip connection, and the mid block's.
 
     There may be fewer conditions than samples: they are those of the last, and the first get no control.
-    `conditioning_scale` and `graded` are `shared.diffusion.control.Control`'s.
+    `conditioning_scale` and `graded` are `shared.diffusion.control.Strength`'s.
     """
     uncontrolled = len(sample_BHWC) - len(controlnet_cond_BHWC)
     controlled = (sample_BHWC, timesteps_B, prompt)
@@ -271,7 +287,7 @@ def predict(
         controlled = jax.tree.map(lambda array: array[uncontrolled:], controlled)
     controlled_sample_BHWC, controlled_timesteps_B, controlled_prompt = controlled
     with jax.named_scope("controlnet"):
-        down, mid = models.controlnet.bind(params.controlnet)(
+        down, mid = controlnet.bind(params)(
             controlled_sample_BHWC,
             controlled_timesteps_B,
             controlled_prompt.encoder_hidden_states_BLD,
@@ -282,10 +298,20 @@ def predict(
         residuals = [*down, mid]
         if graded:
             residuals = _graded(residuals)
-        if uncontrolled:
-            residuals = _after_zeros(residuals, uncontrolled)
+        return _after_zeros(residuals, uncontrolled) if uncontrolled else residuals
+
+
+def controlled_prediction(
+    unet: ModelDef[FlaxUNet2DConditionModel],
+    params: Params,
+    sample_BHWC: jax.Array,
+    timesteps_B: jax.Array,
+    prompt: Prompt,
+    residuals: list[jax.Array],
+) -> jax.Array:
+    """The UNet's output with what ControlNets add, float32."""
     with jax.named_scope("unet"):
-        prediction_BHWC = models.unet.bind(params.unet)(
+        prediction_BHWC = unet.bind(params)(
             sample_BHWC,
             timesteps_B,
             prompt.encoder_hidden_states_BLD,

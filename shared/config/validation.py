@@ -56,8 +56,9 @@ def check_values(config: Any, flags: Mapping[str, Flag]) -> None:
                 f"--{flag.name} was given an empty value. Give it one or leave the flag out; "
                 "if the value is a shell variable, check that it is set."
             )
-        if flag.choices and value not in flag.choices and not (flag.is_optional and value is None):
-            raise UserError(f"--{flag.name} must be one of {', '.join(flag.choices)}, but it is {described(value)}.")
+        for text in texts:
+            if flag.choices and text not in flag.choices and not (flag.is_optional and text is None):
+                raise UserError(f"--{flag.name} must be one of {', '.join(flag.choices)}, but it is {described(text)}.")
     for flag in flags.values():
         value = getattr(config, flag.name)
         numbers = value if flag.is_list and value is not None else (value,)

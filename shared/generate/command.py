@@ -12,7 +12,7 @@ from shared.config.arguments import read_arguments, value_of
 from shared.config.flags import Flag
 from shared.config.help_text import LARGEST_WIDTH, flag_sections
 from shared.config.validation import check_output_dir, check_values
-from shared.generate.options import GENERATE_FLAGS, GenerateConfig
+from shared.generate.options import GENERATE_FLAGS, OF_EACH_CONTROLNET, GenerateConfig
 from shared.outgoing.messages import set_up_logging
 from shared.run.interruption import exit_code_of
 from shared.user_errors import UserError
@@ -99,11 +99,21 @@ def _check_size(config: GenerateConfig) -> None:
 
 def check_what_goes_together(config: GenerateConfig) -> None:
     """Raises UserError for values that mean nothing beside each other."""
-    start, end = config.control_guidance_start, config.control_guidance_end
-    if start >= end:
-        raise UserError(
-            f"--control_guidance_start is {start} and --control_guidance_end {end}: expected a start before the end."
-        )
+    controlnets = len(config.controlnet_model_name_or_path or ())
+    for name in OF_EACH_CONTROLNET:
+        values = getattr(config, name) or ()
+        if len(values) > 1 and len(values) != controlnets:
+            raise UserError(
+                f"--{name} has {len(values)} values, and --controlnet_model_name_or_path names {controlnets}: give as "
+                "many, or one for all."
+            )
+    starts_and_ends = map(config.of_each_controlnet, ("control_guidance_start", "control_guidance_end"))
+    for start, end in zip(*starts_and_ends, strict=True):
+        if start >= end:
+            raise UserError(
+                f"--control_guidance_start is {start} and --control_guidance_end {end}: expected a start before the "
+                "end."
+            )
     if config.negative_prompt is not None and not config.is_guided:
         raise UserError(
             f"--negative_prompt has no effect at --guidance_scale {config.guidance_scale}, which is no guidance: give "

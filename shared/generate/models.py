@@ -1,14 +1,15 @@
-"""Which models draw: what flags and a run's folder name, told from small files before anything is loaded."""
+"""Which models draw: what flags and runs' folders name, told from small files before anything is loaded."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from shared.config import TrainConfig
-from shared.data.preprocessing import MODES
 from shared.data.tokenization import PromptInputs
 from shared.diffusion.schedule import NoiseSchedule
-from shared.generate.options import GenerateConfig
+from shared.generate.conditions import ConditionKind
+from shared.generate.controlnets import NamedControlNet, with_channels
+from shared.generate.options import Annotation, GenerateConfig
 from shared.generate.trained_run import OF_BASE_MODEL, TrainedRun, run_of, trained_unet
 from shared.models.base_model import check_base_model
 from shared.models.configs import (
@@ -17,8 +18,9 @@ from shared.models.configs import (
     UNet2DConditionConfig,
     read_config,
 )
-from shared.models.source import ModelSource, base_source, controlnet_source, vae_source
+from shared.models.source import ModelSource, base_source, shown_name, vae_source
 from shared.models.xl import is_xl
+from shared.prepare_data.conditions import check_available
 from shared.run.setup import prompt_inputs_of
 from shared.untrusted import shown
 from shared.user_errors import UserError
@@ -31,30 +33,35 @@ class NamedModels:
     """Models that belong together.
 
     Attributes:
-        config: names them, as a training's configuration does.
-        run: whose ControlNet it is, where it is the folder of one, or a checkpoint in it.
+        controlnets: one, or several that steer together.
+        conditions: of each condition image that a picture has, those of all ControlNets.
         unet: in place of the base model's, where a run trained its decoder; None otherwise.
     """
 
-    config: TrainConfig
-    run: TrainedRun | None
+    controlnets: list[NamedControlNet]
+    conditions: list[ConditionKind]
     unet: ModelSource | None
     schedule: NoiseSchedule
     prompt_inputs: PromptInputs
     unet_config: UNet2DConditionConfig
     vae_config: AutoencoderKLConfig
-    controlnet_config: ControlNetConfig
 
     @property
-    def checkpoint(self) -> Path | None:
-        """Of a run, whose parameters take the place of those that `config` names."""
-        return None if self.run is None else self.run.checkpoint
+    def config(self) -> TrainConfig:
+        """Names the base model and the first ControlNet, as a training's configuration does."""
+        return self.controlnets[0].config
+
+    @property
+    def architectures(self) -> list[ControlNetConfig]:
+        """Of each ControlNet."""
+        return [controlnet.architecture(self.unet_config) for controlnet in self.controlnets]
 
     @property
     def usual_size(self) -> tuple[int, int]:
-        """(height, width) that the run, or else the base model, was trained on; as diffusers' pipelines take it."""
-        if self.run is not None:
-            return self.run.config.resolution, self.run.config.resolution
+        """(height, width) that a run, or else the base model, was trained on; as diffusers' pipelines take it."""
+        for controlnet in self.controlnets:
+            if controlnet.run is not None:
+                return controlnet.run.config.resolution, controlnet.run.config.resolution
         latents, factor = self.unet_config.sample_size, self.vae_config.scale_factor
         if latents is None:
             return _USUAL_SIDE, _USUAL_SIDE
@@ -68,63 +75,77 @@ def find_models(config: GenerateConfig) -> NamedModels:
     Raises:
         UserError: one is missing or damaged, or they do not belong together.
     """
-    name = str(config.controlnet_model_name_or_path)
-    run = run_of(name)
-    models = _with_channels(_named(config, run), config.conditioning_channels, run)
+    names, revisions = config.controlnet_model_name_or_path or (), config.of_each_controlnet("controlnet_revision")
+    runs = [run_of(name) for name in names]
+    base_model = _base_model(config, runs)
+    controlnets = with_channels(
+        [
+            _named(config, base_model, name, revision, run)
+            for name, revision, run in zip(names, revisions, runs, strict=True)
+        ],
+        config.conditioning_channels,
+    )
+    models = controlnets[0].config
     schedule = NoiseSchedule.from_source(base_source(models, "scheduler"))
     unet = check_base_model(models, schedule.config)
-    source = controlnet_source(models)
-    controlnet = (
-        ControlNetConfig.from_unet_config(unet, conditioning_channels=models.control_channels)
-        if source is None
-        else read_config(source.file(), ControlNetConfig)
-    )
+    for controlnet in controlnets[1:]:
+        check_base_model(controlnet.config, schedule.config)
     vae = read_config(vae_source(models).file(), AutoencoderKLConfig)
     return NamedModels(
-        config=models,
-        run=run,
-        unet=_trained_unet(config, unet),
+        controlnets=controlnets,
+        conditions=_annotated([kind for each in controlnets for kind in each.conditions], config.annotate),
+        unet=_trained_unet(config, controlnets, unet),
         schedule=schedule,
         prompt_inputs=prompt_inputs_of(models, is_xl=is_xl(unet)),
         unet_config=unet,
         vae_config=vae,
-        controlnet_config=controlnet,
     )
 
 
-def _with_channels(models: TrainConfig, asked: tuple[int, ...] | None, run: TrainedRun | None) -> TrainConfig:
-    """With the channels of each condition: those asked for, or the run's several, or the ControlNet's own where it has
-    one.
+def _annotated(kinds: list[ConditionKind], annotate: tuple[Annotation, ...] | None) -> list[ConditionKind]:
+    """With what is made of photographs.
 
     Raises:
-        UserError: nothing says which conditions make up the ControlNet's channels, or they do not.
+        UserError: there are neither as many annotations as conditions nor one, or one cannot be made here.
     """
-    of_run = () if run is None else run.config.channels_of_conditions
-    told = asked or (of_run if len(of_run) > 1 else None)
-    source = controlnet_source(models)
-    if source is None:  # it is new at the beginning of the run whose checkpoint is meant
-        assert run is not None
-        name, taken = shown(run.checkpoint), run.config.control_channels
-    else:
-        name, taken = source.name, read_config(source.file(), ControlNetConfig).conditioning_channels
-    if told is None and taken not in MODES:
+    annotations = annotate or ("none",)
+    if len(annotations) not in (1, len(kinds)):
         raise UserError(
-            f"The ControlNet in {name} takes conditions of {taken} channels (conditioning_channels in its "
-            "config.json): say with --conditioning_channels of which images, 3 for each in colours and 1 for each grey "
-            "one, in the order of its training."
+            f"--annotate names {len(annotations)} annotations, and a picture has {len(kinds)} conditions: give one for "
+            "each, none where the image is the condition, or one for all."
         )
-    channels = told or (taken,)
-    if sum(channels) != taken:
-        raise UserError(
-            f"--conditioning_channels {' '.join(map(str, channels))} come to {sum(channels)} channels, and the "
-            f"ControlNet in {name} takes {taken} (conditioning_channels in its config.json): give images of so many."
-        )
-    return replace(models, conditioning_channels=channels)
+    annotations = annotations * len(kinds) if len(annotations) == 1 else annotations
+    for annotation in set(annotations):
+        if annotation != "none":
+            check_available(annotation)
+    return [
+        kind if annotation == "none" else kind._replace(annotation=annotation)
+        for kind, annotation in zip(kinds, annotations, strict=True)
+    ]
 
 
-def _trained_unet(config: GenerateConfig, base: UNet2DConditionConfig) -> ModelSource | None:
-    """That beside the ControlNet, if there is one."""
-    source = trained_unet(str(config.controlnet_model_name_or_path), config.controlnet_revision, config.cache_dir)
+def _trained_unet(
+    config: GenerateConfig, controlnets: Sequence[NamedControlNet], base: UNet2DConditionConfig
+) -> ModelSource | None:
+    """That beside a ControlNet, if there is one.
+
+    Raises:
+        UserError: it is of another architecture than the base model's, or several ControlNets have one, or a further
+            one is a checkpoint that has.
+    """
+    names = config.controlnet_model_name_or_path or ()
+    revisions = config.of_each_controlnet("controlnet_revision")
+    found = [trained_unet(name, revision, config.cache_dir) for name, revision in zip(names, revisions, strict=True)]
+    in_checkpoints = [each.checkpoint is not None and each.config.sd_unlocked for each in controlnets]
+    of = [name for name, source, stored in zip(names, found, in_checkpoints, strict=True) if source or stored]
+    if len(of) > 1:
+        raise UserError(
+            f"{shown(' and '.join(of))} each come with a UNet that was trained with the ControlNet, and one draws: "
+            "give one of these ControlNets."
+        )
+    if any(in_checkpoints[1:]):
+        raise UserError(f"{shown(of[0])} has a UNet's decoder that was trained with the ControlNet: name it first.")
+    source = next(filter(None, found), None)
     if source is not None and read_config(source.file(), UNet2DConditionConfig) != base:
         raise UserError(
             f"The UNet in {source.name}, trained with the ControlNet, is of another architecture than the base "
@@ -133,24 +154,36 @@ def _trained_unet(config: GenerateConfig, base: UNet2DConditionConfig) -> ModelS
     return source
 
 
-def _named(config: GenerateConfig, run: TrainedRun | None) -> TrainConfig:
-    """The models by the names that a training's configuration has for them."""
-    named = {name: getattr(config, name) for name in OF_BASE_MODEL}
-    if named["pretrained_model_name_or_path"] is None:
-        if run is None or run.config.pretrained_model_name_or_path is None:
-            raise UserError(
-                "--pretrained_model_name_or_path is missing, and --controlnet_model_name_or_path "
-                f"{shown(config.controlnet_model_name_or_path)} is not the folder of a run whose config.yaml "
-                "names it: give the base model that the ControlNet was made for."
-            )
-        named = run.base_model() | {name: value for name, value in named.items() if value is not None}
-    names = ("controlnet_model_name_or_path", "controlnet_revision")
-    controlnet: dict[str, Any] = {name: getattr(config, name) for name in names}
+def _base_model(config: GenerateConfig, runs: Sequence[TrainedRun | None]) -> dict[str, str | None]:
+    """Flags that name it: those given, or else those of the ControlNets' runs."""
+    given = {name: getattr(config, name) for name in OF_BASE_MODEL}
+    if given["pretrained_model_name_or_path"] is not None:
+        return given
+    trained = [run for run in runs if run is not None and run.config.pretrained_model_name_or_path is not None]
+    if not trained:
+        raise UserError(
+            "--pretrained_model_name_or_path is missing, and --controlnet_model_name_or_path "
+            f"{shown(' '.join(config.controlnet_model_name_or_path or ()))} is not the folder of a run whose "
+            "config.yaml names it: give the base model that the ControlNet was made for."
+        )
+    bases = {str(run.config.pretrained_model_name_or_path): None for run in trained}
+    if len(bases) > 1:
+        raise UserError(
+            f"The runs of these ControlNets began with different base models ({', '.join(map(shown_name, bases))}): "
+            "give ControlNets of one, or say with --pretrained_model_name_or_path which one draws."
+        )
+    return trained[0].base_model() | {name: value for name, value in given.items() if value is not None}
+
+
+def _named(
+    config: GenerateConfig, base_model: dict[str, str | None], name: str, revision: str | None, run: TrainedRun | None
+) -> NamedControlNet:
+    """By the names that a training's configuration has."""
+    named: dict[str, Any] = {"controlnet_model_name_or_path": name, "controlnet_revision": revision}
     if run is not None and run.checkpoint is not None:
-        controlnet = run.beginning()
-    return TrainConfig(
-        **named,
-        **controlnet,
+        named = run.beginning()
+    models = TrainConfig(
+        **base_model | named,
         cache_dir=config.cache_dir,
         seed=config.seed,
         mixed_precision=config.mixed_precision,
@@ -158,3 +191,4 @@ def _named(config: GenerateConfig, run: TrainedRun | None) -> TrainConfig:
         allow_tf32=config.allow_tf32,
         ccache=config.ccache,
     )
+    return NamedControlNet(models, run)

@@ -2,10 +2,11 @@
 
 import dataclasses
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from shared.config.flags import FROM_ZERO, Equivalent, Flag, Rule, at_least, at_most, flag, flags_of, within
 from shared.config.options import CHANNELS_OF_A_PICTURE, as_in_training
+from shared.prepare_data.options import ComputedCondition
 
 _model = partial(flag, "model")
 _pictures = partial(flag, "pictures")
@@ -14,6 +15,14 @@ _performance = partial(flag, "performance")
 
 _FROM_START_TO_END = Rule(lambda part: 0 <= part <= 1, "in the range from 0 (the first step) to 1 (the last)")
 LARGEST_SIDE = 8192  # pixels, as in training
+Annotation = Literal["none", ComputedCondition]
+OF_EACH_CONTROLNET = (
+    "controlnet_revision",
+    "controlnet_conditioning_scale",
+    "control_guidance_start",
+    "control_guidance_end",
+)
+"""Flags with a value for each ControlNet, or one for all."""
 _SIDE = (at_least(8), at_most(LARGEST_SIDE))
 
 
@@ -21,12 +30,14 @@ _SIDE = (at_least(8), at_most(LARGEST_SIDE))
 class GenerateConfig:
     """Everything that is asked of pictures. Attribute names are flag names; lists are tuples."""
 
-    controlnet_model_name_or_path: str | None = _model(
+    controlnet_model_name_or_path: tuple[str, ...] | None = _model(
         None,
         "The ControlNet: the folder of a training run or a checkpoint in it, a folder in diffusers layout, or a Hub "
-        "repository.",
+        "repository. Several of one base model steer together, each by its own condition.",
     )
-    controlnet_revision: str | None = as_in_training("controlnet_revision")
+    controlnet_revision: tuple[str, ...] | None = _model(
+        None, "The branch, tag or commit of ControlNets on the Hub: of each, or one for all."
+    )
     pretrained_model_name_or_path: str | None = _model(
         None,
         "The base Stable Diffusion model: a folder in diffusers layout or a Hub repository. Without it, the one that "
@@ -41,14 +52,19 @@ class GenerateConfig:
     conditioning_image: tuple[str, ...] | None = _pictures(
         None,
         "The condition images: files, or folders, whose pictures are taken in the order of their names. As many as "
-        "there are prompts, or one for all. A ControlNet of several conditions takes one of each in turn: depth_1.png "
-        "canny_1.png depth_2.png canny_2.png, or the folders depth/ canny/.",
+        "there are prompts, or one for all. ControlNets of several conditions, and several ControlNets, take one of "
+        "each in turn: depth_1.png canny_1.png depth_2.png canny_2.png, or the folders depth/ canny/.",
     )
     conditioning_channels: tuple[int, ...] | None = _pictures(
         None,
-        "The channels of each condition image that the ControlNet takes: 3 for colours, 1 for grey. Without it, those "
+        "The channels of each condition image that the ControlNets take: 3 for colours, 1 for grey. Without it, those "
         "of the run's training; of a ControlNet that is no run's, a single image has all of them.",
         must_be=[CHANNELS_OF_A_PICTURE],
+    )
+    annotate: tuple[Annotation, ...] | None = _pictures(
+        None,
+        "What to make of a photograph to get the condition, as shared.prepare_data's annotate does for training; none "
+        "where the image is the condition. One for each condition image of a picture, or one for all.",
     )
     prompt: tuple[str, ...] | None = _pictures(
         None, "The prompts: as many as there are condition images, or one for all.", is_prompt=True
@@ -86,14 +102,20 @@ class GenerateConfig:
     guidance_scale: float = _sampling(
         7.5, "The strength of classifier-free guidance, where 1 or less means none.", must_be=[FROM_ZERO]
     )
-    controlnet_conditioning_scale: float = _sampling(
-        1.0, "How strongly the ControlNet steers: what it adds to the UNet is multiplied by this.", must_be=[FROM_ZERO]
+    controlnet_conditioning_scale: tuple[float, ...] = _sampling(
+        (1.0,),
+        "How strongly each ControlNet steers, or all: what it adds to the UNet is multiplied by this.",
+        must_be=[FROM_ZERO],
     )
-    control_guidance_start: float = _sampling(
-        0.0, "The part of all steps after which the ControlNet begins to steer.", must_be=[_FROM_START_TO_END]
+    control_guidance_start: tuple[float, ...] = _sampling(
+        (0.0,),
+        "The part of all steps after which each ControlNet, or all, begin to steer.",
+        must_be=[_FROM_START_TO_END],
     )
-    control_guidance_end: float = _sampling(
-        1.0, "The part of all steps after which the ControlNet steers no more.", must_be=[_FROM_START_TO_END]
+    control_guidance_end: tuple[float, ...] = _sampling(
+        (1.0,),
+        "The part of all steps after which each ControlNet, or all, steer no more.",
+        must_be=[_FROM_START_TO_END],
     )
     guess_mode: bool = _sampling(
         False,
@@ -118,6 +140,11 @@ class GenerateConfig:
     @property
     def is_guided(self) -> bool:
         return self.guidance_scale > 1
+
+    def of_each_controlnet(self, name: str) -> tuple[Any, ...]:
+        """The values of a flag of which one stands for all ControlNets; None for each where it is not given."""
+        values: tuple[Any, ...] = getattr(self, name) or (None,)
+        return values * len(self.controlnet_model_name_or_path or ()) if len(values) == 1 else values
 
 
 GENERATE_FLAGS: dict[str, Flag] = flags_of(GenerateConfig)

@@ -62,7 +62,8 @@ def generate(job: Job, artist: Artist) -> Path:
         "Drawing %d pictures of %d × %d pixels on %s, %d at once; the first take longer",
         *(len(pictures), job.drawing.width, job.drawing.height, artist.devices, artist.at_once),
     )
-    sheet = ContactSheet(job.config.num_images_per_prompt, job.models.config.channels_of_conditions)
+    channels = [kind.channels for kind in job.models.conditions]
+    sheet = ContactSheet(job.config.num_images_per_prompt, channels)
     with logging_redirect_tqdm(), tqdm(total=len(job.requests), unit="picture", dynamic_ncols=True) as bar:
         for start in range(0, len(job.requests), artist.at_once):
             part = job.requests[start : start + artist.at_once]

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.config import Backend, TrainConfig
+from shared.config import Backend
 from shared.config.support import notices
-from shared.data.decoded_pairs import conditioning_interpolation
 from shared.data.tokenization import Tokenize, used_text
-from shared.diffusion.control import Control
+from shared.diffusion.control import Control, Strength
 from shared.diffusion.drawing import Drawing
 from shared.diffusion.samplers import sampler_plan
+from shared.generate.conditions import condition_files, grouped, read_conditions
 from shared.generate.models import NamedModels, find_models
 from shared.generate.options import GENERATE_FLAGS, LARGEST_SIDE, GenerateConfig
 from shared.generate.output_folder import check_output_folder
-from shared.generate.requests import Request, condition_files, grouped, pair, prompts_of, read_conditions
+from shared.generate.requests import Request, pair, prompts_of
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
@@ -53,13 +53,10 @@ def prepare_job(config: GenerateConfig, backend: Backend) -> Job:
     files, prompts = condition_files(config), prompts_of(config)
     check_output_folder(Path(config.output_dir))
     models = find_models(config)
-    channels = models.config.channels_of_conditions
-    groups = grouped(files, len(channels))
+    groups = grouped(files, len(models.conditions))
     requests = pair(prompts, len(groups), config.num_images_per_prompt)
     drawing = drawing_of(config, models)
-    interpolation = conditioning_interpolation(TrainConfig() if models.run is None else models.run.config)
-    how = (drawing.height, drawing.width, interpolation)
-    conditions = [read_conditions(group, channels, *how) for group in groups]
+    conditions = [read_conditions(group, models.conditions, drawing.height, drawing.width) for group in groups]
     return Job(
         config=config,
         models=models,
@@ -78,12 +75,11 @@ def drawing_of(config: GenerateConfig, models: NamedModels) -> Drawing:
         UserError: the VAE cannot take the size, or the scheduler has no such plan.
     """
     height, width = _size(config, models)
+    of_each = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
     control = Control.of(
-        config.controlnet_conditioning_scale,
-        config.control_guidance_start,
-        config.control_guidance_end,
+        [Strength(*values) for values in zip(*map(config.of_each_controlnet, of_each), strict=True)],
         guess_mode=config.guess_mode,
-        pools_globally=models.controlnet_config.global_pool_conditions,
+        pools_globally=[each.global_pool_conditions for each in models.architectures],
     )
     plan = sampler_plan(config.scheduler, models.schedule, config.num_inference_steps)
     return Drawing(plan, height, width, config.seed, config.guidance_scale, control, config.negative_prompt)

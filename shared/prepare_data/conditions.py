@@ -7,6 +7,7 @@ Axes: H height, W width, C = 3 channels, RGB.
 """
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,32 @@ _HOLE_SIDE = 0.1, 0.5  # as a part of the image's
 _RESIZE = PIL.Image.Resampling
 
 
-def make_condition(name: ComputedCondition, image_HWC: Pixels, rng: np.random.Generator) -> Pixels:
+class Draws(Protocol):
+    """What is random about a condition: a `np.random.Generator`, or `TypicalDraws`."""
+
+    def uniform(self, low: float, high: float, /) -> float:
+        """Between two numbers."""
+        ...
+
+    def integers(self, low: int, high: int | None = None, /, *, endpoint: bool) -> Any:
+        """From `low` to `high`, or from 0 to `low`."""
+        ...
+
+
+class TypicalDraws:
+    """The middle of what is drawn in training."""
+
+    def uniform(self, low: float, high: float, /) -> float:
+        """As `Draws`."""
+        return (low + high) / 2
+
+    def integers(self, low: int, high: int | None = None, /, *, endpoint: bool) -> int:
+        """As `Draws`."""
+        first, last = (0, low) if high is None else (low, high)
+        return (first + last - (not endpoint)) // 2
+
+
+def make_condition(name: ComputedCondition, image_HWC: Pixels, rng: Draws) -> Pixels:
     """A condition of an image.
 
     Args:
@@ -51,7 +77,7 @@ def check_available(name: ComputedCondition) -> None:
     make_condition(name, np.zeros((8, 8, 3), np.uint8), np.random.default_rng(0))
 
 
-def _canny(image_HWC: Pixels, rng: np.random.Generator) -> Pixels:
+def _canny(image_HWC: Pixels, rng: Draws) -> Pixels:
     try:
         import cv2
     except ImportError as error:
@@ -63,24 +89,24 @@ def _canny(image_HWC: Pixels, rng: np.random.Generator) -> Pixels:
     return np.asarray(cv2.Canny(np.ascontiguousarray(image_HWC), low, high), np.uint8)
 
 
-def _grey(image_HWC: Pixels, rng: np.random.Generator) -> Pixels:
+def _grey(image_HWC: Pixels, rng: Draws) -> Pixels:
     return np.asarray(PIL.Image.fromarray(image_HWC).convert("L"))  # ITU-R 601-2 luma
 
 
-def _blur(image_HWC: Pixels, rng: np.random.Generator) -> Pixels:
+def _blur(image_HWC: Pixels, rng: Draws) -> Pixels:
     radius = rng.uniform(*_BLUR) * min(image_HWC.shape[:2])
     return np.asarray(PIL.Image.fromarray(image_HWC).filter(PIL.ImageFilter.GaussianBlur(radius)))
 
 
-def _palette(image_HWC: Pixels, rng: np.random.Generator) -> Pixels:
+def _palette(image_HWC: Pixels, rng: Draws) -> Pixels:
     return _small_and_back(image_HWC, _PALETTE_SQUARE, _RESIZE.NEAREST)
 
 
-def _tile(image_HWC: Pixels, rng: np.random.Generator) -> Pixels:
+def _tile(image_HWC: Pixels, rng: Draws) -> Pixels:
     return _small_and_back(image_HWC, rng.uniform(*_TILE_FACTOR), _RESIZE.BICUBIC)
 
 
-def _inpaint(image_HWC: Pixels, rng: np.random.Generator) -> Pixels:
+def _inpaint(image_HWC: Pixels, rng: Draws) -> Pixels:
     masked_HWC = image_HWC.copy()
     for _ in range(rng.integers(*_HOLES, endpoint=True)):
         (top, bottom), (left, right) = (_hole(side, rng) for side in image_HWC.shape[:2])
@@ -88,7 +114,7 @@ def _inpaint(image_HWC: Pixels, rng: np.random.Generator) -> Pixels:
     return masked_HWC
 
 
-def _hole(side: int, rng: np.random.Generator) -> tuple[int, int]:
+def _hole(side: int, rng: Draws) -> tuple[int, int]:
     """Beginning and end, in pixels, of a part of a side."""
     length = max(1, round(side * rng.uniform(*_HOLE_SIDE)))
     begin = int(rng.integers(side - length, endpoint=True))
@@ -101,7 +127,7 @@ def _small_and_back(image_HWC: Pixels, factor: float, enlarging: PIL.Image.Resam
     return np.asarray(picture.resize(small, _RESIZE.BOX).resize(picture.size, enlarging))
 
 
-_CONDITIONS: dict[ComputedCondition, Callable[[Pixels, np.random.Generator], Pixels]] = {
+_CONDITIONS: dict[ComputedCondition, Callable[[Pixels, Draws], Pixels]] = {
     "canny": _canny,
     "grey": _grey,
     "blur": _blur,

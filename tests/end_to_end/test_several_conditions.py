@@ -80,22 +80,33 @@ def test_diffusers_draws_with_it_as_either_backend_does(
     assert controlnet.config.conditioning_channels == sum(CHANNELS)
     assert controlnet.controlnet_cond_embedding.conv_in.in_channels == 4
 
-    def drawn(program: Any, run: Path, *conditions: str) -> np.ndarray:
-        folder = tmp_path / f"{program.__name__}-{run.name}-{len(list(tmp_path.iterdir()))}"
+    def drawn(program: Any, run: Path | tuple[Path, ...], *conditions: str, scale: float = 1.0) -> np.ndarray:
+        folder = tmp_path / f"{program.__name__}-{len(list(tmp_path.iterdir()))}"
         words = ["--conditioning_image", *conditions, "--prompt", PROMPT, "--num_inference_steps", "2"]
-        where = ["--controlnet_model_name_or_path", str(run), "--output_dir", str(folder)]
+        names = map(str, run if isinstance(run, tuple) else (run,))
+        where = ["--controlnet_model_name_or_path", *names, "--output_dir", str(folder)]
+        words += ["--controlnet_conditioning_scale", str(scale)]
         forget_accelerate_state()
         assert program.main([*words, *where]) == 0
         return np.asarray(Image.open(folder / "000.png")).astype(int)
 
     expected = drawn(torch_trainer.generate, runs[0], *group)
     assert expected.std() > 5
-    assert np.abs(drawn(flax_trainer.generate, runs[1] / f"checkpoint-{STEPS}", *group) - expected).mean() < 0.5
-    pipeline = FlaxStableDiffusionControlNetPipeline.from_pretrained(controlnet=runs[0])
+    checkpoint = runs[1] / f"checkpoint-{STEPS}"
+    assert np.abs(drawn(flax_trainer.generate, checkpoint, *group) - expected).mean() < 0.5
+    for program in (flax_trainer.generate, torch_trainer.generate):
+        both = drawn(program, (runs[0], checkpoint), *group, *group, scale=0.5)  # halves of the same twice
+        assert np.abs(both - expected).mean() < 0.5
+    pipeline = FlaxStableDiffusionControlNetPipeline.from_pretrained(controlnet=[runs[0], checkpoint])
     pictures = [decode(Path(path), channels) for path, channels in zip(group, CHANNELS, strict=True)]
-    (given,) = pipeline(PROMPT, image=pictures, num_inference_steps=2, resolution=SIZE).images
+    options: dict[str, Any] = {
+        "num_inference_steps": 2,
+        "resolution": SIZE,
+        "controlnet_conditioning_scale": [0.5, 0.5],
+    }
+    (given,) = pipeline(PROMPT, image=pictures * 2, **options).images
     assert np.abs(np.asarray(given).astype(int) - expected).mean() < 0.5
-    with pytest.raises(ValueError, match="An image of 1 pictures was given, and the ControlNet takes 2 conditions"):
+    with pytest.raises(ValueError, match="An image of 1 pictures was given, and there are 4 conditions"):
         pipeline(PROMPT, image=[pictures[:1]])
     assert np.abs(drawn(torch_trainer.generate, runs[0], *group[::-1]) - expected).max() > 0, "which is which matters"
 

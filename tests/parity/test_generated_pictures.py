@@ -45,10 +45,10 @@ EVERYTHING = {
 
 @dataclass(frozen=True)
 class Models:
-    """A base model and a ControlNet that was trained on it, as folders."""
+    """A base model and what was trained on it, as folders: a ControlNet, or several that steer together."""
 
     base: Path
-    controlnet: Path
+    controlnets: tuple[Path, ...]
     pipeline: Any
 
 
@@ -82,38 +82,58 @@ def xl(xl_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
     return models_of(xl_model, tmp_path_factory.mktemp("controlnet"), diffusers.StableDiffusionXLControlNetPipeline)
 
 
-def models_of(base: Path, folder: Path, pipeline_class: Any) -> Models:
-    controlnet = load_base_models(configuration(base, seed=SEED), torch.float32).controlnet
-    awaken(controlnet)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    folder = tmp_path_factory.mktemp("controlnets")
+    return models_of(DEMO_MODEL, folder, diffusers.StableDiffusionControlNetPipeline, (SEED, SEED + 1))
+
+
+def models_of(base: Path, folder: Path, pipeline_class: Any, seeds: tuple[int, ...] = (SEED,)) -> Models:
+    controlnets = [awake_controlnet(base, seed) for seed in seeds]
+    folders = tuple(folder / str(seed) for seed in seeds)
+    for controlnet, place in zip(controlnets, folders, strict=True):
+        controlnet.save_pretrained(place)
+    is_xl = pipeline_class is diffusers.StableDiffusionXLControlNetPipeline
+    options: dict[str, Any] = {"add_watermarker": False} if is_xl else {"safety_checker": None}
+    given = controlnets if len(controlnets) > 1 else controlnets[0]
+    pipeline = pipeline_class.from_pretrained(base, controlnet=given, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return Models(base, folders, pipeline)
+
+
+def awake_controlnet(base: Path, seed: int) -> Any:
+    controlnet = load_base_models(configuration(base, seed=seed), torch.float32).controlnet
+    awaken(controlnet, seed)
     with torch.no_grad():  # Untrained, these layers let next to nothing of a condition through.
         for name, param in controlnet.controlnet_cond_embedding.named_parameters():
             param.mul_(3 if name.endswith("weight") else 1)
-    controlnet.save_pretrained(folder)
-    is_xl = pipeline_class is diffusers.StableDiffusionXLControlNetPipeline
-    options: dict[str, Any] = {"add_watermarker": False} if is_xl else {"safety_checker": None}
-    pipeline = pipeline_class.from_pretrained(base, controlnet=controlnet, **options)
-    pipeline.set_progress_bar_config(disable=True)
-    return Models(base, folder, pipeline)
+    return controlnet
 
 
-def conditions(options: Mapping[str, Any]) -> list[Image.Image]:
-    """Discs at different places."""
+def conditions(options: Mapping[str, Any], of: int = 0) -> list[Image.Image]:
+    """Discs at different places, for each ControlNet others."""
     height, width = options.get("height", 64), options.get("width", 64)
     rows, columns = np.mgrid[:height, :width]
-    discs = [(rows - height / 2) ** 2 + (columns - centre) ** 2 < 150 for centre in (20, 32, 44)]
+    discs = [(rows - height / (2 + of)) ** 2 + (columns - centre) ** 2 < 150 for centre in (20, 32, 44)]
     return [Image.fromarray(np.where(disc[..., None], 255, 0).repeat(3, axis=-1).astype(np.uint8)) for disc in discs]
 
 
 def generated(program: Any, models: Models, folder: Path, options: Mapping[str, Any], *more: object) -> np.ndarray:
     """uint8 [R,H,W,3], as the command leaves them."""
-    folder.mkdir()
-    for number, condition in enumerate(conditions(options)):
-        condition.save(folder / f"condition{number}.png")
+    folders = [folder / str(number) for number in range(len(models.controlnets))]
+    for number, place in enumerate(folders):
+        place.mkdir(parents=True)
+        for index, condition in enumerate(conditions(options, number)):
+            condition.save(place / f"condition{index}.png")
     size = [] if "height" in options else ["--resolution", 64]
-    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    flags = [
+        word
+        for name, value in options.items()
+        for word in (f"--{name}", *(value if isinstance(value, list) else [value]))
+    ]
     words = [
-        *("--pretrained_model_name_or_path", models.base, "--controlnet_model_name_or_path", models.controlnet),
-        *("--conditioning_image", folder, "--prompt", *PROMPTS, *size),
+        *("--pretrained_model_name_or_path", models.base, "--controlnet_model_name_or_path", *models.controlnets),
+        *("--conditioning_image", *folders, "--prompt", *PROMPTS, *size),
         *("--seed", SEED, "--num_inference_steps", STEPS, "--guidance_scale", GUIDANCE),
         *("--output_dir", folder / "pictures", *flags, *more),
     ]
@@ -129,11 +149,12 @@ def drawn_by_diffusers(models: Models, options: Mapping[str, Any]) -> np.ndarray
     height, width = others.pop("height", 64), others.pop("width", 64)
     if "negative_prompt" in others:
         others["negative_prompt"] = [others["negative_prompt"]] * len(PROMPTS)
+    images = [conditions(options, number) for number in range(len(models.controlnets))]
     vae_factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
     latents_BHWC = initial_latents(SEED, [0, 1, 2], (height // vae_factor, width // vae_factor, 4))
     images: np.ndarray = pipeline(
         PROMPTS,
-        image=conditions(options),
+        image=images[0] if len(images) == 1 else list(map(list, zip(*images, strict=True))),
         num_inference_steps=STEPS,
         latents=torch.from_numpy(latents_BHWC).permute(0, 3, 1, 2),
         height=height,
@@ -176,6 +197,19 @@ def test_those_of_xl_too(xl: Models, tmp_path: Path, options: dict[str, Any]) ->
     assert np.abs(ours - theirs).mean() < 0.5
 
 
+TOGETHER = {"controlnet_conditioning_scale": [0.5, 0.8], "control_guidance_start": [0.0, 0.5]}
+
+
+@pytest.mark.parametrize("options", [TOGETHER, TOGETHER | {"guess_mode": True}], ids=["", "guess_mode"])
+def test_several_controlnets_steer_together(two: Models, tmp_path: Path, options: dict[str, Any]) -> None:
+    ours = generated(torch_trainer.generate, two, tmp_path / "drawn", options, "--batch_size", 3)
+    theirs = drawn_by_diffusers(two, options)
+    assert np.abs(ours - theirs).mean() < 0.5
+    for number in range(2):  # without which the comparison would prove little
+        scales = {"controlnet_conditioning_scale": [0.5, 0.0] if number else [0.0, 0.8]}
+        assert np.abs(drawn_by_diffusers(two, options | scales) - theirs).mean() > 0.5
+
+
 def test_every_option_draws_another_picture(sd: Models) -> None:
     """Without which the comparisons would prove little."""
     plain = drawn_by_diffusers(sd, NOTHING_SPECIAL)
@@ -192,7 +226,7 @@ def test_the_python_way_draws_what_the_command_draws(
     expected = generated(flax_trainer.generate, sd, tmp_path / "drawn", EVERYTHING)
     options = dict(EVERYTHING)
     pipeline = flax_trainer.pipeline.FlaxStableDiffusionControlNetPipeline.from_pretrained(
-        sd.base, controlnet=sd.controlnet, scheduler=options.pop("scheduler")
+        sd.base, controlnet=sd.controlnets[0], scheduler=options.pop("scheduler")
     )
     options |= {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
 
@@ -249,10 +283,12 @@ def test_a_small_memory_is_a_sentence(
     assert "--batch_size below 2 or --mixed_precision bf16" in last
 
 
-@pytest.mark.parametrize("kind", ["sd", "xl"])
-def test_flax_draws_the_same_on_eight_devices(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "options"), [("sd", EVERYTHING), ("xl", EVERYTHING), ("two", EVERYTHING | TOGETHER)])
+def test_flax_draws_the_same_on_eight_devices(
+    kind: str, options: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """Three pictures, of which each is alone on its device here, and all are together there."""
     models = request.getfixturevalue(kind)
-    expected = generated(torch_trainer.generate, models, tmp_path / "torch", EVERYTHING, "--batch_size", 2)
-    given = generated(flax_trainer.generate, models, tmp_path / "flax", EVERYTHING)
+    expected = generated(torch_trainer.generate, models, tmp_path / "torch", options, "--batch_size", 2)
+    given = generated(flax_trainer.generate, models, tmp_path / "flax", options)
     assert np.abs(given.astype(int) - expected).mean() < 0.5

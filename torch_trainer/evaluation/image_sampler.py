@@ -3,6 +3,9 @@
 Axes: R images asked for, B images at once, H W height and width (pixels or latents), C channels, L tokens.
 """
 
+from collections.abc import Sequence
+from functools import reduce
+
 import numpy as np
 import torch
 from torch.profiler import record_function
@@ -11,7 +14,7 @@ from shared.data.tokenization import PromptInputs
 from shared.diffusion.drawing import Drawing
 from shared.diffusion.samplers import guided, initial_latents, initial_state, sampler_step
 from torch_trainer.base_models import BaseModels, Prompt
-from torch_trainer.training.step import encode_captions, normalise_condition, predict
+from torch_trainer.training.step import control_residuals, controlled_prediction, encode_captions, normalise_condition
 
 
 class ImageSampler:
@@ -44,32 +47,44 @@ class ImageSampler:
         return torch.cat(images)
 
     def _sample(self, prompts: list[str], conditions_BHWC: np.ndarray, indices: list[int]) -> torch.Tensor:
-        drawing, plan, control = self._drawing, self._drawing.plan, self._drawing.control
+        models, drawing, plan, control = self._models, self._drawing, self._drawing.plan, self._drawing.control
         prompt = self._encode(prompts)
         condition_BCHW = normalise_condition(torch.from_numpy(conditions_BHWC).to(self._device).permute(0, 3, 1, 2))
         # Unconditional first: one forward pass serves both.
         copies = 2 if drawing.is_guided else 1
         if not control.only_conditional:
             condition_BCHW = torch.cat([condition_BCHW] * copies)
+        controlnets = (models.controlnet, *models.more_controlnets)
+        conds_BCHW = self._of_each(models.as_input(condition_BCHW))
         latents_BHWC = torch.from_numpy(initial_latents(drawing.seed, indices, self._latent_shape)).to(self._device)
         state = initial_state(plan, latents_BHWC.permute(0, 3, 1, 2))
-        for step, scale in zip(plan.steps(), control.scales(plan.num_inference_steps).tolist(), strict=True):
-            sample_BCHW = torch.cat([state.sample] * copies)
+        for step, scales in zip(plan.steps(), control.scales(plan.num_inference_steps).tolist(), strict=True):
+            sample_BCHW = models.as_input(torch.cat([state.sample] * copies))
             timesteps_B = torch.full((len(sample_BCHW),), step.timestep, device=self._device)
-            output_BCHW = predict(
-                self._models,
-                sample_BCHW,
-                timesteps_B,
-                prompt,
-                condition_BCHW,
-                conditioning_scale=scale,
-                graded=control.graded,
-            )
+            inputs = (sample_BCHW, timesteps_B, prompt)
+            residuals_of_each = [
+                control_residuals(
+                    *(models, controlnet, *inputs, cond_BCHW), conditioning_scale=scale, graded=strength.graded
+                )
+                for controlnet, cond_BCHW, strength, scale in zip(
+                    controlnets, conds_BCHW, control.strengths, scales, strict=True
+                )
+            ]
+            residuals = [reduce(torch.add, of_all) for of_all in zip(*residuals_of_each, strict=True)]
+            output_BCHW = controlled_prediction(models, *inputs, residuals)
             if drawing.is_guided:
                 unconditional_BCHW, conditional_BCHW = output_BCHW.chunk(2)
                 output_BCHW = guided(unconditional_BCHW, conditional_BCHW, drawing.guidance_scale)
             state = sampler_step(plan, step, state, output_BCHW)
         return self._decode(state.sample)
+
+    def _of_each(self, condition_BCHW: torch.Tensor) -> Sequence[torch.Tensor]:
+        """What each ControlNet takes of the conditions of all, which lie side by side."""
+        more = self._models.more_controlnets
+        if not more:  # in training, whatever divides its work hides its configuration
+            return [condition_BCHW]
+        channels = [each.config.conditioning_channels for each in (self._models.controlnet, *more)]
+        return condition_BCHW.split(channels, dim=1)
 
     def _encode(self, prompts: list[str]) -> Prompt:
         """With the prompts before them that they are guided away from."""

@@ -144,23 +144,36 @@ def predict(
     timesteps_B: torch.Tensor,
     prompt: Prompt,
     controlnet_cond_BCHW: torch.Tensor,
+) -> torch.Tensor:
+    """The UNet's output under the ControlNet's control, float32."""
+    inputs = (models.as_input(sample_BCHW), timesteps_B, prompt)
+    residuals = control_residuals(models, models.controlnet, *inputs, models.as_input(controlnet_cond_BCHW))
+    return controlled_prediction(models, *inputs, residuals)
+
+
+def control_residuals(
+    models: BaseModels,
+    controlnet: Any,
+    sample_BCHW: torch.Tensor,
+    timesteps_B: torch.Tensor,
+    prompt: Prompt,
+    controlnet_cond_BCHW: torch.Tensor,
     *,
     conditioning_scale: float = 1.0,
     graded: bool = False,
-) -> torch.Tensor:
-    """The UNet's output under the ControlNet's control, float32.
+) -> list[torch.Tensor]:
+    """What a ControlNet adds to the UNet: one for each skip connection, and the mid block's. Inputs are `as_input`.
 
     There may be fewer conditions than samples: they are those of the last, and the first get no control.
-    `conditioning_scale` and `graded` are `shared.diffusion.control.Control`'s.
+    `conditioning_scale` and `graded` are `shared.diffusion.control.Strength`'s.
     """
-    sample_BCHW, controlnet_cond_BCHW = models.as_input(sample_BCHW), models.as_input(controlnet_cond_BCHW)
     uncontrolled = len(sample_BCHW) - len(controlnet_cond_BCHW)
     controlled = (sample_BCHW, timesteps_B, prompt)
     if uncontrolled:
         controlled = (sample_BCHW[uncontrolled:], timesteps_B[uncontrolled:], prompt.after(uncontrolled))
     controlled_sample_BCHW, controlled_timesteps_B, controlled_prompt = controlled
     with record_function("controlnet"):
-        down, mid = models.controlnet(
+        down, mid = controlnet(
             controlled_sample_BCHW,
             controlled_timesteps_B,
             encoder_hidden_states=controlled_prompt.encoder_hidden_states_BLD,
@@ -172,8 +185,17 @@ def predict(
         residuals = [residual.to(models.dtype) for residual in (*down, mid)]
         if graded:
             residuals = _graded(residuals)
-        if uncontrolled:
-            residuals = _after_zeros(residuals, uncontrolled)
+        return _after_zeros(residuals, uncontrolled) if uncontrolled else residuals
+
+
+def controlled_prediction(
+    models: BaseModels,
+    sample_BCHW: torch.Tensor,
+    timesteps_B: torch.Tensor,
+    prompt: Prompt,
+    residuals: list[torch.Tensor],
+) -> torch.Tensor:
+    """The UNet's output with what ControlNets add, float32."""
     with record_function("unet"):
         (prediction_BCHW,) = models.unet(
             sample_BCHW,

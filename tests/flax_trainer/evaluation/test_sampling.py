@@ -18,7 +18,7 @@ from flax_trainer.base_models import ModelDefs, Prompt
 from flax_trainer.evaluation.sampling import decode_latents, sample_latents
 from flax_trainer.models.params import Params, cast, split
 from flax_trainer.training.step import ComputeParams
-from shared.diffusion.control import Control
+from shared.diffusion.control import Control, Strength
 from shared.diffusion.samplers import SamplerPlan, ddim_plan, initial_latents, unipc_plan
 from shared.diffusion.schedule import NoiseSchedule
 from shared.user_errors import UserError
@@ -153,11 +153,11 @@ def plan_of(count: int = 6) -> SamplerPlan:
     return unipc_plan(NoiseSchedule.from_config(SCHEDULER), count)
 
 
-def arguments(inputs: dict[str, np.ndarray]) -> tuple[Prompt, Prompt, jax.Array, jax.Array]:
+def arguments(inputs: dict[str, np.ndarray]) -> tuple[Prompt, Prompt, list[jax.Array], jax.Array]:
     prompt, negative, condition, latents = (
         jnp.asarray(inputs[name]) for name in ("prompt", "negative", "condition", "latents")
     )
-    return Prompt(prompt), Prompt(negative), condition, latents
+    return Prompt(prompt), Prompt(negative), [condition], latents
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,9 @@ def test_images_are_those_of_diffusers_loop(
 ) -> None:
     defs, params, vae_params = fakes
     plan = plan_function(NoiseSchedule.from_config(SCHEDULER), 6)
-    sample = jax.jit(partial(sample_images, defs, plan, guidance_scale=guidance_scale, control=Control(0.7)))
+    sample = jax.jit(
+        partial(sample_images, defs, plan, guidance_scale=guidance_scale, control=Control((Strength(0.7),)))
+    )
     images = sample(params, vae_params, *arguments(inputs))
     expected = reference_images(
         scheduler.from_config(SCHEDULER),
@@ -210,7 +212,7 @@ def test_models_compute_in_their_parameters_dtype_and_the_sampler_in_float32(
     fakes: Any, inputs: dict[str, np.ndarray]
 ) -> None:
     defs, params, vae_params = fakes
-    half = ComputeParams(*(cast(part, jnp.bfloat16) for part in params)), cast(vae_params, jnp.bfloat16)
+    half = ComputeParams(*(cast(part, jnp.bfloat16) for part in params[:2])), cast(vae_params, jnp.bfloat16)
     exact = sample_images(defs, plan_of(), params, vae_params, *arguments(inputs), guidance_scale=2.0)
     rounded = sample_images(defs, plan_of(), *half, *arguments(inputs), guidance_scale=2.0)
     assert rounded.dtype == jnp.float32

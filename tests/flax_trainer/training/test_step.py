@@ -160,7 +160,7 @@ def test_a_non_finite_loss_freezes_the_state(loaded: tuple[BaseModels, InitialPa
 
 def test_bf16_computes_in_bf16_and_keeps_the_controlnet_in_float32(base_model: Path) -> None:
     models, initial = load(config(base_model, mixed_precision="bf16"))
-    assert {value.dtype.name for params in initial.frozen for value in params.values()} == {"bfloat16"}
+    assert {value.dtype.name for value in jax.tree.leaves(initial.frozen)} == {"bfloat16"}
     bf16 = jax.jit(make_train_step(models.defs, objective(models, dtype="bfloat16"), SETTINGS))
     batch = batch_of(4)
     state, metrics = bf16(TrainState.create(initial.controlnet), initial.frozen, in_slices(batch, 1), np.float32(1e-3))

@@ -10,9 +10,11 @@ from PIL import Image
 
 import flax_trainer.generate
 import torch_trainer.generate
+from shared.diffusion.control import Strength
 from shared.generate import command
 from shared.generate.command import print_help, read_command
 from shared.generate.options import GENERATE_FLAGS
+from tests.shared.generate.conftest import write_controlnet_config
 from tests.shared.generate.jobs import PROMPT, prepared
 
 
@@ -60,7 +62,8 @@ def test_a_checkpoints_channels_are_told_by_its_run(run: Path, condition: Path) 
     (run / "config.yaml").write_text(text.replace("conditioning_channels:\n- 3", "conditioning_channels:\n- 1"))
     job = prepared(run / "checkpoint-3", condition)
     assert job.conditions_GHWN.shape == (1, 64, 64, 1)
-    assert job.models.controlnet_config.conditioning_channels == 1
+    (architecture,) = job.models.architectures
+    assert architecture.conditioning_channels == 1
 
 
 def test_a_controlnet_of_other_channels_than_pictures_have(run: Path, condition: Path) -> None:
@@ -84,6 +87,57 @@ def test_a_decoder_that_was_trained_comes_with_its_controlnet(run: Path, conditi
         prepared(run, condition)
 
 
+def test_several_controlnets_take_a_condition_each(run: Path, condition: Path, base_model: Path) -> None:
+    """Of one channel here and three there; a run tells the base model for all."""
+    other = run.parent / "other"
+    write_controlnet_config(other, base_model)
+    controlnet = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(controlnet | {"conditioning_channels": 1}))
+    both = ["--controlnet_model_name_or_path", other, run, "--conditioning_image", condition, condition]
+    strengths = ["--controlnet_conditioning_scale", 0.5, 0.8, "--control_guidance_end", 0.6]
+    job = prepared(run, condition, *both, *strengths, "--annotate", "canny", "none")
+    assert job.conditions_GHWN.shape == (1, 64, 64, 4)
+    assert not job.conditions_GHWN[..., 0].any(), "there is no edge in a picture of one colour"
+    assert job.drawing.control.strengths == (Strength(0.5, end=0.6), Strength(0.8, end=0.6))
+    assert job.models.config.pretrained_model_name_or_path == str(base_model)
+    with pytest.raises(ValueError, match="names 1 images, and there are 2 conditions"):
+        prepared(run, condition, *both[:4], condition)
+    with pytest.raises(ValueError, match=r"--controlnet_conditioning_scale has 3 values, and .* names 2"):
+        prepared(run, condition, *both, "--controlnet_conditioning_scale", 1, 2, 3)
+    with pytest.raises(ValueError, match=r"--control_guidance_start is 0\.7 and --control_guidance_end 0\.6"):
+        prepared(run, condition, *both, *strengths, "--control_guidance_start", 0, 0.7)
+    with pytest.raises(ValueError, match=r"3 1 come to 4 channels, and .*other takes 1, .*run takes 3"):
+        prepared(run, condition, *both, "--conditioning_channels", 3, 1)
+    assert prepared(run, condition, *both, "--conditioning_channels", 1, 3).conditions_GHWN.shape == (1, 64, 64, 4)
+
+
+def test_controlnets_of_two_base_models(run: Path, condition: Path, base_model: Path) -> None:
+    other = run.parent / "other"
+    shutil.copytree(run, other)
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace(str(base_model), "elsewhere/base"))
+    both = ["--controlnet_model_name_or_path", run, other, "--conditioning_image", condition, condition]
+    with pytest.raises(ValueError, match=r"began with different base models \(.*, elsewhere/base\)"):
+        prepared(run, condition, *both)
+    shutil.copytree(base_model / "unet", run / "unet")
+    shutil.copytree(base_model / "unet", other / "unet")
+    with pytest.raises(ValueError, match="each come with a UNet"):
+        prepared(run, condition, *both, "--pretrained_model_name_or_path", base_model)
+
+
+def test_a_checkpoint_with_a_decoder_is_named_first(run: Path, condition: Path) -> None:
+    other = run.parent / "other"
+    shutil.copytree(run, other)
+    (other / "checkpoint-3").mkdir()
+    (other / "checkpoint-3" / "anything").touch()
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("sd_unlocked: false", "sd_unlocked: true"))
+    both = ["--conditioning_image", condition, condition, "--controlnet_model_name_or_path"]
+    with pytest.raises(ValueError, match=r"checkpoint-3 has a UNet's decoder .*: name it first"):
+        prepared(run, condition, *both, run, other / "checkpoint-3")
+    assert len(prepared(run, condition, *both, other / "checkpoint-3", run).models.controlnets) == 2
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -104,7 +158,9 @@ def test_a_decoder_that_was_trained_comes_with_its_controlnet(run: Path, conditi
         (["--control_guidance_end", "1.5"], "in the range from 0"),
         (["--negative_prompt", "blurry", "--guidance_scale", "1"], "--negative_prompt has no effect"),
         (["--controlnet_model_name_or_path", "nowhere/at/all"], "nowhere/at/all"),
-        (["--controlnet_model_name_or_path", "one", "two"], "takes one value"),
+        (["--control_guidance_end", "1", "0.5"], "--control_guidance_end has 2 values, and .* names 1"),
+        (["--annotate", "canny", "none"], "--annotate names 2 annotations, and a picture has 1 conditions"),
+        (["--annotate", "depth"], "canny"),
         (["--pretrained_model_name_or_path", "nowhere/at/all"], "nowhere/at/all"),
         (["--output_dir", "gs://bucket/pictures"], "an address"),
         (["--promt", "x"], "did you mean --prompt"),

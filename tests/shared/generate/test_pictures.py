@@ -49,9 +49,9 @@ def test_pictures_come_with_their_settings(run: Path, condition: Path) -> None:
 def test_no_secret_is_written(run: Path, condition: Path) -> None:
     job = prepared(run, condition, "--prompt", f"a circle {TOKEN}")
     address = "https://user:pa55word@example.org/model?key=secret"
-    models = dataclasses.replace(
-        job.models, config=dataclasses.replace(job.models.config, pretrained_model_name_or_path=address)
-    )
+    (controlnet,) = job.models.controlnets
+    named = dataclasses.replace(controlnet.config, pretrained_model_name_or_path=address)
+    models = dataclasses.replace(job.models, controlnets=[dataclasses.replace(controlnet, config=named)])
     config = dataclasses.replace(job.config, pretrained_model_name_or_path=address)
     job = dataclasses.replace(job, config=config, models=models)
     folder = generate(job, Artist("flax", "1 × brush", paint, at_once=1))
