@@ -22,10 +22,17 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler is enough: a TPU that is the
 
 from flax_trainer.base_models import ModelConfigs, read_configs
 from flax_trainer.compile_report.batch_size import find_batch_size
-from flax_trainer.compile_report.in_subprocess import compile_report_in_subprocess
+from flax_trainer.compile_report.drawing import compile_drawing_report
+from flax_trainer.compile_report.in_subprocess import compile_report_in_subprocess, in_subprocess
 from flax_trainer.compile_report.report import DoesNotFitError, given_flags
 from flax_trainer.compile_report.targets import Target, parse_target
-from flax_trainer.compile_report.text import does_not_fit_text, notes, report_text
+from flax_trainer.compile_report.text import (
+    does_not_fit_text,
+    drawing_does_not_fit_text,
+    drawing_text,
+    notes,
+    report_text,
+)
 from flax_trainer.random_model import ARCHITECTURES
 from shared.config import TrainConfig, validate
 from shared.config.command_line import read_beside_own_flags
@@ -58,6 +65,9 @@ class OwnFlags:
     find_batch_size: bool = _own(
         False, "Search the largest --train_batch_size that fits, without and with gradient checkpointing."
     )
+    generate: bool = _own(
+        False, "Draw pictures in place of a step: 20 of UniPC's, --train_batch_size pictures at once on every chip."
+    )
     cached_latents: bool = _own(False, "Batches that bring latents and text embeddings: no VAE, no text encoder.")
 
     @property
@@ -75,9 +85,8 @@ def main(argv: list[str]) -> int:
     try:
         config, given = read_beside_own_flags(argv, _FLAGS)
         own = OwnFlags(**given)
-        if own.target is None:
-            raise UserError("--target is missing: name the TPU slice to compile for, as v4-8.")
-        target = parse_target(own.target)
+        _check_own(own)
+        target = parse_target(str(own.target))
         config = _checked(config, own.model)
         _check_file(own.file)
         return _report(config, target, own)
@@ -88,11 +97,21 @@ def main(argv: list[str]) -> int:
         return 130
 
 
+def _check_own(own: OwnFlags) -> None:
+    if own.target is None:
+        raise UserError("--target is missing: name the TPU slice to compile for, as v4-8.")
+    of_a_step = [f"--{name}" for name in ("find_batch_size", "cached_latents") if getattr(own, name)]
+    if own.generate and of_a_step:
+        raise UserError(f"--generate draws pictures, and {of_a_step[0]} is about a training step: give one of them.")
+
+
 def _report(config: TrainConfig, target: Target, own: OwnFlags) -> int:
     configs, schedule = _model(config, own.model)
     check_resolution(config, configs.vae.scale_factor)
     for note in notes(config, configs):
         print(note, flush=True)
+    if own.generate:
+        return _report_drawing(config, configs, schedule, target, own)
     if own.find_batch_size:
         found = find_batch_size(config, configs, schedule, target, from_cache=own.cached_latents)
         _write(own.file, {policy: None if report is None else report.as_json() for policy, report in found.items()})
@@ -105,6 +124,21 @@ def _report(config: TrainConfig, target: Target, own: OwnFlags) -> int:
         _write(own.file, {"target": target.name, "flags": flags, "fits": False})
         return 1
     print(report_text(report))
+    _write(own.file, report.as_json() | {"fits": True})
+    return 0
+
+
+def _report_drawing(
+    config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, target: Target, own: OwnFlags
+) -> int:
+    try:
+        report = in_subprocess(compile_drawing_report, config, configs, schedule, target)
+    except DoesNotFitError as error:
+        print(drawing_does_not_fit_text(config, target, error))
+        flags = given_flags(config, from_cache=False) | {"generate": True}
+        _write(own.file, {"target": target.name, "flags": flags, "fits": False})
+        return 1
+    print(drawing_text(report))
     _write(own.file, report.as_json() | {"fits": True})
     return 0
 

@@ -2,10 +2,11 @@
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 from flax_trainer.base_models import ModelConfigs
 from flax_trainer.compile_report.report import Report, compile_report
@@ -13,6 +14,9 @@ from flax_trainer.compile_report.targets import Target
 from shared.config import TrainConfig
 from shared.diffusion.schedule import NoiseSchedule
 from shared.user_errors import UserError
+
+Arguments = ParamSpec("Arguments")
+Made = TypeVar("Made")
 
 
 class CompilerCrashedError(UserError):
@@ -28,18 +32,23 @@ class CompilerCrashedError(UserError):
 def compile_report_in_subprocess(
     config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, target: Target, *, from_cache: bool
 ) -> Report:
-    """`compile_report`, whose process gives all its memory back at the end, and can be interrupted at any time.
+    """`compile_report`, `in_subprocess`."""
+    return in_subprocess(compile_report, config, configs, schedule, target, from_cache=from_cache)
+
+
+def in_subprocess(report: Callable[Arguments, Made], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Made:
+    """A report whose process gives all its memory back at the end, and can be interrupted at any time.
 
     Raises:
         CompilerCrashedError: the compiler has ended its process. Seen with libtpu 0.0.42.1, which at some sizes of a
             convolution runs out of stack.
-        UserError: as `compile_report` does.
+        UserError: as the report's function does.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             with _ctrl_c_waits():  # a process that is only half started could not be found and ended
-                report = pool.submit(compile_report, config, configs, schedule, target, from_cache=from_cache)
-            return report.result()
+                made = pool.submit(report, *args, **kwargs)
+            return made.result()
         except BrokenProcessPool as error:
             raise CompilerCrashedError from error
         except KeyboardInterrupt:

@@ -128,8 +128,13 @@ class Report:
             "optimizer_gib": memory.optimizer / GIB,
             "frozen_gib": memory.frozen / GIB,
             "compile_seconds": self.compile_seconds,
-            "versions": {package: metadata.version(package) for package in _PACKAGES},
+            "versions": versions(),
         }
+
+
+def versions() -> dict[str, str]:
+    """Of what compiles."""
+    return {package: metadata.version(package) for package in _PACKAGES}
 
 
 def given_flags(config: TrainConfig, *, from_cache: bool) -> dict[str, Any]:
@@ -161,12 +166,7 @@ def compile_report(
     traced = jax.make_jaxpr(step)(*arguments)
 
     started = time.perf_counter()
-    try:
-        compiled = step.lower(*arguments).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if _DOES_NOT_FIT.search(str(error)):
-            raise DoesNotFitError(str(error)) from error
-        raise
+    compiled = compiled_or_too_large(step.lower(*arguments))
     compile_seconds = time.perf_counter() - started
     kernels = kernel_flops(traced.jaxpr, target.chip.multiplier)
     costs = costs_of(parse_program(compiled.as_text() or ""), kernels, target)
@@ -185,6 +185,16 @@ def compile_report(
         model_flops_per_image(models.defs, Objective.create(config, models), state.params, frozen, batch),
         compile_seconds,
     )
+
+
+def compiled_or_too_large(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Raises DoesNotFitError where the program needs more memory than a chip has."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if _DOES_NOT_FIT.search(str(error)):
+            raise DoesNotFitError(str(error)) from error
+        raise
 
 
 def step_shapes(
@@ -256,7 +266,7 @@ def _host_batch(config: TrainConfig, models: BaseModels, target: Target) -> dict
     loader = BatchLoader(
         CirclesSource(1, config.resolution, config.seed),  # the shapes are those of any data
         config,
-        _prompt_inputs(config, models.configs),
+        prompt_inputs_of_shapes(config, models.configs),
         BatchSpec(config.train_batch_size, target.chips, config.gradient_accumulation_steps),
         latent_shape=models.latent_shape(config.resolution),
         num_train_timesteps=models.schedule.num_train_timesteps,
@@ -267,7 +277,7 @@ def _host_batch(config: TrainConfig, models: BaseModels, target: Target) -> dict
     return {name: array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False) for name, array in batch.items()}
 
 
-def _prompt_inputs(config: TrainConfig, configs: ModelConfigs) -> PromptInputs:
+def prompt_inputs_of_shapes(config: TrainConfig, configs: ModelConfigs) -> PromptInputs:
     """Of the right shapes."""
 
     def tokenize_for(text_encoder: CLIPTextConfig) -> Tokenize:

@@ -1,9 +1,10 @@
 """The report as people read it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from flax_trainer.base_models import ModelConfigs
+from flax_trainer.compile_report.drawing import DrawingReport
 from flax_trainer.compile_report.report import GIB, Report
 from flax_trainer.compile_report.targets import CHIPS, Target
 from shared.config import TrainConfig
@@ -54,16 +55,49 @@ def report_text(report: Report) -> str:
     return "\n".join(lines)
 
 
+def drawing_text(report: DrawingReport) -> str:
+    """As `report_text`, of pictures that are drawn."""
+    costs, chip = report.costs, report.target.chip
+    lines = [
+        f"{report.target.name}: {report.target.chips} chips, {report.pictures} pictures at once on each, "
+        f"{report.num_inference_steps} steps of UniPC (compiler estimate)",
+        "",
+        f"HBM per chip     {report.peak_bytes / GIB:8.2f} GiB of {chip.hbm_gib:g} GiB",
+        f"  models         {report.models_bytes / GIB:8.2f} GiB",
+        f"Pictures         {report.seconds:8.3f} s     {costs.cycles / 1e6:.1f} M cycles at {chip.clock_ghz:g} GHz",
+        f"Speed            {report.pictures_per_second:8.2f} pictures/s on all chips",
+        f"Model FLOPs      {report.flops / 1e12:8.2f} T per chip, "
+        f"MFU {report.mfu:.1%} of {chip.peak_tflops:g} bfloat16 TFLOP/s",
+        f"Compiled in      {report.compile_seconds:8.0f} s",
+        "",
+        *_shares("Cycles by part", costs.by_part, costs.cycles),
+        "",
+        *_shares("Cycles by kind of work", costs.by_kind, costs.cycles),
+    ]
+    return "\n".join(lines)
+
+
+def drawing_does_not_fit_text(config: TrainConfig, target: Target, error: ValueError) -> str:
+    """What is too much, and what makes it less."""
+    savings = [f"fewer pictures at once than --train_batch_size {config.train_batch_size}"]
+    savings = savings * (config.train_batch_size > 1) + ["--mixed_precision bf16"] * (config.mixed_precision != "bf16")
+    return _too_much("What draws the pictures", [*savings, *_elsewhere(config, target)], target, error)
+
+
 def does_not_fit_text(config: TrainConfig, target: Target, error: ValueError) -> str:
     """What is too much, and what makes it less."""
+    return _too_much("The step", _savings(config, target), target, error)
+
+
+def _too_much(what: str, savings: Iterable[str], target: Target, error: ValueError) -> str:
     match = _NEEDED.search(str(error))
     needed = (
         f"it needs {match[1]} GiB of {match[2]} GiB" if match else f"it needs more than {target.chip.hbm_gib:g} GiB"
     )
     return "\n".join(
         [
-            f"The step does not fit {target.name}: {needed} of HBM per chip (compiler estimate). Try:",
-            *(f"  {line}" for line in _savings(config, target)),
+            f"{what} does not fit {target.name}: {needed} of HBM per chip (compiler estimate). Try:",
+            *(f"  {line}" for line in savings),
         ]
     )
 
@@ -84,6 +118,10 @@ def _savings(config: TrainConfig, target: Target) -> Iterator[str]:
         yield "no --use_ema, which keeps the ControlNet once more"
     if target.chips > 1 and (config.parallelism != "mesh" or config.fsdp_devices < target.chips):
         yield f"--parallelism mesh --fsdp_devices {target.chips}, which divides the ControlNet"
+    yield from _elsewhere(config, target)
+
+
+def _elsewhere(config: TrainConfig, target: Target) -> Iterator[str]:
     larger = [chip.name for chip in CHIPS.values() if chip.hbm_gib > target.chip.hbm_gib]
     if larger:
         yield f"chips with more memory: {', '.join(larger)}"

@@ -23,7 +23,7 @@ from shared.diffusion.drawing import Drawing
 from shared.diffusion.samplers import SamplerPlan, initial_latents
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """What the images that are made at once begin with: numpy on the host, jax.Array on the devices."""
 
     negative: dict[str, Any]  # prompt inputs
@@ -33,7 +33,7 @@ class _Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Guidance:
+class Guidance:
     """Classifier-free guidance: away from what the encoders make of the negative prompt, or from zeros."""
 
     scale: float
@@ -58,8 +58,10 @@ class ImageSampler:
         self.drawing = drawing
         self._rows = images_per_device * jax.device_count()
         from_zeros = drawing.negative_prompt is None and prompt_inputs.zeros_for_empty_prompt
-        guidance = _Guidance(drawing.guidance_scale, from_zeros, drawing.control)
-        self._sample = engine.compile_for_rows(partial(_sample, models, drawing.plan, guidance, engine.gather_params))
+        guidance = Guidance(drawing.guidance_scale, from_zeros, drawing.control)
+        self._sample = engine.compile_for_rows(
+            partial(sample_images, models, drawing.plan, guidance, engine.gather_params)
+        )
 
     def like(self, drawing: Drawing) -> "ImageSampler":
         """For pictures that differ in their seed and the words of their negative prompt alone, by the same program."""
@@ -89,7 +91,7 @@ class ImageSampler:
         images = []
         for start in range(0, len(rows), self._rows):
             chosen = rows[start : start + self._rows]
-            batch = _Rows(
+            batch = Rows(
                 negative,
                 {name: array[chosen] for name, array in wanted.items()},
                 conditions_RHWC[chosen],
@@ -99,16 +101,16 @@ class ImageSampler:
         return np.concatenate(images)[:count]
 
 
-def _sample(
+def sample_images(
     models: BaseModels,
     plan: SamplerPlan,
-    guidance: _Guidance,
+    guidance: Guidance,
     gather_params: GatherParams,
     trained: Params,
     frozen: FrozenParams,
-    rows: _Rows,
+    rows: Rows,
 ) -> jax.Array:
-    """uint8 images [B,H,W,C]."""
+    """uint8 images [B,H,W,C], one of each of the rows; `trained` and `frozen` as training has them."""
     negative = encode_captions(models.defs, frozen, rows.negative)
     if guidance.from_zeros:
         negative = negative.zeroed()

@@ -41,7 +41,7 @@ def model_flops_per_image(
         name: jax.ShapeDtypeStruct((1, *array.shape[2:]), jax.dtypes.canonicalize_dtype(array.dtype))
         for name, array in batch.items()
     }
-    defs = _computing_plainly(defs)
+    defs = computing_plainly(defs)
     latents, prompt = jax.eval_shape(partial(encode_batch, defs, objective=objective), frozen, image)
 
     def loss(params: Any, unet: Any, latents: jax.Array, prompt: Prompt, image: dict[str, jax.Array]) -> jax.Array:
@@ -109,7 +109,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
 
 
-def _computing_plainly(defs: ModelDefs) -> ModelDefs:
+def computing_plainly(defs: ModelDefs) -> ModelDefs:
     """The same models without what trades computation for memory or for a better use of the device."""
     controlnet, unet = defs.controlnet.without_values, defs.unet.without_values
     plain = FlaxControlNetModel.abstract(controlnet.config, only_mid_control=controlnet.only_mid_control)

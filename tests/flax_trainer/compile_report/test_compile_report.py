@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import pytest
 
+from flax_trainer.base_models import ModelConfigs
 from flax_trainer.compile_report.__main__ import main
 from flax_trainer.compile_report.batch_size import search
 from flax_trainer.compile_report.costs import Costs
@@ -23,8 +24,15 @@ from flax_trainer.compile_report.in_subprocess import CompilerCrashedError
 from flax_trainer.compile_report.report import GIB, DoesNotFitError, Memory, Report, compile_report
 from flax_trainer.compile_report.targets import parse_target
 from flax_trainer.compile_report.text import does_not_fit_text
-from flax_trainer.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection
+from flax_trainer.models import (
+    FlaxAutoencoderKL,
+    FlaxCLIPTextModel,
+    FlaxCLIPTextModelWithProjection,
+    FlaxControlNetModel,
+    FlaxUNet2DConditionModel,
+)
 from flax_trainer.models.params import split
+from flax_trainer.profiling.model_flops import flops_of
 from flax_trainer.random_model import ARCHITECTURES
 from shared.config import TrainConfig
 from tests.end_to_end.support.running import PROJECT
@@ -144,6 +152,45 @@ def test_the_other_engine_divides_the_state(folder: Path, small: list[object], c
     assert figures["collective_cycles"] > 0
 
 
+def test_pictures_take_twenty_steps_of_each_network(
+    folder: Path, small: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flax_trainer.compile_report.__main__.in_subprocess", lambda report, *args: report(*args))
+    text, figures = report(folder / "drawn.json", "--target", "v5e-4", *small, "--generate")
+    assert "v5e-4: 4 chips, 2 pictures at once on each, 20 steps of UniPC (compiler estimate)" in text
+    assert (figures["kind"], figures["flags"]["generate"]) == ("compiler estimate", True)
+    cycles = figures["cycles_by_part"]
+    assert {"vae", "controlnet", "unet"} <= set(cycles)
+    assert not {"unet backward", "optimizer"} & set(cycles)
+    assert figures["estimated_cycles"] == pytest.approx(sum(cycles.values()))
+    assert figures["pictures_per_second"] == pytest.approx(4 * 2 * 1.5e9 / figures["estimated_cycles"])
+    assert figures["peak_hbm_gib"] > figures["models_gib"] > 0
+    architecture = ARCHITECTURES["tiny"]
+    configs = ModelConfigs.of(architecture.unet | ONE_BLOCK, architecture.vae, architecture.text_encoder)
+    unet, controlnet = flops_of_guided_networks(configs, pictures=2)
+    vae, params = split(FlaxAutoencoderKL.abstract(configs.vae))
+    decode = jax.make_jaxpr(lambda params, latents: vae.bind(params).decode(latents))
+    decoded = flops_of(decode(params, jax.ShapeDtypeStruct((2, 8, 8, 4), "float32")).jaxpr)
+    assert figures["model_flops"] == pytest.approx(20 * (unet + controlnet) + decoded, rel=1e-6)
+
+
+def flops_of_guided_networks(configs: ModelConfigs, pictures: int) -> list[float]:
+    """Of the UNet's and the ControlNet's forward passes, with and without the prompt of each picture of 64 pixels."""
+    rows = 2 * pictures
+    latents, timesteps = jax.ShapeDtypeStruct((rows, 8, 8, 4), "float32"), jax.ShapeDtypeStruct((rows,), "int32")
+    prompt = jax.ShapeDtypeStruct((rows, 77, configs.text_encoder.hidden_size), "float32")
+    condition = jax.ShapeDtypeStruct((rows, 64, 64, 3), "float32")
+    flops = []
+    for model, inputs in (
+        (FlaxUNet2DConditionModel.abstract(configs.unet), (latents, timesteps, prompt)),
+        (FlaxControlNetModel.abstract(configs.controlnet), (latents, timesteps, prompt, condition)),
+    ):
+        definition, params = split(model)
+        forward = jax.make_jaxpr(lambda params, *inputs, definition=definition: definition.bind(params)(*inputs))
+        flops.append(flops_of(forward(params, *inputs).jaxpr))
+    return flops
+
+
 def test_stable_diffusion_xl(folder: Path) -> None:
     """From its configurations, with images and with batches that bring latents, both texts and the pooled one."""
     one_block = ONE_BLOCK | {"attention_head_dim": [2], "transformer_layers_per_block": [1]}
@@ -222,6 +269,7 @@ def test_advice_is_of_what_is_not_done_yet() -> None:
         (["--target", "v4-8", *TINY, "--controlnet_model_name_or_path", "x"], "--model tiny stands for all models"),
         (["--target", "v4-8", *TINY, "--print_config"], "--print_config is a flag of train_flax.py and train_torch.py"),
         (["--target", "v4-8"], "--pretrained_model_name_or_path is missing"),
+        (["--target", "v4-8", *TINY, "--generate", "--find_batch_size"], "--find_batch_size is about a training step"),
         (["--target", "v4-8", *TINY, "--mixed_precison", "bf16"], "mixed_precision"),
         (["--target", "v4-8", *TINY, "--parallelism", "mesh", "--fsdp_devices", "3"], "--fsdp_devices is 3"),
         (["--target", "v4-8", "--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
@@ -280,7 +328,7 @@ def test_mistakes_in_its_own_flags_are_told_without_what_may_be_a_secret(
 def test_help_names_its_own_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     told = capsys.readouterr().out
-    assert all(f"--{flag}" in told for flag in ("target", "model", "json", "find_batch_size", "cached_latents"))
+    assert all(f"--{flag}" in told for flag in ("target", "model", "json", "find_batch_size", "generate"))
 
 
 def test_find_batch_size_searches_for_every_policy(

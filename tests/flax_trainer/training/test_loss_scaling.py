@@ -264,7 +264,7 @@ def test_loss_and_gradients_are_near_those_of_float32(base_model: Path) -> None:
     exact = training_of(base_model)
     batch = batch_of(1)
     models, initial = load_base_models(configuration(base_model, mixed_precision="fp16"), schedule_of(base_model))
-    assert {value.dtype.name for params in initial.frozen for value in params.values()} == {"float16"}
+    assert {value.dtype.name for value in jax.tree.leaves(initial.frozen)} == {"float16"}
     layouts = models.defs.controlnet.layouts
     params = {
         name: np.ascontiguousarray(from_torch_layout(value.numpy(), layouts[name]))
