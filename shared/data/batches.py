@@ -5,6 +5,7 @@ conditions, L tokens, H W C of the latents.
 """
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -112,7 +113,7 @@ class BatchLoader:
             source: see `open_source`.
             config: read for seed, random_flip, random_crop, proportion_empty_prompts, max_skipped_samples,
                 dataloader_num_workers, and for what `PairDecoder` reads.
-            prompt_inputs: called in the thread that asks for batches, never in two at once.
+            prompt_inputs: called in the thread that asks for batches and, with worker threads, in all of them at once.
             spec: how the global batch is cut up.
             latent_shape: (H, W, C) of the latents of one square sample.
             num_train_timesteps: of the noise schedule.
@@ -197,23 +198,30 @@ class BatchLoader:
         self._prompt_inputs.report()
 
     def _prefetch(self, start_step: int, workers: Workers) -> Iterator[tuple[int, Batch]]:
-        ahead: deque[tuple[_UnfinishedBatch, list[Future[None]]]] = deque()
+        """The threads do all the work of a batch, so that whoever asks for it next finds it finished."""
+        ahead: deque[Future[list[Future[Batch | None]]]] = deque()
         to_submit = itertools.count(start_step)
         try:
             for step in self._announced(start_step):
-                self._candidates.forget_before(step * self._spec.global_batch_size)
                 while len(ahead) <= _STEPS_AHEAD:
-                    unfinished = self._begin(next(to_submit))
-                    fills = [workers.submit(partial(self._fill, unfinished, row)) for row in range(unfinished.count)]
-                    ahead.append((unfinished, fills))
-                unfinished, fills = ahead.popleft()
-                for fill in fills:
-                    fill.result()
-                yield step, self._finish(unfinished)
+                    ahead.append(workers.submit(partial(self._begin_in_threads, next(to_submit), start_step, workers)))
+                yield step, _finished_by_its_last_row(ahead.popleft().result())
         finally:
-            for _, fills in ahead:
-                for fill in fills:
-                    fill.cancel()
+            for begun in ahead:
+                if not begun.cancel() and begun.done() and begun.exception() is None:
+                    for row in begun.result():
+                        row.cancel()
+
+    def _begin_in_threads(self, step: int, start_step: int, workers: Workers) -> list[Future[Batch | None]]:
+        """Have the rows of a step filled. Those of `_STEPS_AHEAD` steps before it may not be yet."""
+        self._candidates.forget_before(max(start_step, step - _STEPS_AHEAD) * self._spec.global_batch_size)
+        unfinished = self._begin(step)
+        return [workers.submit(partial(self._fill_and_finish, unfinished, row)) for row in range(unfinished.count)]
+
+    def _fill_and_finish(self, unfinished: "_UnfinishedBatch", row: int) -> Batch | None:
+        """The batch, where this was the last of its rows to be filled."""
+        self._fill(unfinished, row)
+        return self._finish(unfinished) if unfinished.count_filled() else None
 
     def _announced(self, start_step: int) -> Iterator[int]:
         """The steps from `start_step` on; what they and those after them need is on its way by then."""
@@ -305,7 +313,8 @@ class _UnfinishedBatch:
     ) -> None:
         self.size, self.pair_names = size, tuple(pair_shapes)
         self.positions = positions_AB.reshape(-1)
-        self.count = positions_AB.size
+        self.count = self._unfilled = positions_AB.size
+        self._lock = threading.Lock()
         self.captions = [""] * self.count
         self.sizes = np.zeros((self.count, SIZES), np.float32)
         self.arrays: Batch = {
@@ -314,6 +323,18 @@ class _UnfinishedBatch:
             "noise": np.empty((self.count, *latent_shape), np.float32),
             "timesteps": np.empty(self.count, np.int32),
         }
+
+    def count_filled(self) -> bool:
+        """Count a row that was filled. Whether it was the last."""
+        with self._lock:
+            self._unfilled -= 1
+            return self._unfilled == 0
+
+
+def _finished_by_its_last_row(rows: list[Future[Batch | None]]) -> Batch:
+    """What went wrong in the first of those where anything did, is raised."""
+    results = [row.result() for row in rows]
+    return next(batch for batch in results if batch is not None)
 
 
 def _candidates(source: Source, config: TrainConfig, spec: BatchSpec) -> Candidates:
