@@ -59,7 +59,7 @@ def generator(seed: int, purpose: Purpose | str, position: int) -> np.random.Gen
     _check_word("position", position)
     key = _Key(np.array([seed, purpose], dtype=np.uint64))
     counter = np.array([0, 0, position, 0], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key, counter=counter))
+    return np.random.Generator(np.random.Philox(key, counter=counter))  # type: ignore[arg-type]  # any ISeedSequence is taken
 
 
 class _Key(ISeedSequence):

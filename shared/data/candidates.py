@@ -124,6 +124,11 @@ class StreamCandidates:
     def expect(self, positions: Iterable[int]) -> None:
         """A stream reads ahead by itself."""
 
+    def go_to(self, position: int) -> None:
+        """Read up to there, which is asked for next."""
+        self.forget_before(position)
+        self._get(position)
+
     def forget_before(self, position: int) -> None:
         """Positions before this one will not be asked for. Going back is possible, by reading from the start."""
         with self._lock:
