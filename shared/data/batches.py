@@ -5,7 +5,6 @@ conditions, L tokens, H W C of the latents.
 """
 
 import itertools
-import logging
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +21,7 @@ from shared.data.buckets.shapes import named
 from shared.data.buckets.source import BucketedSource
 from shared.data.candidates import BucketedCandidates, Candidates, ShuffledCandidates, StreamCandidates
 from shared.data.decoded_pairs import ArrayShapes, DecodedPair, PairDecoder, shapes_of_pairs
-from shared.data.lanes import LaneCandidates, LaneLayout
+from shared.data.lanes import candidates_in_lanes
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
 from shared.data.sources.base import RandomAccessSource, Source, StreamsInLanes
 from shared.data.tokenization import PromptInputs
@@ -31,8 +30,6 @@ from shared.data.workers import Workers
 from shared.models.xl import SIZES
 from shared.randomness import Purpose, generator
 from shared.user_errors import UserError
-
-logger = logging.getLogger(__name__)
 
 Batch = dict[str, npt.NDArray[Any]]
 
@@ -358,22 +355,7 @@ def _candidates(
         return BucketedCandidates(source, config.seed, spec.global_batch_size)
     if isinstance(source, RandomAccessSource):
         return ShuffledCandidates(source, config.seed)
-    if isinstance(source, StreamsInLanes) and source.most_lanes > 1:
-        layout = LaneLayout.of_steps(spec.global_batch_size, source.most_lanes)
-        of_hosts = [layout.of_host(spec.positions(0, host, process_count)) for host in range(process_count)]
-        _tell_of_shared_lanes(layout, of_hosts)
-        return LaneCandidates(source, layout, of_hosts[process_index], config.max_skipped_samples)
+    if isinstance(source, StreamsInLanes):
+        positions_of_hosts = [spec.positions(0, host, process_count) for host in range(process_count)]
+        return candidates_in_lanes(source, positions_of_hosts, process_index, config.max_skipped_samples)
     return StreamCandidates(source, config.max_skipped_samples)
-
-
-def _tell_of_shared_lanes(layout: LaneLayout, of_hosts: list[list[int]]) -> None:
-    read = sum(map(len, of_hosts))
-    if read > layout.count:
-        logger.warning(
-            "The shards are read in %d lanes, which %d hosts cannot divide evenly: together they read the data %.1f "
-            "times. An index lets each read its own samples only: python3 -m shared.prepare_data index ADDRESSES "
-            "--output_file FILE, to be laid beside the first shard",
-            layout.count,
-            len(of_hosts),
-            read / layout.count,
-        )

@@ -3,18 +3,21 @@
 Axes: A microbatches of a step, B rows of a microbatch on a host.
 """
 
+import logging
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from shared.data.candidates import StreamCandidates
+from shared.data.candidates import Candidates, StreamCandidates
 from shared.data.sample import RawSample
 from shared.data.sources.base import StreamsInLanes
 from shared.data.workers import Workers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class LaneLayout:
         return lane, step * self.width + offset
 
     def of_host(self, positions_AB: npt.NDArray[np.int64]) -> list[int]:
-        """The lanes of a host, given its positions in any step."""
+        """The lanes of a host, given its positions in a step."""
         return [int(lane) for lane in np.unique(positions_AB % (self.count * self.width) // self.width)]
 
 
@@ -84,3 +87,34 @@ class LaneCandidates:
         """See `StreamCandidates.forget_before`; of a step's first position."""
         for lane in self._lanes.values():
             lane.forget_before(position // self._layout.count)
+
+
+def candidates_in_lanes(
+    source: StreamsInLanes,
+    positions_of_hosts: Sequence[npt.NDArray[np.int64]],
+    process_index: int,
+    max_skipped_samples: int,
+) -> Candidates:
+    """Those of a host's own lanes. Says in the log where hosts have to read the same.
+
+    Args:
+        source: divided into as many lanes as it allows and the rows of a step can.
+        positions_of_hosts: [A,B] of every host, in one step.
+        process_index: of the host.
+        max_skipped_samples: see `StreamCandidates`.
+    """
+    layout = LaneLayout.of_steps(sum(positions.size for positions in positions_of_hosts), source.most_lanes)
+    lanes_of_hosts = list(map(layout.of_host, positions_of_hosts))
+    read = sum(map(len, lanes_of_hosts))
+    if read > layout.count:
+        logger.warning(
+            "%d hosts cannot divide the shards evenly (lanes: %d): together they read them %.1f times. An index lets "
+            "each read its own samples of remote shards alone: python3 -m shared.prepare_data index ADDRESSES "
+            "--output_file FILE, to be laid beside the first of them",
+            len(lanes_of_hosts),
+            layout.count,
+            read / layout.count,
+        )
+    if layout.count == 1:
+        return StreamCandidates(source, max_skipped_samples)
+    return LaneCandidates(source, layout, lanes_of_hosts[process_index], max_skipped_samples)

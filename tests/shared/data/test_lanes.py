@@ -196,13 +196,20 @@ def test_hosts_that_cannot_divide_the_shards_are_told_what_lets_them(
 ) -> None:
     serve(server, dict(list(shards.items())[:6]))  # four lanes of sixteen rows
     expected = [rows([batch]) for batch in batches(server, range(2))]
-    assert "lanes" not in caplog.text
+    assert "divide" not in caplog.text
     with caplog.at_level(logging.WARNING):
         of_hosts = [batches(server, range(2), BatchSpec(2, 8), host, 8) for host in range(8)]
-    assert "in 4 lanes, which 8 hosts cannot divide evenly: together they read the data 2.0 times" in caplog.text
+    assert "8 hosts cannot divide the shards evenly (lanes: 4): together they read them 2.0 times" in caplog.text
     assert "python3 -m shared.prepare_data index ADDRESSES --output_file" in caplog.text
     for step, want in enumerate(expected):
         np.testing.assert_array_equal(rows([of_host[step] for of_host in of_hosts])["input_ids"], want["input_ids"])
+    caplog.clear()
+    serve(server, dict(list(shards.items())[:1]))
+    loader(streamed(server), WHOLE, 0, 1)
+    assert "divide" not in caplog.text
+    alone, first, second = (loader(streamed(server), BatchSpec(8, 2), *of) for of in ((0, 1), (0, 2), (1, 2)))
+    assert "2 hosts cannot divide the shards evenly (lanes: 1): together they read them 2.0 times" in caplog.text
+    assert captions_in(alone.batch(1)) == [*captions_in(first.batch(1)), *captions_in(second.batch(1))]
 
 
 def test_the_first_samples_alone_are_read_whole_by_every_host(server: Server) -> None:
