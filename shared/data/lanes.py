@@ -4,10 +4,9 @@ Axes: A microbatches of a step, B rows of a microbatch on a host.
 """
 
 import logging
-import weakref
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,6 @@ import numpy.typing as npt
 from shared.data.candidates import Candidates, StreamCandidates
 from shared.data.sample import RawSample
 from shared.data.sources.base import StreamsInLanes
-from shared.data.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ class LaneCandidates:
             number: StreamCandidates(lane, max_skipped_samples)
             for number, lane in source.lanes(layout.count, own).items()
         }
-        self._starting: Workers | None = None
+        self._has_begun = False
 
     def at(self, position: int) -> Iterator[RawSample]:
         lane, number = self._layout.place(position)
@@ -73,15 +71,14 @@ class LaneCandidates:
 
     def expect(self, positions: Iterable[int]) -> None:
         """At first, all lanes begin at once; from then on each reads ahead by itself."""
-        if self._starting is not None:
+        if self._has_begun:
             return
-        self._starting = Workers(len(self._lanes))
-        weakref.finalize(self, self._starting.close)
+        self._has_begun = True
         first: dict[int, int] = {}
         for lane, number in map(self._layout.place, positions):
             first.setdefault(lane, number)
         for lane, number in first.items():
-            self._starting.submit(partial(self._lanes[lane].go_to, number))
+            threading.Thread(target=self._lanes[lane].begin_at, args=(number,), name="lane", daemon=True).start()
 
     def forget_before(self, position: int) -> None:
         """See `StreamCandidates.forget_before`; of a step's first position."""
