@@ -5,8 +5,11 @@ call to the next, so a run that resumes, runs on other hosts or uses the other b
 """
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from numpy.random.bit_generator import ISeedSequence
 
 from shared.user_errors import UserError
 
@@ -54,9 +57,21 @@ def generator(seed: int, purpose: Purpose | str, position: int) -> np.random.Gen
     purpose = _purpose(purpose)
     _check_word("seed", seed)
     _check_word("position", position)
-    key = np.array([seed, purpose], dtype=np.uint64)
+    key = _Key(np.array([seed, purpose], dtype=np.uint64))
     counter = np.array([0, 0, position, 0], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return np.random.Generator(np.random.Philox(key, counter=counter))  # type: ignore[arg-type]  # any ISeedSequence is taken
+
+
+class _Key(ISeedSequence):
+    """A key as it is. (Given one by its own name, numpy asks the system for entropy that it does not use.)"""
+
+    def __init__(self, words: npt.NDArray[np.uint64]) -> None:
+        self._words = words
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> npt.NDArray[Any]:
+        assert n_words == len(self._words)
+        assert dtype is np.uint64
+        return self._words
 
 
 def _purpose(purpose: Purpose | str) -> Purpose:

@@ -5,8 +5,9 @@ conditions, L tokens, H W C of the latents.
 """
 
 import itertools
+import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from functools import partial
@@ -20,8 +21,9 @@ from shared.data.buckets.shapes import named
 from shared.data.buckets.source import BucketedSource
 from shared.data.candidates import BucketedCandidates, Candidates, ShuffledCandidates, StreamCandidates
 from shared.data.decoded_pairs import ArrayShapes, DecodedPair, PairDecoder, shapes_of_pairs
+from shared.data.lanes import candidates_in_lanes
 from shared.data.sample import BadSampleError, RawSample, SkippedSamples
-from shared.data.sources.base import RandomAccessSource, Source
+from shared.data.sources.base import RandomAccessSource, Source, StreamsInLanes
 from shared.data.tokenization import PromptInputs
 from shared.data.views import Placement, Size
 from shared.data.workers import Workers
@@ -65,6 +67,13 @@ class BatchSpec:
     def global_batch_size(self) -> int:
         """Images per optimizer step, over all devices and microbatches."""
         return self.per_device * self.devices * self.accumulation_steps
+
+    def positions(self, step: int, process_index: int, process_count: int) -> npt.NDArray[np.int64]:
+        """[A,B], of the rows that a host takes: h of P has rows h·B to (h+1)·B of every microbatch."""
+        rows = self.rows // process_count
+        rows_B = np.arange(process_index * rows, (process_index + 1) * rows, dtype=np.int64)
+        microbatches_A = np.arange(self.accumulation_steps, dtype=np.int64) * self.rows
+        return step * self.global_batch_size + microbatches_A[:, None] + rows_B[None, :]
 
     def __str__(self) -> str:
         return (
@@ -112,7 +121,7 @@ class BatchLoader:
             source: see `open_source`.
             config: read for seed, random_flip, random_crop, proportion_empty_prompts, max_skipped_samples,
                 dataloader_num_workers, and for what `PairDecoder` reads.
-            prompt_inputs: called in the thread that asks for batches, never in two at once.
+            prompt_inputs: called in the thread that asks for batches and, with worker threads, in all of them at once.
             spec: how the global batch is cut up.
             latent_shape: (H, W, C) of the latents of one square sample.
             num_train_timesteps: of the noise schedule.
@@ -128,10 +137,10 @@ class BatchLoader:
                 f"{spec.rows} rows on {spec.devices} devices cannot be shared by {process_count} hosts; "
                 "every host must have equally many devices"
             )
-        self._source, self._candidates = source, _candidates(source, config, spec)
+        self._source, self._candidates = source, _candidates(source, config, spec, process_index, process_count)
         self._config, self._prompt_inputs, self._spec = config, prompt_inputs, spec
         self._square_latent_shape, self._num_train_timesteps = latent_shape, num_train_timesteps
-        self._process_index, self._local_rows = process_index, spec.rows // process_count
+        self._process_index, self._process_count = process_index, process_count
         self._skipped, self._decode = SkippedSamples(config.max_skipped_samples), PairDecoder(config)
         workers = default_workers if config.dataloader_num_workers is None else config.dataloader_num_workers
         self._workers = Workers(workers) if workers else None
@@ -181,7 +190,9 @@ class BatchLoader:
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
         """(step, batch) from `start_step` on without end, prepared ahead by the worker threads."""
         if self._workers is None:
-            for step in self._announced(start_step):
+            self._announce(range(start_step, start_step + self._announced_ahead))
+            for step in itertools.count(start_step):
+                self._announce([step + self._announced_ahead])
                 yield step, self.batch(step)
         else:
             yield from self._prefetch(start_step, self._workers)
@@ -197,38 +208,46 @@ class BatchLoader:
         self._prompt_inputs.report()
 
     def _prefetch(self, start_step: int, workers: Workers) -> Iterator[tuple[int, Batch]]:
-        ahead: deque[tuple[_UnfinishedBatch, list[Future[None]]]] = deque()
+        """The threads do all the work of a batch, so that whoever asks for it next finds it finished."""
+        ahead: deque[Future[list[Future[Batch | None]]]] = deque()
         to_submit = itertools.count(start_step)
+        self._announce(range(start_step, start_step + self._announced_ahead + 1))
         try:
-            for step in self._announced(start_step):
-                self._candidates.forget_before(step * self._spec.global_batch_size)
+            for step in itertools.count(start_step):
                 while len(ahead) <= _STEPS_AHEAD:
-                    unfinished = self._begin(next(to_submit))
-                    fills = [workers.submit(partial(self._fill, unfinished, row)) for row in range(unfinished.count)]
-                    ahead.append((unfinished, fills))
-                unfinished, fills = ahead.popleft()
-                for fill in fills:
-                    fill.result()
-                yield step, self._finish(unfinished)
+                    ahead.append(workers.submit(partial(self._begin_in_threads, next(to_submit), start_step, workers)))
+                yield step, _finished_by_its_last_row(ahead.popleft().result())
         finally:
-            for _, fills in ahead:
-                for fill in fills:
-                    fill.cancel()
+            for begun in ahead:
+                if not begun.cancel() and begun.done() and begun.exception() is None:
+                    for row in begun.result():
+                        row.cancel()
 
-    def _announced(self, start_step: int) -> Iterator[int]:
-        """The steps from `start_step` on; what they and those after them need is on its way by then."""
-        ahead = max(_STEPS_AHEAD, -(-_SAMPLES_AHEAD // self._positions(0).size))
-        for step in range(start_step, start_step + ahead):
+    def _begin_in_threads(self, step: int, start_step: int, workers: Workers) -> list[Future[Batch | None]]:
+        """Have the rows of a step filled, while that is asked for which comes `_STEPS_AHEAD` steps before it."""
+        asked_for = step - _STEPS_AHEAD
+        self._candidates.forget_before(max(start_step, asked_for) * self._spec.global_batch_size)
+        if asked_for > start_step:
+            self._announce([asked_for + self._announced_ahead])
+        unfinished = self._begin(step)
+        return [workers.submit(partial(self._fill_and_finish, unfinished, row)) for row in range(unfinished.count)]
+
+    def _fill_and_finish(self, unfinished: "_UnfinishedBatch", row: int) -> Batch | None:
+        """The batch, where this was the last of its rows to be filled."""
+        self._fill(unfinished, row)
+        return self._finish(unfinished) if unfinished.count_filled() else None
+
+    @property
+    def _announced_ahead(self) -> int:
+        """For so many steps after that which is asked for, the samples are on their way."""
+        return max(_STEPS_AHEAD, -(-_SAMPLES_AHEAD // self._positions(0).size))
+
+    def _announce(self, steps: Iterable[int]) -> None:
+        for step in steps:
             self._candidates.expect(map(int, self._positions(step).flat))
-        for step in itertools.count(start_step):
-            self._candidates.expect(map(int, self._positions(step + ahead).flat))
-            yield step
 
     def _positions(self, step: int) -> npt.NDArray[np.int64]:
-        first_row = self._process_index * self._local_rows
-        rows_B = np.arange(first_row, first_row + self._local_rows, dtype=np.int64)
-        microbatches_A = np.arange(self._spec.accumulation_steps, dtype=np.int64) * self._spec.rows
-        return step * self._spec.global_batch_size + microbatches_A[:, None] + rows_B[None, :]
+        return self._spec.positions(step, self._process_index, self._process_count)
 
     def _begin(self, step: int) -> "_UnfinishedBatch":
         return self._unfinished(step, self.size_of(step))
@@ -257,7 +276,7 @@ class BatchLoader:
         width, height = unfinished.size
         told = self._prompt_inputs.of_crops(height, width)(unfinished.captions, unfinished.sizes)
         arrays = unfinished.arrays | told | {"position": unfinished.positions}
-        leading = (self._spec.accumulation_steps, self._local_rows)
+        leading = (self._spec.accumulation_steps, self._spec.rows // self._process_count)
         return {name: array.reshape(leading + array.shape[1:]) for name, array in arrays.items()}
 
     def _usable_sample(
@@ -305,7 +324,8 @@ class _UnfinishedBatch:
     ) -> None:
         self.size, self.pair_names = size, tuple(pair_shapes)
         self.positions = positions_AB.reshape(-1)
-        self.count = positions_AB.size
+        self.count = self._unfilled = positions_AB.size
+        self._lock = threading.Lock()
         self.captions = [""] * self.count
         self.sizes = np.zeros((self.count, SIZES), np.float32)
         self.arrays: Batch = {
@@ -315,10 +335,27 @@ class _UnfinishedBatch:
             "timesteps": np.empty(self.count, np.int32),
         }
 
+    def count_filled(self) -> bool:
+        """Count a row that was filled. Whether it was the last."""
+        with self._lock:
+            self._unfilled -= 1
+            return self._unfilled == 0
 
-def _candidates(source: Source, config: TrainConfig, spec: BatchSpec) -> Candidates:
+
+def _finished_by_its_last_row(rows: list[Future[Batch | None]]) -> Batch:
+    """What went wrong in the first of those where anything did, is raised."""
+    results = [row.result() for row in rows]
+    return next(batch for batch in results if batch is not None)
+
+
+def _candidates(
+    source: Source, config: TrainConfig, spec: BatchSpec, process_index: int, process_count: int
+) -> Candidates:
     if isinstance(source, BucketedSource):
         return BucketedCandidates(source, config.seed, spec.global_batch_size)
     if isinstance(source, RandomAccessSource):
         return ShuffledCandidates(source, config.seed)
+    if isinstance(source, StreamsInLanes):
+        positions_of_hosts = [spec.positions(0, host, process_count) for host in range(process_count)]
+        return candidates_in_lanes(source, positions_of_hosts, process_index, config.max_skipped_samples)
     return StreamCandidates(source, config.max_skipped_samples)

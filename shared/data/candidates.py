@@ -7,6 +7,7 @@ is replaced by the ones that follow it in the same order, and those keep their o
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import Protocol
 
@@ -123,6 +124,12 @@ class StreamCandidates:
 
     def expect(self, positions: Iterable[int]) -> None:
         """A stream reads ahead by itself."""
+
+    def begin_at(self, position: int) -> None:
+        """Read up to there. Of what goes wrong, whoever asks for it will hear."""
+        self.forget_before(position)
+        with suppress(Exception):
+            self._get(position)
 
     def forget_before(self, position: int) -> None:
         """Positions before this one will not be asked for. Going back is possible, by reading from the start."""

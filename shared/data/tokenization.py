@@ -5,6 +5,7 @@ Axes: B captions, L the tokenizer's model_max_length (77 for CLIP).
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,7 +123,7 @@ def used_text(tokenize: Tokenize, text: str) -> str:
 class CaptionTokenizer:
     """captions → input_ids int32 [B,L], padded to model_max_length and truncated there; counts what is cut off.
 
-    Not to be called from several threads at once: the tokenizer keeps its padding settings in itself.
+    Safe to use from several threads, which take turns: the tokenizer keeps its padding settings in itself.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
@@ -133,14 +134,16 @@ class CaptionTokenizer:
         # characters (NFC) makes one of up to three.
         self._most_characters = 4 * (longest + 1) * self._length
         self._captions, self._cut = 0, 0
+        self._lock = threading.RLock()
 
     def __call__(self, captions: Sequence[str]) -> npt.NDArray[np.int32]:
         """Says once in the log that a caption was too long. UserError for what is no text."""
-        encoded = self._encode(captions)
-        self._captions += sum(map(bool, captions))
-        for caption, encoding in zip(captions, encoded.encodings or (), strict=False):
-            if encoding.overflowing:
-                self._count_cut(caption)
+        with self._lock:
+            encoded = self._encode(captions)
+            self._captions += sum(map(bool, captions))
+            for caption, encoding in zip(captions, encoded.encodings or (), strict=False):
+                if encoding.overflowing:
+                    self._count_cut(caption)
         return np.asarray(encoded["input_ids"], dtype=np.int32)
 
     def used(self, text: str) -> str:
@@ -168,7 +171,7 @@ class CaptionTokenizer:
                 check_text(caption)
             except BadSampleError as error:
                 raise UserError(f"the caption {shown(caption)!r} cannot be used: {error}") from None
-        with foreign_library("a caption cannot be tokenised", "Check the tokenizer's files."):
+        with self._lock, foreign_library("a caption cannot be tokenised", "Check the tokenizer's files."):
             return self._tokenizer(
                 list(map(self._possible, captions)), max_length=self._length, padding="max_length", truncation=True
             )

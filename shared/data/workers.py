@@ -58,16 +58,23 @@ class Workers:
             self._tasks.put(None)
 
     def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            future, function = task
-            if self._closed.is_set():
-                future.cancel()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                result = function()
-            except BaseException as error:  # whatever it is belongs to the thread that asks for the result
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-                del result  # the thread may wait for long
+        while self._did_next():
+            pass
+
+    def _did_next(self) -> bool:
+        """Nothing is held of what was done: the thread may wait for long."""
+        task = self._tasks.get()
+        if task is None:
+            return False
+        future, function = task
+        if self._closed.is_set():
+            future.cancel()
+        if not future.set_running_or_notify_cancel():
+            return True
+        try:
+            result = function()
+        except BaseException as error:  # whatever it is belongs to the thread that asks for the result
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+        return True

@@ -47,7 +47,7 @@ def every_caption(
 
 
 def distinct_texts(captions: Iterable[str], prompt_inputs: PromptInputs) -> Texts:
-    """In the order of their first occurrence. Not for several threads at once, as the tokenizers are not."""
+    """In the order of their first occurrence."""
     keys: dict[bytes, None] = {}  # in order
     parts: list[TokenIds] = []
     remaining = iter(captions)

@@ -52,12 +52,15 @@ def read_file(path: str | Path, limit: int) -> bytes:
         UserError: as `open_file`, or it is larger.
     """
     with open_file(path) as file:
-        _check_size(path, os.fstat(file.fileno()).st_size, limit)
+        size = os.fstat(file.fileno()).st_size
+        _check_size(path, size, limit)
         try:
-            content = file.read(limit + 1)
+            content = os.read(file.fileno(), size + 1)
+            if len(content) != size:  # it has changed, was interrupted, or is of a kind that does not tell its size
+                content += file.read(limit + 1 - len(content))
         except OSError as error:
             raise UserError(f"{shown(path)} cannot be read: {_reason(error)}.") from error
-    _check_size(path, len(content), limit)  # it may have grown, or be of a kind that does not tell its size
+    _check_size(path, len(content), limit)
     return content
 
 

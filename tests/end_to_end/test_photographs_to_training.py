@@ -1,14 +1,17 @@
 """Real photographs, which scikit-image ships, go the way that docs/preparing_data.md tells, by its own commands."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import skimage
 
+from benchmarks import encoded_data_wait
 from tests.docs.commands import commands
 from tests.docs.pages import ROOT, page
 from tests.end_to_end.support.running import finish, metrics, start_train_flax
@@ -25,7 +28,9 @@ PHOTOGRAPHS = (
 )
 
 
-def test_the_commands_of_the_page_train_a_controlnet(base_model: Path, tmp_path: Path) -> None:
+def test_the_commands_of_the_page_train_a_controlnet(
+    base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_photographs(tmp_path / "PHOTOS")
     annotate, check, cache, train = (words(command, base_model, tmp_path) for command in commands(block()))
     run_to_its_end(annotate)
@@ -38,6 +43,9 @@ def test_the_commands_of_the_page_train_a_controlnet(base_model: Path, tmp_path:
     finish(start_train_flax([*train[1:], "--max_train_steps", "2", "--train_batch_size", "2", "--report_to", "none"]))
     assert [entry["step"] for entry in metrics(tmp_path / "RUN")] == [1, 2]
     assert (tmp_path / "RUN" / "diffusion_pytorch_model.safetensors").is_file()
+    given = f"--cached_data {tmp_path}/CACHE --resolution {SIZE} --pretrained_model_name_or_path {base_model}"
+    encoded_data_wait.main([*given.split(), "--step_ms", "1", "--steps", "2", "--rounds", "1"])
+    assert re.search(r"\| 1 ms \| 0 \| [\d.]+ ms \| [\d.]+% \|\n\| 1 ms \| 1 \| [\d.]+ ms \|", capsys.readouterr().out)
 
 
 def write_photographs(folder: Path) -> None:

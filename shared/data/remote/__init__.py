@@ -3,6 +3,15 @@
 from shared.data.remote.faults import AbsentError, RemoteError
 from shared.data.remote.identity import Identity
 from shared.data.remote.objects import RemoteObject, open_object
-from shared.data.remote.read_ahead import RemoteStream, RemoteStreams
+from shared.data.remote.read_ahead import Readers, RemoteStream, RemoteStreams
 
-__all__ = ["AbsentError", "Identity", "RemoteError", "RemoteObject", "RemoteStream", "RemoteStreams", "open_object"]
+__all__ = [
+    "AbsentError",
+    "Identity",
+    "Readers",
+    "RemoteError",
+    "RemoteObject",
+    "RemoteStream",
+    "RemoteStreams",
+    "open_object",
+]

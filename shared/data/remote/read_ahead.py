@@ -1,11 +1,14 @@
-"""Objects from front to back, one after another, their ranges read ahead of the reader in a fixed number of lanes."""
+"""Objects from front to back, one after another, their ranges read ahead of the reader within a bound of memory."""
 
 import logging
+import threading
+import weakref
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
+from typing import TypeVar
 
 from shared.data.remote.http_ranges import HttpStream
 from shared.data.remote.objects import RemoteObject, open_object
@@ -17,13 +20,44 @@ from shared.untrusted import shown
 logger = logging.getLogger(__name__)
 
 PIECE = 8 * 2**20
-"""Bytes of a range: at 20 ms of latency and a gigabit per second, a quarter of its time is waiting, which other lanes
-fill."""
+"""Bytes of a range at most: at 20 ms of latency and a gigabit per second, a quarter of its time is waiting, which
+others fill."""
 
-LANES = 8
-"""Ranges on their way, or waiting for the reader: with `PIECE` the memory that this takes, 64 MiB."""
+RANGES = 8
+"""That are on their way at once."""
 
 _OBJECTS_OPEN = 3  # that which is read, and those after it
+
+Result = TypeVar("Result")
+
+
+class Readers:
+    """The threads that read ranges, for one sequence of objects or several beside each other, which share them.
+
+    Attributes:
+        piece: bytes of a range.
+        window: ranges of each sequence that are on their way, or wait for its reader.
+    """
+
+    def __init__(self, sequences: int = 1) -> None:
+        # With what their readers hold, all sequences together take no more memory than one: 72 MiB.
+        self.window = max(2, RANGES // sequences)
+        self.piece = min(PIECE, (RANGES + 1) * PIECE // (sequences * (self.window + 1)))
+        self._threads: Workers | None = None
+        self._lock = threading.Lock()
+
+    def submit(self, function: Callable[[], Result]) -> Future[Result]:
+        """The threads begin with the first."""
+        with self._lock:
+            if self._threads is None:
+                self._threads = Workers(RANGES)
+                weakref.finalize(self, self._threads.close)
+        return self._threads.submit(function)
+
+    def close(self) -> None:
+        """Which also happens when nothing refers to it any more."""
+        if self._threads is not None:
+            self._threads.close()
 
 
 class RemoteStream:
@@ -59,13 +93,14 @@ class RemoteStream:
 
 class RemoteStreams:
     """The streams of several objects, in their order. While one is read, the ranges after those at hand are on their
-    way, the next objects' too. For one thread at a time; leaving its context ends the lanes."""
+    way, the next objects' too. For one thread at a time; leaving its context ends the reading."""
 
-    def __init__(self, addresses: Sequence[str]) -> None:
+    def __init__(self, addresses: Iterable[str], readers: Readers | None = None) -> None:
+        """`readers`: those that others share; of its own without."""
         self._to_open = iter(addresses)
         self._opened: deque[_Ahead] = deque()
-        self._lanes: Workers | None = None
-        self._window = 1  # of LANES; it grows with what is read, for a reader may want the first sample alone
+        self._readers, self._is_alone = readers or Readers(), readers is None
+        self._window = 1  # it grows with what is read, for a reader may want the first sample alone
         self._reading: Generator[bytearray, None, None] | None = None
         self._told = False
 
@@ -76,8 +111,10 @@ class RemoteStreams:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._end_stream()
-        if self._lanes is not None:
-            self._lanes.close()
+        for ahead in self._opened:
+            ahead.drop()
+        if self._is_alone:
+            self._readers.close()
 
     def next(self) -> RemoteStream:
         """That of the next address; what the one before has left is not read."""
@@ -96,7 +133,7 @@ class RemoteStreams:
         opened = ahead.opening.result()
         if opened is None:
             self._tell_of_no_ranges(ahead.address)
-            yield from _from_front_to_back(ahead.address)
+            yield from _from_front_to_back(ahead.address, self._readers.piece)
             return
         beginning = ahead.take_beginning(opened)
         self._grow()
@@ -108,21 +145,20 @@ class RemoteStreams:
             yield piece
 
     def _grow(self) -> None:
-        self._window = min(LANES, 2 * self._window)
+        self._window = min(self._readers.window, 2 * self._window)
         self._fill()
 
     def _fill(self) -> None:
         """Ask for as much as the window has room for, and for what comes first at first."""
-        if self._lanes is None:
-            self._lanes = Workers(LANES)
         room = self._window - sum(ahead.held for ahead in self._opened)
         for ahead in self._opened:
-            room -= ahead.ask(self._lanes, room)
+            room -= ahead.ask(self._readers, room)
         while (room > 0 and len(self._opened) < _OBJECTS_OPEN) or not self._opened:
             address = next(self._to_open, None)
             if address is None:
                 return
-            self._opened.append(_Ahead(address, self._lanes.submit(partial(open_object, address, PIECE))))
+            opening = self._readers.submit(partial(open_object, address, self._readers.piece))
+            self._opened.append(_Ahead(address, opening))
             room -= 1
 
     def _tell_of_no_ranges(self, address: str) -> None:
@@ -163,10 +199,11 @@ class _Ahead:
 
     def drop(self) -> None:
         """What was not begun is not wanted any more."""
+        self.opening.cancel()
         for piece in self.pieces:
             piece.cancel()
 
-    def ask(self, lanes: Workers, most: int) -> int:
+    def ask(self, readers: Readers, most: int) -> int:
         """Ask for the next pieces, and at the end whether it was one object all along; how many those are."""
         if most <= 0 or not self.opening.done() or self.opening.exception() is not None:
             return 0
@@ -177,9 +214,9 @@ class _Ahead:
             self._asked_up_to = len(opened.beginning)
         asked = 0
         while asked < most and self._asked_up_to < opened.size:
-            begin, self._asked_up_to = self._asked_up_to, min(opened.size, self._asked_up_to + PIECE)
+            begin, self._asked_up_to = self._asked_up_to, min(opened.size, self._asked_up_to + readers.piece)
             last = self._asked_up_to == opened.size
-            self.pieces.append(lanes.submit(partial(_read_piece, opened, begin, self._asked_up_to, last)))
+            self.pieces.append(readers.submit(partial(_read_piece, opened, begin, self._asked_up_to, last)))
             asked += 1
         return asked
 
@@ -191,12 +228,12 @@ def _read_piece(opened: RemoteObject, begin: int, end: int, last: bool) -> bytea
     return piece
 
 
-def _from_front_to_back(address: str) -> Iterator[bytearray]:
+def _from_front_to_back(address: str, piece_bytes: int) -> Iterator[bytearray]:
     stream = HttpStream(address)
     try:
         while True:
             piece = bytearray()
-            retried(address, partial(stream.append, PIECE, piece))
+            retried(address, partial(stream.append, piece_bytes, piece))
             if not piece:
                 return
             yield piece

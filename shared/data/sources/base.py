@@ -1,6 +1,6 @@
 """What a source is: random access where the data allows it, a stream where it does not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -36,6 +36,24 @@ class StreamSource(Protocol):
 
 
 Source = RandomAccessSource | StreamSource
+
+
+@runtime_checkable
+class StreamsInLanes(Protocol):
+    """A `StreamSource` that can be read as several beside each other, each of which reads a part of the data alone."""
+
+    manifest: Manifest
+
+    @property
+    def most_lanes(self) -> int:
+        """Into which it can be divided."""
+        ...
+
+    def iterate(self, epoch: int) -> Iterator[RawSample]: ...
+
+    def lanes(self, count: int, wanted: Sequence[int]) -> dict[int, StreamSource]:
+        """Those with these numbers among `count`, to be read together. Their order depends on `count`, too."""
+        ...
 
 
 @runtime_checkable

@@ -42,7 +42,8 @@ class NamedFiles:
         self._data, self._folder, self._addresses = data, folder, addresses
         own = () if folder is None else (folder,)
         folders = [Path(path).resolve() for path in (*own, *allowed)]
-        self._roots = (*folders, *(blobs for one in folders for blobs in _blobs_of_snapshot(one)))
+        roots = (*folders, *(blobs for one in folders for blobs in _blobs_of_snapshot(one)))
+        self._roots = tuple(os.path.join(root, "") for root in roots)
 
     def find(self, name: Any, base: Path | None = None) -> Path | str | None:
         """The picture that a row's value names, None where it names none.
@@ -100,17 +101,18 @@ class NamedFiles:
         return path
 
     def _check_inside(self, path: Path, name: str | None = None) -> None:
-        given = shown(path if name is None else name)
         try:
             os.fsencode(path)
-            resolved = path.resolve()
-        except (OSError, ValueError, RuntimeError):  # a NUL, half a character, a name too long, a circle of links
+            resolved = os.path.realpath(path)
+        except (OSError, ValueError):  # a NUL, half a character, a name too long
+            given = shown(path if name is None else name)
             raise BadSampleError(f"it names {given}, which is no file name that can be followed") from None
-        if not any(resolved.is_relative_to(root) for root in self._roots):
-            where = "" if path == resolved or given == shown(resolved) else f" (which leads to {shown(resolved)})"
+        if not f"{resolved}{os.sep}".startswith(self._roots):
+            given = shown(path if name is None else name)
+            where = "" if str(path) == resolved or given == shown(resolved) else f" (which leads to {shown(resolved)})"
             raise BadSampleError(
                 f"it names {given}{where}, outside of {self._own()}. If you trust the data, add "
-                f"{_FLAG} {shown(resolved.parent)}"
+                f"{_FLAG} {shown(os.path.dirname(resolved))}"
             )
 
     def _own(self) -> str:
@@ -134,7 +136,7 @@ def _readings(name: str) -> list[str]:
 
     On Linux all of these are names of different files.
     """
-    if len(name) > _LONGEST_NAME:
+    if len(name) > _LONGEST_NAME or (name.isascii() and "\\" not in name and name == name.strip()):
         return [name]
     stripped = dict.fromkeys((name, name.strip()))
     slashed = dict.fromkeys(reading for one in stripped for reading in (one, one.replace("\\", "/")))

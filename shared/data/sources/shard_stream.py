@@ -1,16 +1,20 @@
 """WebDataset tars that can only be read from front to back: URLs, commands, compressed files."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from shared.config import TrainConfig
 from shared.data.addresses import PACKAGES, scheme_of
-from shared.data.remote import RemoteError, RemoteStreams
+from shared.data.remote import Readers, RemoteError, RemoteStreams
 from shared.data.sample import RawSample
-from shared.data.sources.base import Manifest
+from shared.data.sources.base import Manifest, StreamSource
 from shared.data.sources.shard_keys import MOST_MEMBERS, ShardKeys, raw_sample, split_member, twice
 from shared.data.sources.shuffling import buffered_shuffle
 from shared.data.sources.tar_reading import Content, DamagedTarError, EndsTooEarlyError, StreamContent, regular_files
@@ -20,6 +24,10 @@ from shared.untrusted import foreign_library, open_file, shown
 from shared.untrusted.pictures import LARGEST_FILE
 from shared.user_errors import UserError
 
+MOST_LANES = 64
+"""As many hosts read different shards; more would make ranges small on a single one."""
+
+_ORDERS_HELD = 4  # of epochs: lanes are at the ends of two, seldom of more
 _DRAIN_BYTES = 2**20
 
 
@@ -27,8 +35,9 @@ class ShardStream:
     """Streaming of undecoded samples, grouped as webdataset groups them, shards in a seeded order, through a shuffle
     buffer.
 
-    Every host reads everything, so that what is at a position does not depend on the number of hosts: how many samples
-    come before a position is only known by reading them, or from an index, with which no stream is needed.
+    How many samples come before a position is only known by reading them, so whoever wants one reads all that come
+    before it. What is remote is divided into lanes, of which hosts read different ones; the order depends on how many
+    lanes there are, and not on who reads them. The rest is read whole by every host.
     """
 
     def __init__(self, locations: list[str], keys: ShardKeys, config: TrainConfig) -> None:
@@ -36,7 +45,8 @@ class ShardStream:
         self._locations, self._keys = locations, keys
         self._seed, self._buffer_size = config.seed, config.shuffle_buffer_size
         self._max_samples = config.max_train_samples
-        first = next(self._read(locations), None)
+        self._order = lru_cache(maxsize=_ORDERS_HELD)(self._order_of)
+        first = next(self._read(locations, Readers(MOST_LANES)), None)
         where = shown(redacted(locations[0]))
         if first is None:
             raise UserError(f"{where} and its like hold no samples; expected members such as 0001.image.png")
@@ -50,18 +60,48 @@ class ShardStream:
             "shuffle_buffer_size": config.shuffle_buffer_size,
             "max_train_samples": config.max_train_samples,
         }
+        if self.most_lanes > 1:
+            self.manifest["most_lanes"] = self.most_lanes
+
+    @property
+    def most_lanes(self) -> int:
+        """See `StreamsInLanes`. The first --max_train_samples are in the first shards, whichever those have."""
+        divisible = self._max_samples is None and all(map(is_remote, self._locations))
+        return min(MOST_LANES, len(self._locations)) if divisible else 1
+
+    def lanes(self, count: int, wanted: Sequence[int]) -> dict[int, StreamSource]:
+        """See `StreamsInLanes`."""
+        readers = Readers(len(wanted))
+        return {number: _Lane(self, number, count, readers) for number in wanted}
 
     def iterate(self, epoch: int) -> Iterator[RawSample]:
         """The samples of one epoch. --max_train_samples takes the same first ones in every epoch."""
-        if self._max_samples is not None:
-            samples: Iterator[_StreamedSample] = itertools.islice(self._read(self._locations), self._max_samples)
-        else:
-            order = generator(self._seed, Purpose.SHARD_ORDER, epoch).permutation(len(self._locations))
-            samples = self._read([self._locations[index] for index in order])
+        if self._max_samples is None:
+            return self.iterate_lane(0, 1, epoch, Readers())
+        samples = itertools.islice(self._read(self._locations, Readers()), self._max_samples)
         return buffered_shuffle(map(self._raw_sample, samples), self._buffer_size, self._seed, epoch)
 
-    def _read(self, locations: list[str]) -> Iterator["_StreamedSample"]:
-        with RemoteStreams([location for location in locations if is_remote(location)]) as remote:
+    def iterate_lane(self, number: int, count: int, turn: int, readers: Readers) -> Iterator[RawSample]:
+        """One of `count` lanes, for as many shards as there are in all.
+
+        The shards of all epochs, one epoch's order after the other's, are dealt to the lanes one by one.
+        """
+        shards = len(self._locations)
+        places = range(turn * shards * count + number, (turn + 1) * shards * count, count)
+        samples = self._read(map(self._location_at, places), readers)
+        buffer_size = max(1, self._buffer_size // count)
+        return buffered_shuffle(map(self._raw_sample, samples), buffer_size, self._seed, turn * count + number)
+
+    def _location_at(self, place: int) -> str:
+        epoch, offset = divmod(place, len(self._locations))
+        return self._locations[self._order(epoch)[offset]]
+
+    def _order_of(self, epoch: int) -> npt.NDArray[np.int64]:
+        return generator(self._seed, Purpose.SHARD_ORDER, epoch).permutation(len(self._locations))
+
+    def _read(self, locations: Iterable[str], readers: Readers) -> Iterator["_StreamedSample"]:
+        locations, ahead = itertools.tee(locations)
+        with RemoteStreams(filter(is_remote, ahead), readers) as remote:
             for location in locations:
                 try:
                     yield from _read_shard(location, remote, self._keys)
@@ -81,6 +121,17 @@ class ShardStream:
         named_caption = (caption, members[caption] or b"") if caption else None
         image, *conditions = (members[extension] if extension else None for extension in pictures)
         return raw_sample(name, image, conditions, named_caption)
+
+
+class _Lane:
+    """One of a stream's, as a stream whose epochs are `iterate_lane`'s turns."""
+
+    def __init__(self, stream: ShardStream, number: int, count: int, readers: Readers) -> None:
+        self.manifest = stream.manifest
+        self._stream, self._number, self._count, self._readers = stream, number, count, readers
+
+    def iterate(self, epoch: int) -> Iterator[RawSample]:
+        return self._stream.iterate_lane(self._number, self._count, epoch, self._readers)
 
 
 @dataclass

@@ -46,8 +46,8 @@ def open_shards(config: TrainConfig) -> RandomAccessSource | StreamSource:
         if source is not None:
             return source
         logger.warning(
-            "No index lies beside the remote shards: they are read from front to back, all of them by every host, and "
-            "shuffled through a buffer. python3 -m shared.prepare_data index makes one"
+            "No index lies beside the remote shards: they are read from front to back, and shuffled through a buffer. "
+            "python3 -m shared.prepare_data index makes one"
         )
     return ShardStream(locations, keys, config)
 

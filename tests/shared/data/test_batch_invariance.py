@@ -1,19 +1,21 @@
 """A global batch depends on the data, the seed and the step, and on nothing about how it is computed."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data.batches import BatchSpec
+from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sample import RawSample
 from shared.data.sources import open_source
-from tests.shared.data.pictures import LATENT_SHAPE, captions_in, config, loader, pairs, png, write_tars
+from shared.data.tokenization import PromptInputs
+from tests.shared.data.pictures import LATENT_SHAPE, captions_in, config, loader, pairs, png, tokenize, write_tars
 
 CIRCLES = {"generated_circles": 10, "resolution": 16}
 
@@ -169,6 +171,59 @@ def test_what_goes_wrong_in_a_thread_reaches_the_consumer(source: Any, workers: 
     loading = loader(config(resolution=8, dataloader_num_workers=workers), source=source)
     with pytest.raises(RuntimeError, match="the disk fell off"):
         next(iter(loading))
+    loading.close()
+
+
+class Numbered:
+    """Sixty-four samples, whose captions are their numbers."""
+
+    manifest: ClassVar[dict[str, Any]] = {"location": "memory"}
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> RawSample:
+        return RawSample(png(0, 8, 8), (png(0, 8, 8),), (str(index),), str(index))
+
+
+def tokenized_by(function: Callable[[Sequence[str]], npt.NDArray[np.int32]], workers: int) -> BatchLoader:
+    training = config(resolution=8, dataloader_num_workers=workers)
+    return BatchLoader(Numbered(), training, PromptInputs(function), BatchSpec(8), LATENT_SHAPE, 1000)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_whoever_asks_for_a_batch_has_nothing_left_to_do_where_there_are_threads(workers: int) -> None:
+    where: set[threading.Thread] = set()
+
+    def noted(captions: Sequence[str]) -> npt.NDArray[np.int32]:
+        where.add(threading.current_thread())
+        return tokenize(captions)
+
+    loading = tokenized_by(noted, workers)
+    for _ in zip(range(4), loading, strict=False):
+        pass
+    loading.close()
+    assert where
+    assert (threading.current_thread() in where) == (workers == 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_what_goes_wrong_with_a_caption_is_heard_of_at_its_batch(workers: int) -> None:
+    plain = tokenized_by(tokenize, 0)
+    batches = [plain.batch(step) for step in range(3)]
+    unwanted = captions_in(batches[2])[5]
+
+    def refused(captions: Sequence[str]) -> npt.NDArray[np.int32]:
+        if unwanted in captions:
+            raise ValueError("that one")
+        return tokenize(captions)
+
+    loading = tokenized_by(refused, workers)
+    reading = loading.iterate()
+    for expected in batches[:2]:
+        np.testing.assert_array_equal(next(reading)[1]["input_ids"], expected["input_ids"])
+    with pytest.raises(ValueError, match="that one"):
+        next(reading)
     loading.close()
 
 

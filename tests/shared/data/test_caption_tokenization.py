@@ -1,5 +1,7 @@
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,37 @@ def test_cut_captions_are_said_once_and_counted(demo_tokenizer: Any, caplog: pyt
     assert record.getMessage().isprintable()
     tokenize.report()
     assert "2 of 4 captions and prompts had more than 77 tokens" in caplog.text
+
+
+class Watched:
+    """A tokenizer that refuses to be used by a thread while another uses it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self._in_use = tokenizer, threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        assert self._in_use.acquire(blocking=False)
+        try:
+            time.sleep(0.001)
+            return self._tokenizer(*given, **named)
+        finally:
+            self._in_use.release()
+
+
+def test_threads_take_turns(demo_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    tokenize = tokenizer_function(Watched(demo_tokenizer))
+    captions = ["a red circle", "red " * 100]
+    with ThreadPoolExecutor(4) as threads:
+        rows = list(threads.map(tokenize, [captions] * 40))
+        used = list(threads.map(tokenize.used, ["a red circle"] * 40))
+    assert used == ["a red circle"] * 40
+    for ids in rows:
+        np.testing.assert_array_equal(ids, uncut(demo_tokenizer, captions))
+    tokenize.report()
+    assert "40 of 80 captions and prompts" in caplog.text
 
 
 def test_the_used_text_is_what_the_tokens_hold(demo_tokenizer: Any) -> None:

@@ -216,7 +216,7 @@ def test_what_cannot_be_indexed_is_told(
 def test_without_one_shards_are_streamed_and_that_is_said(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     del server.objects[INDEX]
     assert isinstance(open_source(config(train_shards=(server.address + SHARDS,))), StreamSource)
-    assert "No index lies beside the remote shards: they are read from front to back, all of them" in caplog.text
+    assert "No index lies beside the remote shards: they are read from front to back, and shuffled" in caplog.text
 
 
 def test_a_page_in_its_place_is_none(server: Server) -> None:

@@ -240,7 +240,7 @@ def test_no_more_is_read_than_lies_in_the_window(server: Server, monkeypatch: py
         stream, read = streams.next(), bytearray()
         while len(read) < len(content):
             read += stream.read(PIECE)
-            assert server.requests["/a"] <= len(read) // PIECE + read_ahead.LANES + 1
+            assert server.requests["/a"] <= len(read) // PIECE + read_ahead.RANGES + 1
             if len(read) < 80 * PIECE:
                 assert not server.requests["/b"]
         assert read == content
@@ -266,7 +266,7 @@ def test_an_object_that_opens_late_is_whole_though_later_ones_fill_the_window(se
                 if len(read) == 16 * PIECE and not filled.is_set():
                     wait_until(lambda: server.bytes["/c"] >= PIECE)
             if not filled.is_set():
-                wait_until(lambda: server.requests["/c"] == read_ahead.LANES - 1)
+                wait_until(lambda: server.requests["/c"] == read_ahead.RANGES - 1)
                 filled.set()
             assert read == content
 
@@ -312,8 +312,8 @@ def test_the_lanes_end_with_their_reader(server: Server) -> None:
     with RemoteStreams([f"{server.address}/train-000.tar"]) as streams:
         streams.next().read(1)
         lanes = [thread for thread in threading.enumerate() if thread.name.startswith("data-")]
-        assert len(lanes) >= read_ahead.LANES
-    for lane in lanes[-read_ahead.LANES :]:
+        assert len(lanes) >= read_ahead.RANGES
+    for lane in lanes[-read_ahead.RANGES :]:
         lane.join(10)
         assert not lane.is_alive()
 

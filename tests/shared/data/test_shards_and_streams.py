@@ -345,6 +345,28 @@ def test_shell_urls_need_their_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux alone says what a process has read")
+def test_hosts_together_read_each_body_of_local_tars_once(tmp_path: Path) -> None:
+    samples = [{"image": png(i, 99, 99), "conditioning_image": png(50 + i, 99, 99), "text": str(i)} for i in range(32)]
+    training = config(train_shards=(str(write_tars(tmp_path, samples)),), resolution=8)
+    whole = sum(path.stat().st_size for path in tmp_path.iterdir())
+    loader(training).batch(0)  # which imports, too
+    opened, read = [], []
+    for host in range(4):
+        before = bytes_read()
+        loading = loader(training, BatchSpec(4, 4, 2), host, 4)
+        opened.append(bytes_read() - before)
+        loading.batch(0)
+        read.append(bytes_read() - before - opened[-1])
+    assert max(opened) < whole / 10, "the headers alone"
+    assert 0.9 * whole < sum(read) < 1.1 * whole
+
+
+def bytes_read() -> int:
+    """By this process so far, as the kernel counts it."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
 # Streams
 
 

@@ -2,6 +2,8 @@
 
 import os
 import threading
+import time
+import weakref
 
 import pytest
 
@@ -9,7 +11,7 @@ from shared.config import TrainConfig
 from shared.data.batches import BatchLoader, BatchSpec
 from shared.data.sources import open_sources
 from shared.data.tokenization import PromptInputs
-from shared.data.workers import threads_beside_accelerators
+from shared.data.workers import Workers, threads_beside_accelerators
 from tests.shared.data.pictures import tokenize
 
 
@@ -19,6 +21,22 @@ from tests.shared.data.pictures import tokenize
 def test_processors_are_shared(processors: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(processors)), raising=False)
     assert threads_beside_accelerators(processes) == threads
+
+
+class Result:
+    pass
+
+
+def test_an_idle_thread_holds_nothing_of_what_it_did() -> None:
+    workers = Workers(1)
+    done = workers.submit(Result)
+    held = weakref.ref(done.result(timeout=10))
+    del done
+    deadline = time.monotonic() + 10
+    while held() is not None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert held() is None
+    workers.close()
 
 
 @pytest.mark.parametrize(("flag", "threads"), [(None, 3), (0, 0), (2, 2)])
