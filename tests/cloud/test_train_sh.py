@@ -65,9 +65,13 @@ def test_a_training_that_was_stopped_is_to_be_continued(stop: Callable[[subproce
         start_new_session=True,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "it trains\n"
-    stop(process)
-    output, _ = process.communicate(timeout=60)
+    try:
+        assert process.stdout.readline() == "it trains\n"
+        stop(process)
+        output, _ = process.communicate(timeout=60)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 75, output
     assert "Stopped by SIGTERM" in output
 

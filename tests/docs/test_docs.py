@@ -31,7 +31,9 @@ def inline_commands(document: Page) -> list[list[str]]:
 
 
 def _is_mention(command: list[str]) -> bool:
-    return command == ["accelerate", "launch"] or (command[1] == "-m" and len(command) == 3)
+    return command in (["accelerate", "launch"], ["sky", "jobs", "launch"]) or (
+        command[1] == "-m" and len(command) == 3
+    )
 
 
 BLOCKS = [(document, command) for document in PAGES for block in document.blocks("sh") for command in commands(block)]
