@@ -13,7 +13,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loa
 demo: $(VENV)/flax.installed
 	$(BIN)/python train_flax.py
 
-test: $(VENV)/development.installed
+test: $(VENV)/development.installed $(VENV)/skypilot.installed
 	$(PYTEST)
 
 test-fast: $(VENV)/development.installed
@@ -23,7 +23,7 @@ lint: $(VENV)/development.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck tpu_setup.sh
+	$(BIN)/shellcheck tpu_setup.sh cloud/train.sh
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
@@ -38,4 +38,10 @@ $(VENV)/flax.installed: requirements_flax.txt | $(BIN)/python
 $(VENV)/development.installed: requirements_development.txt requirements.txt requirements_flax.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements_development.txt
+	touch $@
+
+# For the tests of cloud/skypilot.yaml. SkyPilot and huggingface-hub want different versions of click.
+$(VENV)/skypilot.installed: tests/cloud/requirements_skypilot.txt $(VENV)/development.installed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/skypilot
+	$(BIN)/uv pip install --quiet --python $(VENV)/skypilot/bin/python -r tests/cloud/requirements_skypilot.txt
 	touch $@

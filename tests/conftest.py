@@ -40,6 +40,7 @@ SLOW = (
     "flax_trainer/test_text_encoding.py",
     "hostile",
     "tpu_vm",
+    "cloud",
     "torch_trainer/training",
     "torch_trainer/checkpoints",
     "torch_trainer/evaluation",

@@ -15,6 +15,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -32,7 +33,7 @@ from tests.docs.pages import ROOT
 from tests.tpu_vm.cloud import Cloud
 
 _BACKENDS: dict[str, Backend] = {"train_flax.py": "flax", "train_torch.py": "torch"}
-_OTHERS = {"cd", "source", "uv", "pprof"}  # not ours
+_OTHERS = {"cd", "source", "uv", "pprof", "git"}  # not ours
 _ENDS = {"&&", "||", ";", "|"}
 _ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)", re.DOTALL)
 
@@ -228,6 +229,9 @@ def _pip(words: list[str]) -> None:
 
 
 def _gcloud(words: list[str]) -> None:
+    if words[:2] == ["storage", "buckets"]:
+        assert words[2] != "create" or "--enable-hierarchical-namespace" in words, words
+        return
     assert words[:4] == ["compute", "tpus", "tpu-vm", "ssh"], words
     for word in words:
         if word.startswith("--command="):
@@ -243,6 +247,25 @@ def _tpu_setup(words: list[str]) -> None:
         _train("flax", words[words.index("--") + 1 :])
 
 
+def _sky(words: list[str]) -> None:
+    assert words[:2] == ["jobs", "launch"], words
+    assert (ROOT / words[2]).is_file(), words
+
+
+def _with_files(words: list[str]) -> None:
+    for flag, value in pairwise(words):
+        if flag in ("-f", "--file"):
+            assert (ROOT / value).is_file(), words
+
+
+def _xpk(words: list[str]) -> None:
+    for word in words:
+        if word.startswith("--command="):
+            script, *command = word.removeprefix("--command=exec ").split()
+            assert (ROOT / script).is_file(), words
+            check(command)
+
+
 def _tensorboard(words: list[str]) -> None:
     assert words[:1] == ["--logdir"], words
 
@@ -256,6 +279,10 @@ _CHECKS: dict[str, Callable[[list[str]], None]] = {
     "gcloud": _gcloud,
     "./tpu_setup.sh": _tpu_setup,
     "tensorboard": _tensorboard,
+    "sky": _sky,
+    "docker": _with_files,
+    "kubectl": _with_files,
+    "xpk": _xpk,
 }
 PROGRAMS = frozenset(_CHECKS)
 

@@ -31,7 +31,9 @@ def inline_commands(document: Page) -> list[list[str]]:
 
 
 def _is_mention(command: list[str]) -> bool:
-    return command == ["accelerate", "launch"] or (command[1] == "-m" and len(command) == 3)
+    return command in (["accelerate", "launch"], ["sky", "jobs", "launch"]) or (
+        command[1] == "-m" and len(command) == 3
+    )
 
 
 BLOCKS = [(document, command) for document in PAGES for block in document.blocks("sh") for command in commands(block)]
@@ -144,6 +146,10 @@ def test_imports_run_down_the_drawings(place: int, package: str) -> None:
         "pip install -r requirements_jax.txt",
         "./tpu_setup.sh --name circles --zone us-central2-b",
         'gcloud compute tpus tpu-vm ssh NAME --command="cd x && .venv/bin/python train_flax.py … --resolutoin=8"',
+        "sky jobs launch cloud/sky.yaml",
+        "kubectl apply -f cloud/gke/v5e.yaml",
+        "xpk workload create --command='exec cloud/train.sh python3 train_flax.py … --resolutoin=8'",
+        "gcloud storage buckets create gs://my-bucket",
         "conda install jax",
     ],
 )
