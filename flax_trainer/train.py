@@ -51,6 +51,7 @@ from flax_trainer.training.step import Objective, make_evaluation_step
 from shared.checkpoints.choice import check_same_choice
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
+from shared.data.joint_batches import JointBatches
 from shared.data.workers import threads_beside_accelerators
 from shared.diffusion.drawing import Drawing
 from shared.evaluation.held_out import HeldOutEvaluation
@@ -62,6 +63,7 @@ from shared.profiling.utilisation import Utilisation
 from shared.run.aspect_buckets import check_same_buckets, digest_of_buckets, with_aspect_buckets
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
+from shared.run.requests import SavingClock
 from shared.run.result import BackendFacts, complete_run
 from shared.run.setup import (
     PreparedRun,
@@ -124,7 +126,7 @@ def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
     del initial
 
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
-        for resource in (loop.log, loop.loader, loop.profiler, loop.train_step):
+        for resource in (loop.log, run.loader, loop.profiler, loop.train_step):
             closing.callback(resource.close)
         state = run.engine.place_state(host_state)
         _compile_ahead(run, loop, state)
@@ -269,8 +271,9 @@ def _build_loop(run: _Run, initial: InitialParams, frozen: FrozenParams, started
         engine=engine,
         train_step=train_step,
         frozen=frozen,
-        loader=run.loader,
+        batches=JointBatches(run.loader, run.steps.first, is_one_of_several=jax.process_count() > 1),
         checkpoints=checkpoints,
+        clock=SavingClock(config.checkpointing_seconds if is_main_process() else None),
         validation=validation,
         evaluator=Evaluator(losses, _sampler(run), frozen),
         log=log,

@@ -21,6 +21,7 @@ from shared.checkpoints.choice import check_same_choice
 from shared.checkpoints.policy import check_resumable
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
+from shared.data.joint_batches import JointBatches
 from shared.data.views import Size
 from shared.data.workers import threads_beside_accelerators
 from shared.diffusion.drawing import Drawing
@@ -33,6 +34,7 @@ from shared.profiling.utilisation import Utilisation
 from shared.run.aspect_buckets import check_same_buckets, digest_of_buckets, with_aspect_buckets
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
+from shared.run.requests import SavingClock
 from shared.run.result import BackendFacts, complete_run
 from shared.run.setup import (
     PreparedRun,
@@ -124,7 +126,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
     loop = _build_loop(run, profiled, started, ending)
 
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
-        for resource in (loop.log, loop.loader, loop.profiler):
+        for resource in (loop.log, run.loader, loop.profiler):
             closing.callback(resource.close)
         loop.validation.measure_untrained(loop.models, steps.first)
         if prepared.resume_from is not None:
@@ -231,15 +233,18 @@ def _build_loop(run: _Run, profiled: range, started: float, ending: ExitStack) -
         speed_figures=_utilisation(run),
     )
     ending.callback(validation.tracker.close)
+    checkpoints = Checkpoints(
+        accelerator, run.models.controlnet, run.state, run.prepared.output_dir, config.checkpoints_total_limit
+    )
+    ending.callback(checkpoints.wait)
     evaluator = Evaluator(accelerator, run.models, run.objective, _sampler(run), run.average)
     return Loop(
         steps=run.steps,
         accelerator=accelerator,
         train_step=TrainStep(accelerator, run.models, run.objective, run.optimizer, config, run.average),
-        loader=run.loader,
-        checkpoints=Checkpoints(
-            accelerator, run.models.controlnet, run.state, run.prepared.output_dir, config.checkpoints_total_limit
-        ),
+        batches=JointBatches(run.loader, run.steps.first, is_one_of_several=accelerator.num_processes > 1),
+        checkpoints=checkpoints,
+        clock=SavingClock(config.checkpointing_seconds if accelerator.is_main_process else None),
         validation=validation,
         models=evaluator.models_in_training(),
         log=log,
