@@ -103,6 +103,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is damaged or of another kind of run.
         """
+        self.wait()
         shapes = self._state.shapes()
         if is_flax_checkpoint(checkpoint):
             step, params, moments, loss_scaler, average = read_flax_checkpoint(checkpoint, shapes)

@@ -44,9 +44,9 @@ class FSDPState:
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU; the processes put it together from their parts."""
+    """A copy on the CPU; the processes put it together from their parts."""
     whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().cpu()
+    return whole.detach().to("cpu", copy=True)
 
 
 def _like(param: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:

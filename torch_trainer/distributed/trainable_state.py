@@ -39,7 +39,7 @@ class TrainableState(Protocol):
         ...
 
     def tensors(self) -> StateTensors:
-        """`params` and the optimizer's state, which is there after the first step."""
+        """`params` and the optimizer's state, which is there after the first step: copies, which no step changes."""
         ...
 
     def load(self, tensors: StateTensors, step: int) -> None:
@@ -150,7 +150,8 @@ def _8_bit_layouts(param: torch.Tensor, number: torch.dtype) -> dict[str, tuple[
 
 
 def _on_cpu(value: torch.Tensor) -> torch.Tensor:
-    """A copy in memory of its own: 8-bit AdamW's parameters share their maps, which no safetensors file may."""
+    """A copy in memory of its own: on CPUs the optimizer goes on writing to what it has, and 8-bit AdamW's parameters
+    share their maps, which no safetensors file may."""
     return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
