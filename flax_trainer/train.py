@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ from flax_trainer.distributed.engine import (
 from flax_trainer.distributed.joining import check_joined, join_processes
 from flax_trainer.distributed.processes import (
     agree_or_raise,
+    are_several,
     barrier,
     broadcast_config,
     check_shared_folder,
@@ -63,6 +65,7 @@ from shared.profiling.utilisation import Utilisation
 from shared.run.aspect_buckets import check_same_buckets, digest_of_buckets, with_aspect_buckets
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
+from shared.run.lost_process import LostProcessError, end_after_lost_process, told_when_a_process_is_lost
 from shared.run.requests import SavingClock
 from shared.run.result import BackendFacts, complete_run
 from shared.run.setup import (
@@ -100,7 +103,11 @@ def train(config: TrainConfig) -> int:
         with agree_or_raise():
             if is_main:
                 ending.enter_context(held_run_folder(config))
-        exit_code = _train(config, started, ending)
+        try:
+            with told_when_a_process_is_lost(Path(config.output_dir), is_one_of_several=are_several()):
+                exit_code = _train(config, started, ending)
+        except LostProcessError as error:
+            end_after_lost_process(error)  # before anything that `ending` would ask of the others
     barrier("the run is complete")
     return exit_code
 

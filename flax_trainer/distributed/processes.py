@@ -33,6 +33,11 @@ def is_main_process() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def are_several() -> bool:
+    """Whether this is one of several processes that train together."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in at least one process."""
     if not jax.distributed.is_initialized():
