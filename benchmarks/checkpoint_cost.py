@@ -90,9 +90,14 @@ def controlnet_without_weights(architecture: str) -> ControlNetModel:
 
 
 def part_of(shapes: dict[str, tuple[int, ...]], part: float) -> dict[str, tuple[int, ...]]:
-    """Every so manieth parameter, of all sizes."""
-    kept = {name: shape for number, (name, shape) in enumerate(shapes.items()) if number * part % 1 < part}
-    assert kept
+    """Parameters of all depths and sizes that hold about this part of all numbers."""
+    kept: dict[str, tuple[int, ...]] = {}
+    due = 0.0
+    for name, shape in shapes.items():
+        due += part * math.prod(shape)
+        if due >= math.prod(shape) / 2:
+            kept[name] = shape
+            due -= math.prod(shape)
     return kept
 
 

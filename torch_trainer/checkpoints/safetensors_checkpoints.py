@@ -65,6 +65,7 @@ class Checkpoints:
         self._directory, self._keep = directory, keep
         self._saved_step: int | None = None
         self._writing: Future[None] | None = None
+        self._memory: Tensors = {}  # of the copy that is written
         if accelerator.is_main_process:
             with self._explained_failure_to_write():
                 remove_unfinished(directory)
@@ -80,8 +81,10 @@ class Checkpoints:
         if step == self._saved_step:
             return
         self.wait()
-        tensors, scaler = self._state.tensors(), self._accelerator.scaler
-        if self._accelerator.is_main_process:
+        is_main, scaler = self._accelerator.is_main_process, self._accelerator.scaler
+        if is_main or self._state.is_divided:
+            tensors = self._state.tensors(self._memory)
+        if is_main:
             state = {"step": step, "loss_scaler": None if scaler is None else scaler.state_dict(), "record": record}
             place = self._directory / f"{CHECKPOINT_PREFIX}{step}"
             self._writing = in_background(self._write, place, tensors, state, timed)

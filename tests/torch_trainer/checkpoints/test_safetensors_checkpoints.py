@@ -23,7 +23,7 @@ from shared.checkpoints.retention import is_timed
 from shared.config import TrainConfig
 from tests.torch_trainer.tiny_training import ROOT, Training, batch_of, training_of
 from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints, checkpoint_record_of, save_model
-from torch_trainer.distributed.trainable_state import StateTensors
+from torch_trainer.distributed.trainable_state import StateTensors, Tensors
 
 RECORD = checkpoint_record(
     TrainConfig(pretrained_model_name_or_path="some/model"), {"location": ["a.tar"], "samples": 8}, 8
@@ -54,6 +54,8 @@ def small_controlnet(width: int = 8) -> ControlNetModel:
 class NumbersOfAStep:
     """A state that is a function of its step, so that whoever reads a checkpoint knows what belongs there."""
 
+    is_divided = False
+
     def __init__(self, controlnet: torch.nn.Module):
         self._shapes = {name: tuple(param.shape) for name, param in controlnet.named_parameters()}
         self.step = 0
@@ -66,7 +68,7 @@ class NumbersOfAStep:
         random = torch.Generator().manual_seed(self.step)
         return {name: torch.randn(shape, generator=random) for name, shape in self._shapes.items()}
 
-    def tensors(self) -> StateTensors:
+    def tensors(self, memory: Tensors | None = None) -> StateTensors:
         params = self.params()
         return StateTensors(
             params, {name: {"exp_avg": value + 1, "exp_avg_sq": value + 2} for name, value in params.items()}
@@ -189,7 +191,7 @@ def test_numbers_that_are_none_come_back_too(tmp_path: Path) -> None:
     special = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45, -float("inf"), 1.0, 2.0, 3.0])
     tensors = folder.state.tensors()
     tensors.params["conv_in.bias"] = special
-    folder.state.tensors = lambda: tensors  # type: ignore[method-assign]
+    folder.state.tensors = lambda memory=None: tensors  # type: ignore[method-assign]
     folder.checkpoints.save(3, RECORD)
     folder.checkpoints.wait()
     folder.checkpoints.restore(tmp_path / "checkpoint-3")
