@@ -35,9 +35,13 @@ RECORD = checkpoint_record(TrainConfig(pretrained_model_name_or_path="random"), 
 
 
 class Cost(NamedTuple):
-    """Seconds of the second of two saves: `held` until the training goes on, `whole` until all is on disk."""
+    """Seconds of the second of two saves: `held` until the training goes on, `whole` until all is on disk.
+
+    `computing` is how much of `held` its thread had a processor: the rest it waited for the disk, or for others.
+    """
 
     held: float
+    computing: float
     whole: float
 
 
@@ -66,7 +70,7 @@ def told(backend: str, architecture: str, parameters: int, cost: Cost, seconds: 
     gigabytes = 12 * parameters / 1e9
     return (
         f"{backend} {architecture}: {parameters / 1e6:.4g} M parameters, {gigabytes:.3g} GB; the training is held for "
-        f"{cost.held:.3g} s ({cost.held / seconds:.2%} of {seconds:g} s), whole after {cost.whole:.3g} s "
+        f"{cost.held:.3g} s ({cost.held / seconds:.2%} of {seconds:g} s; {cost.computing:.3g} s computing), whole after {cost.whole:.3g} s "
         f"({gigabytes / cost.whole:.3g} GB/s)"
     )
 
@@ -75,11 +79,11 @@ def measure(save: Callable[[int], None], wait: Callable[[], None]) -> Cost:
     """The first save makes what is made once."""
     save(1)
     wait()
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.thread_time()
     save(2)
-    held = time.perf_counter() - began
+    held, computing = time.perf_counter() - began, time.thread_time() - computed
     wait()
-    return Cost(held, time.perf_counter() - began)
+    return Cost(held, computing, time.perf_counter() - began)
 
 
 def controlnet_without_weights(architecture: str) -> ControlNetModel:

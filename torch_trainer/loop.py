@@ -139,9 +139,11 @@ class Loop:
         try:
             figures.check()
         except NonFiniteError:
-            self._save_before_error(dispatched.step - 1)
+            is_good = self.train_step.keeps_what_was_good
+            if is_good:
+                self._save_before_error(dispatched.step - 1)
             if self._in_any_process(self.batches.have_failed(dispatched.step)):
-                raise self.batches.failure(dispatched.step) from None
+                raise self.batches.failure(dispatched.step, is_saved=is_good) from None
             raise
         return figures
 

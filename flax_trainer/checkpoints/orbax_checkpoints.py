@@ -73,7 +73,8 @@ class Checkpoints:
     def save(self, state: TrainState, record: dict[str, Any], *, timed: bool = False) -> None:
         """Start saving a state as `checkpoint-{state.step}`; the writing goes on in the background.
 
-        numpy arrays, of which all processes have equal ones, are written by the first. Of arrays that are divided
+        numpy arrays, of which all processes have equal ones, are written by the first, and must stay as they are until
+        `wait` has returned. Of arrays that are divided
         between devices, every process writes its part; they are copied before this returns, and may then be donated.
         A `timed` one is deleted as soon as a newer one is complete.
 
@@ -185,10 +186,10 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
     """Writes arrays from where they lie: of copies on several devices, the first one.
 
     Orbax by itself would have each of those devices cut out and write a part, which takes memory there, and for every
-    shape a program to compile.
+    shape a program to compile. And it would copy what lies on the host once more, while the training waits.
     """
     from_devices = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    from_host = ocp.type_handlers.NumpyHandler()
+    from_host = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, from_devices), (np.ndarray, from_host))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 

@@ -46,11 +46,16 @@ class JointBatches:
         """Whether the data of this process, one of several, were not there for this step, counted from 1."""
         return self._error is not None and self._failed_step <= step
 
-    def failure(self, step: int) -> ValueError:
-        """What to end with when the data of a process have failed in this step, counted from 1."""
+    def failure(self, step: int, *, is_saved: bool = True) -> ValueError:
+        """What to end with when the data of a process have failed in this step, counted from 1.
+
+        `is_saved` says whether what was trained before it is.
+        """
         if self._error is not None:
             return self._error
         kept = f"What was trained until step {step - 1} is saved" if step > 1 else "Nothing was trained yet"
+        if not is_saved:
+            kept = "What was trained since the newest checkpoint is lost"
         return UserError(
             f"Another process of this run met data that it cannot use in step {step}; its own output says which. "
             f"{kept}: when the data are mended, start the same command again on all hosts, with "

@@ -44,6 +44,7 @@ class Around:
         return self.processes
 
     loss_scale = None
+    keeps_what_was_good = True
 
     def learning_rate(self, step: int) -> float:
         return 1e-3
@@ -237,3 +238,12 @@ def test_a_figure_that_is_not_finite_is_told_as_such_where_data_fail_after_it() 
     around = Around(processes=2, losses={2: math.nan}, data_ends_before=3)
     with pytest.raises(NonFiniteError, match="at step 2"):
         around.loop().run(Interruption())
+
+
+def test_what_is_not_good_any_more_is_not_saved() -> None:
+    """Under DeepSpeed, which takes the step in most precisions."""
+    around = Around(processes=2, data_of_another_end_before=3)
+    around.keeps_what_was_good = False
+    with pytest.raises(UserError, match="What was trained since the newest checkpoint is lost"):
+        around.loop().run(Interruption())
+    assert not any(event.startswith("save") for event in around.events)

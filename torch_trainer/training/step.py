@@ -219,7 +219,7 @@ class TrainStep:
     """`step(batch, learning_rate) → StepResult`, the loss over all processes and the gradients' norm before clipping.
 
     From the first step on where one of them is not finite, nothing is changed any more: the state stays what was last
-    good, however many steps are already on their way. (DeepSpeed moves in the backward pass, by the same rules.)
+    good, however many steps are already on their way. (DeepSpeed moves in the backward pass, by rules of its own.)
     """
 
     def __init__(
@@ -234,6 +234,12 @@ class TrainStep:
         self.accelerator, self.models, self.objective = accelerator, models, objective
         self.optimizer, self.config, self.average = optimizer, config, average
         self._non_finite = torch.zeros((), device=accelerator.device)  # 0 or 1, as PyTorch's optimizers take it
+
+    @property
+    def keeps_what_was_good(self) -> bool:
+        """DeepSpeed looks for what is not finite in fp16 alone, and takes the step in other precisions."""
+        accelerator = self.accelerator
+        return accelerator.distributed_type != DistributedType.DEEPSPEED or accelerator.mixed_precision == "fp16"
 
     @property
     def loss_scale(self) -> float | None:
