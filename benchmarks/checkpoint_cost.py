@@ -70,8 +70,8 @@ def told(backend: str, architecture: str, parameters: int, cost: Cost, seconds: 
     gigabytes = 12 * parameters / 1e9
     return (
         f"{backend} {architecture}: {parameters / 1e6:.4g} M parameters, {gigabytes:.3g} GB; the training is held for "
-        f"{cost.held:.3g} s ({cost.held / seconds:.2%} of {seconds:g} s; {cost.computing:.3g} s computing), whole after {cost.whole:.3g} s "
-        f"({gigabytes / cost.whole:.3g} GB/s)"
+        f"{cost.held:.3g} s ({cost.held / seconds:.2%} of {seconds:g} s; {cost.computing:.3g} s computing), whole "
+        f"after {cost.whole:.3g} s ({gigabytes / cost.whole:.3g} GB/s)"
     )
 
 
