@@ -9,6 +9,7 @@ readonly MOUNT=/mnt/shared         # where --storage is on every host
 readonly MOUNT_UNIT=mnt-shared.mount
 readonly UNIT=controlnet-training  # the systemd service that trains; also the folder of its log
 readonly LOOKS=4                   # looks at a VM that has to stay up before a failure counts as not its own
+readonly RESTARTS=3                # of a training that loses processes, in a row without a new checkpoint
 
 # TPU images are Ubuntu 22.04, whose Python 3.10 is too old for JAX. uv brings its own and asks nothing of the image;
 # packages made for one release of Ubuntu would have to be exchanged with each.
@@ -23,7 +24,7 @@ main() {
   check_gcloud
   pack
   trap interrupted INT
-  local losses=0
+  local losses=0 restarts=0 newest=''
   while true; do
     have_vm
     if ! training_is_running && ! prepare_hosts; then
@@ -41,7 +42,10 @@ main() {
         say "$name lost its training, as by a reboot." ;;
       other) stop_for_other ;;
       stopped) stop "The training was stopped by a signal, but $name is still there, so somebody wanted it." ;;
-      *) stop "The training failed by itself (exit code ${outcome#failed }), so it is not repeated." ;;
+      *)
+        is_of_lost_process "${outcome#failed }" ||
+          stop "The training failed by itself (exit code ${outcome#failed }), so it is not repeated."
+        start_again_after_loss ;;
     esac
   done
   say_what_is_left
@@ -55,7 +59,8 @@ usage: ./tpu_setup.sh --name NAME --zone ZONE --type TYPE [--flag value ...] [--
 
 Creates a Cloud TPU VM, or takes the one of that name, installs the commit that is checked out here on all of its hosts
 and checks that JAX sees every device. With training flags, which are those of train_flax.py, it trains there and shows
-the log. A VM that is preempted is deleted and created again, and the training resumed from its newest checkpoint.
+the log. A VM that is preempted is deleted and created again, and the training resumed from its newest checkpoint; so
+it is on a VM that stays when one of its processes is lost.
 Ctrl-C ends only the watching; the same command takes it up again.
 
   --name NAME          the VM's name
@@ -450,7 +455,7 @@ stop_for_other() {
 # In one word for all hosts: running, other (runs, with other flags), lost (ended without an exit code, or never begun),
 # stopped (by SIGTERM), finished, `failed CODE`; or unreachable.
 training_state() {
-  local answers state
+  local answers answer state
   answers=$(on_all_hosts "cd $UNIT 2>/dev/null || { echo training: lost; exit; }
 if systemctl is-active --quiet $UNIT; then
 grep --quiet --fixed-strings -- $(line "$(training_command)") command.sh && echo training: running || echo training: other
@@ -463,7 +468,34 @@ fi") || answers='training: unreachable'
   for state in unreachable other running failed stopped lost finished; do
     case $answers in *"training: $state"*) break ;; esac
   done
-  printf '%s\n' "$answers" | sed -n "s/^training: \($state.*\)/\1/p" | head -n 1
+  answers=$(printf '%s\n' "$answers" | sed -n "s/^training: \($state.*\)/\1/p" | sort -u)
+  while IFS= read -r answer; do # of failures the one that forbids to start again
+    state=$answer
+    is_of_lost_process "${answer#failed }" || break
+  done <<<"$answers"
+  printf '%s\n' "$state"
+}
+
+# Whether a host's exit code says that a process was lost: the trainer's own word for it (shared/run/lost_process.py), or
+# a signal, as of the out-of-memory killer or of JAX, which aborts; but Ctrl-C. Starting again mends that.
+is_of_lost_process() {
+  [[ $1 == 75 ]] || { [[ $1 =~ ^1[2-5][0-9]$ ]] && (($1 > 128 && $1 != 130)); }
+}
+
+# What runs still on other hosts would wait for the process that is gone.
+start_again_after_loss() {
+  local reached
+  reached=$(on_all_hosts "ls $(line "$output_dir") | sed -n 's/^checkpoint-\([0-9]*\)\$/\1/p' | sort -n | tail -n 1" |
+    sort -n | tail -n 1) || reached=$newest
+  if [[ $reached != "$newest" ]]; then
+    newest=$reached restarts=0
+  fi
+  ((++restarts <= RESTARTS)) ||
+    stop "The training lost a process again (exit code ${outcome#failed }), after $RESTARTS restarts that brought no" \
+      "new checkpoint."
+  say "The training lost a process (exit code ${outcome#failed }). It is started again on all hosts, from" \
+    "${newest:+checkpoint-}${newest:-the beginning}."
+  on_all_hosts "sudo systemctl stop $UNIT 2>/dev/null || true" || true
 }
 
 # A training also ends because its VM is about to go: with success where it had the time to save, and with any error

@@ -21,12 +21,15 @@ def _main(arguments: list[str]) -> int:
         arguments = demo_arguments()
     config = parse_command_line(arguments, "torch")
 
+    from shared.run.lost_process import LostProcessError, end_after_lost_process
     from torch_trainer.train import train  # here, so that --help and mistakes in flags need not wait for PyTorch
 
     try:
         return train(config)
     except ValueError as error:
         return explain(error)
+    except LostProcessError as error:
+        end_after_lost_process(error)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130

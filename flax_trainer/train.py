@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ from flax_trainer.distributed.engine import (
 from flax_trainer.distributed.joining import check_joined, join_processes
 from flax_trainer.distributed.processes import (
     agree_or_raise,
+    are_several,
     barrier,
     broadcast_config,
     check_shared_folder,
@@ -51,6 +53,7 @@ from flax_trainer.training.step import Objective, make_evaluation_step
 from shared.checkpoints.choice import check_same_choice
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
+from shared.data.joint_batches import JointBatches
 from shared.data.workers import threads_beside_accelerators
 from shared.diffusion.drawing import Drawing
 from shared.evaluation.held_out import HeldOutEvaluation
@@ -62,6 +65,8 @@ from shared.profiling.utilisation import Utilisation
 from shared.run.aspect_buckets import check_same_buckets, digest_of_buckets, with_aspect_buckets
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
+from shared.run.lost_process import LostProcessError, end_after_lost_process, told_when_a_process_is_lost
+from shared.run.requests import SavingClock
 from shared.run.result import BackendFacts, complete_run
 from shared.run.setup import (
     PreparedRun,
@@ -98,7 +103,11 @@ def train(config: TrainConfig) -> int:
         with agree_or_raise():
             if is_main:
                 ending.enter_context(held_run_folder(config))
-        exit_code = _train(config, started, ending)
+        try:
+            with told_when_a_process_is_lost(Path(config.output_dir), is_one_of_several=are_several()):
+                exit_code = _train(config, started, ending)
+        except LostProcessError as error:
+            end_after_lost_process(error)  # before anything that `ending` would ask of the others
     barrier("the run is complete")
     return exit_code
 
@@ -124,7 +133,7 @@ def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
     del initial
 
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
-        for resource in (loop.log, loop.loader, loop.profiler, loop.train_step):
+        for resource in (loop.log, run.loader, loop.profiler, loop.train_step):
             closing.callback(resource.close)
         state = run.engine.place_state(host_state)
         _compile_ahead(run, loop, state)
@@ -269,8 +278,9 @@ def _build_loop(run: _Run, initial: InitialParams, frozen: FrozenParams, started
         engine=engine,
         train_step=train_step,
         frozen=frozen,
-        loader=run.loader,
+        batches=JointBatches(run.loader, run.steps.first, is_one_of_several=jax.process_count() > 1),
         checkpoints=checkpoints,
+        clock=SavingClock(config.checkpointing_seconds if is_main_process() else None),
         validation=validation,
         evaluator=Evaluator(losses, _sampler(run), frozen),
         log=log,

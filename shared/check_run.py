@@ -24,6 +24,7 @@ from shared.checkpoints.policy import (
     is_checkpoint,
 )
 from shared.checkpoints.portable import STATE_FILE
+from shared.checkpoints.retention import is_timed
 from shared.outgoing.messages import explain
 from shared.run.folder import WEIGHTS_FILE, finished_steps
 from shared.run.interruption import INTERRUPTED, forgiving_output
@@ -110,6 +111,8 @@ def _findings(run: Path) -> Iterator[Finding]:
 def _examined(checkpoint: Path, name: str) -> Finding:
     verdict = examine(checkpoint)
     said = str(verdict)
+    if is_timed(checkpoint):
+        said += " (of --checkpointing_seconds: a run deletes it when a newer one is complete)"
     if checkpoint.name != name:
         said += f" (a killed run was replacing it; the next one calls it {name} again)"
     return Finding(checkpoint, _step_of(checkpoint), said, None if verdict.damage else name, bool(verdict.damage))

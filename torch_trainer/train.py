@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from shared.checkpoints.choice import check_same_choice
 from shared.checkpoints.policy import check_resumable
 from shared.config import TrainConfig
 from shared.data.batches import BatchLoader
+from shared.data.joint_batches import JointBatches
 from shared.data.views import Size
 from shared.data.workers import threads_beside_accelerators
 from shared.diffusion.drawing import Drawing
@@ -33,6 +35,8 @@ from shared.profiling.utilisation import Utilisation
 from shared.run.aspect_buckets import check_same_buckets, digest_of_buckets, with_aspect_buckets
 from shared.run.folder import held_run_folder, write_config
 from shared.run.interruption import Interruption
+from shared.run.lost_process import LostProcessError, told_when_a_process_is_lost
+from shared.run.requests import SavingClock
 from shared.run.result import BackendFacts, complete_run
 from shared.run.setup import (
     PreparedRun,
@@ -89,7 +93,7 @@ def train(config: TrainConfig) -> int:
     accelerator = make_accelerator(config)
     remember_allocations(config, accelerator.device)
     with ExitStack() as ending:
-        ending.callback(accelerator.end_training)
+        ending.push(partial(_leave, accelerator))
         set_up_logging("torch_trainer", logging.INFO if accelerator.is_main_process else logging.ERROR)
         diffusers_logging.set_verbosity_error()
         transformers_logging.set_verbosity_error()
@@ -97,8 +101,9 @@ def train(config: TrainConfig) -> int:
         config = _resolved(config, accelerator)
         if accelerator.is_main_process:
             ending.enter_context(held_run_folder(config))
-        accelerator.wait_for_everyone()  # the folder's checkpoints have their names
-        return _train(config, accelerator, started, ending)
+        with told_when_a_process_is_lost(Path(config.output_dir), is_one_of_several=accelerator.num_processes > 1):
+            accelerator.wait_for_everyone()  # the folder's checkpoints have their names
+            return _train(config, accelerator, started, ending)
 
 
 def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending: ExitStack) -> int:
@@ -124,7 +129,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
     loop = _build_loop(run, profiled, started, ending)
 
     with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
-        for resource in (loop.log, loop.loader, loop.profiler):
+        for resource in (loop.log, run.loader, loop.profiler):
             closing.callback(resource.close)
         loop.validation.measure_untrained(loop.models, steps.first)
         if prepared.resume_from is not None:
@@ -138,6 +143,11 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
         return interruption.exit_code
     _publish(run, loop, started)
     return 0
+
+
+def _leave(accelerator: Accelerator, kind: type[BaseException] | None, *_: object) -> None:
+    if kind is not LostProcessError:  # which would be waited for
+        accelerator.end_training()
 
 
 @dataclass(frozen=True)
@@ -231,15 +241,18 @@ def _build_loop(run: _Run, profiled: range, started: float, ending: ExitStack) -
         speed_figures=_utilisation(run),
     )
     ending.callback(validation.tracker.close)
+    checkpoints = Checkpoints(
+        accelerator, run.models.controlnet, run.state, run.prepared.output_dir, config.checkpoints_total_limit
+    )
+    ending.callback(checkpoints.wait)
     evaluator = Evaluator(accelerator, run.models, run.objective, _sampler(run), run.average)
     return Loop(
         steps=run.steps,
         accelerator=accelerator,
         train_step=TrainStep(accelerator, run.models, run.objective, run.optimizer, config, run.average),
-        loader=run.loader,
-        checkpoints=Checkpoints(
-            accelerator, run.models.controlnet, run.state, run.prepared.output_dir, config.checkpoints_total_limit
-        ),
+        batches=JointBatches(run.loader, run.steps.first, is_one_of_several=accelerator.num_processes > 1),
+        checkpoints=checkpoints,
+        clock=SavingClock(config.checkpointing_seconds if accelerator.is_main_process else None),
         validation=validation,
         models=evaluator.models_in_training(),
         log=log,

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flax_trainer.checkpoints.orbax_places import DashedNames, PathWithDigests
+from flax_trainer.checkpoints.orbax_places import DashedNames, PathWithDigests, Retention
 from flax_trainer.training.loss_scaling import initial_loss_scaler
 from flax_trainer.training.state import TrainState
 from shared.checkpoints.arrays import Layout, check_layouts
@@ -27,13 +27,10 @@ from shared.checkpoints.policy import (
     check_step,
     checkpoint_step,
     checkpoints_in,
-    remove,
 )
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
-# Deleting takes time, and half of a checkpoint must not pass for one: it is first moved here.
-_DELETED = "checkpoints.deleted"
 _LOSS_SCALER = "loss_scaler"
 
 
@@ -44,26 +41,25 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, keep: int | None, read_only: bool = False):
-        """`keep` is how many to leave on disk, the newest ones; None leaves all.
+        """`keep` is how many to leave on disk, the newest ones and without timed ones; None leaves all.
 
         Unless `read_only`, what a killed run left unfinished in the folder is deleted.
         """
         self._directory = directory.absolute()
         self._saved_step: int | None = None
         self._step_names = DashedNames()
-        self._writer = None if read_only else self._make_writer(keep)
+        self._retention = Retention(keep)
+        self._writer = None if read_only else self._make_writer()
 
-    def _make_writer(self, keep: int | None) -> ocp.CheckpointManager:
+    def _make_writer(self) -> ocp.CheckpointManager:
         _keep_quiet_about_given_up_writes()
         for logger in ("absl", "asyncio"):  # Orbax logs there what it then raises, and every write it gave up
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             step_name_format=self._step_names,
-            temporary_path_class=PathWithDigests,
+            temporary_path_class=PathWithDigests.keeping(self._retention),
             # A checkpoint of the step that is saved would otherwise be deleted first.
             file_options=ocp.options.FileOptions(skip_sync_file_validations=True),
-            max_to_keep=keep,
-            todelete_subdir=_DELETED,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
@@ -72,14 +68,16 @@ class Checkpoints:
             if jax.process_index() == 0:
                 remove_unfinished(self._directory)
             self._remove_what_is_no_folder()
-            self._empty_deleted()
             return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
-    def save(self, state: TrainState, record: dict[str, Any]) -> None:
+    def save(self, state: TrainState, record: dict[str, Any], *, timed: bool = False) -> None:
         """Start saving a state as `checkpoint-{state.step}`; the writing goes on in the background.
 
-        numpy arrays, of which all processes have equal ones, are written by the first. Of arrays that are divided
+        numpy arrays, of which all processes have equal ones, are written by the first, and must stay as they are until
+        `wait` has returned. Of arrays that are divided
         between devices, every process writes its part; they are copied before this returns, and may then be donated.
+        A `timed` one is deleted as soon as a newer one is complete.
+
         A checkpoint of that step, which a run that was resumed from an older one comes across, is there until the new
         one is complete.
 
@@ -92,6 +90,7 @@ class Checkpoints:
             return
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state.to_checkpoint()), record=ocp.args.JsonSave(record))
         self.wait()
+        self._retention.is_timed = timed
         with self._explained_failure_to_write():
             if step in self._writer.all_steps():
                 self._step_names.replaced_step = step
@@ -138,18 +137,12 @@ class Checkpoints:
         if self._writer is not None:
             with self._explained_failure_to_write():
                 self._writer.wait_until_finished()
-                self._empty_deleted()
 
     def close(self) -> None:
         """Wait for the save under way, if any, and release the folder; raises as `wait` does."""
         if self._writer is not None:
             with self._explained_failure_to_write():
                 self._writer.close()
-                self._empty_deleted()
-
-    def _empty_deleted(self) -> None:
-        if jax.process_index() == 0:
-            remove(self._directory / _DELETED)
 
     def _remove_what_is_no_folder(self) -> None:
         """Orbax deletes unfinished checkpoints as folders, which a link or a file of such a name is not."""
@@ -193,10 +186,10 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
     """Writes arrays from where they lie: of copies on several devices, the first one.
 
     Orbax by itself would have each of those devices cut out and write a part, which takes memory there, and for every
-    shape a program to compile.
+    shape a program to compile. And it would copy what lies on the host once more, while the training waits.
     """
     from_devices = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    from_host = ocp.type_handlers.NumpyHandler()
+    from_host = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, from_devices), (np.ndarray, from_host))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 

@@ -3,7 +3,9 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import orbax.checkpoint as ocp
 from etils import epath
@@ -11,6 +13,7 @@ from orbax.checkpoint.path import step as step_lib
 
 from shared.checkpoints.completing import UNFINISHED, complete
 from shared.checkpoints.policy import CHECKPOINT_PREFIX, checkpoint_step, is_checkpoint, remove
+from shared.checkpoints.retention import delete_older, mark_timed
 from shared.user_errors import UserError
 
 
@@ -37,14 +40,29 @@ class DashedNames(step_lib.NameFormat[step_lib.Metadata]):
         return step_lib.Metadata(step=step, path=path)
 
 
+@dataclass
+class Retention:
+    """What to do with a checkpoint that is complete: `is_timed` is of the one under way, `keep` of `delete_older`."""
+
+    keep: int | None
+    is_timed: bool = False
+
+
 class PathWithDigests(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """Where Orbax writes a checkpoint until all processes have written what is theirs of it.
 
     `finalize`, which the first process calls in the background, would then give it its name.
     """
 
+    retention: ClassVar[Retention]
+
+    @classmethod
+    def keeping(cls, retention: Retention) -> "type[PathWithDigests]":
+        """Orbax makes the instances, of a class that it is given."""
+        return type(cls.__name__, (cls,), {"retention": retention})
+
     async def finalize(self) -> None:
-        """Orbax's last files, and then the digests of all."""
+        """Orbax's last files, and then the digests of all; then the older checkpoints go."""
         place = epath.Path(self.get_final())
         unfinished = place.parent / f"{place.name}{UNFINISHED}"
         await asyncio.to_thread(remove, Path(unfinished))  # whatever was put there
@@ -53,7 +71,13 @@ class PathWithDigests(ocp.path.atomicity.AtomicRenameTemporaryPath):
             await super().finalize()
         finally:
             self._final_path = place
-        await asyncio.to_thread(complete, Path(unfinished), Path(place))
+        await asyncio.to_thread(self._complete, Path(unfinished), Path(place))
+
+    def _complete(self, unfinished: Path, place: Path) -> None:
+        if self.retention.is_timed:
+            mark_timed(unfinished)
+        complete(unfinished, place)
+        delete_older(place, self.retention.keep)
 
 
 def _is_readable(checkpoint: Path) -> bool:

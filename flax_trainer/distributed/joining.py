@@ -22,6 +22,8 @@ _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attribu
 _SECONDS_FOR_METADATA = 5
 _LARGEST_METADATA = 2**20  # bytes; the longest attribute lists the hosts of a pod, some 60 bytes each
 _SECONDS_FOR_SHUTDOWN = 60
+# Of silence, after which a process counts as lost. The others then end, which takes them no two minutes in all.
+_SECONDS_WITHOUT_HEARTBEAT = 80
 
 
 def join_processes(config: TrainConfig) -> None:
@@ -110,6 +112,7 @@ def _initialize(
             address,
             processes,
             process,
+            heartbeat_timeout_seconds=_SECONDS_WITHOUT_HEARTBEAT,
             shutdown_timeout_seconds=_SECONDS_FOR_SHUTDOWN,
             coordinator_bind_address=where,
         )

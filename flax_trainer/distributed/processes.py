@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from shared.config import TrainConfig
 from shared.config.options import FLAGS, SECRETS
 from shared.outgoing.redaction import redacted
+from shared.run.requests import Requests
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
@@ -30,6 +31,11 @@ _OF_ONE_START = [name for name, flag in FLAGS.items() if flag.of_one_start]
 def is_main_process() -> bool:
     """Whether this is the one that writes and reports."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def are_several() -> bool:
+    """Whether this is one of several processes that train together."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def any_process(flag: bool) -> bool:
@@ -143,11 +149,11 @@ def _comparable(config: TrainConfig) -> dict[str, object]:
     return {name: value for name, value in values.items() if name not in SECRETS and name not in _OF_ONE_START}
 
 
-class StopRequest:
-    """A request to stop that reaches one process reaches all, after the same step.
+class JointRequests:
+    """What is asked of one process is heard by all, after the same step.
 
     The question goes to the devices with a step and the answer is read with the figures of that step, when the next
-    one is on its way: so it costs no waiting, and several processes stop one step later than one does. (JAX's own
+    one is on its way: so it costs no waiting, and several processes do it one step later than one does. (JAX's own
     preemption sync point hears of SIGTERM alone.)
     """
 
@@ -156,18 +162,18 @@ class StopRequest:
         if jax.process_count() > 1:
             mesh = Mesh(np.array(jax.devices()), ("devices",))
             self._sharding = NamedSharding(mesh, PartitionSpec("devices"))
-            self._largest = jax.jit(lambda flags: flags.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
+            self._largest = jax.jit(lambda flags: flags.max(axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def poll(self, mine: bool) -> bool:
-        """To be called after every step, with this process's request; whether to stop now."""
+    def poll(self, mine: Requests) -> Requests:
+        """To be called after every step, with what this process asks for; what to do now."""
         if jax.process_count() == 1:
             return mine
         previous = self._asked
         flags = jax.make_array_from_callback(
-            (jax.device_count(),), self._sharding, lambda _: np.array([mine], np.int32)
+            (jax.device_count(), len(mine)), self._sharding, lambda _: np.array([mine], np.int32)
         )
         self._asked = self._largest(flags)
-        return previous is not None and bool(previous)
+        return Requests() if previous is None else Requests(*map(bool, np.asarray(previous)))
 
 
 def end_after_error(exit_code: int) -> int:

@@ -435,9 +435,16 @@ class TrainConfig:
     checkpointing_steps: int = _checkpoints(
         500, "The number of optimizer steps from one checkpoint to the next.", must_be=[at_least(1)]
     )
+    checkpointing_seconds: float | None = _checkpoints(
+        None,
+        "Save a checkpoint also whenever so many seconds have passed since the last one was begun. It is deleted as "
+        "soon as a newer one is complete.",
+        must_be=[Rule(lambda seconds: 0 < seconds < math.inf, "a finite number, more than 0")],
+    )
     checkpoints_total_limit: int | None = _checkpoints(
         None,
-        "The number of checkpoints to keep; older ones are deleted. Without it, all are kept.",
+        "The number of checkpoints to keep, without those of --checkpointing_seconds; older ones are deleted. Without "
+        "it, all are kept.",
         must_be=[at_least(1)],
     )
     resume_from_checkpoint: str | None = _checkpoints(

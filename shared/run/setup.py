@@ -33,6 +33,7 @@ from shared.run import hub
 from shared.run.folder import check_no_result, finished_steps, is_finished, make_run_folder
 from shared.run.log import RunLog, SpeedFigures, banner, no_speed_figures
 from shared.run.model_card import BaseKind, data_description, kind_of
+from shared.run.requests import Requests
 from shared.tracking import Tracker, check_trackers, open_trackers
 from shared.untrusted.border import reason
 from shared.user_errors import UserError
@@ -145,20 +146,27 @@ class Steps:
     checkpointing_steps: int
     validation_steps: int
 
-    def due(self, step: int, *, interrupted: bool) -> "Due":
+    def is_saved(self, step: int) -> bool:
+        """Whether a checkpoint is due after a step, which counts from 1, whatever is asked for."""
+        return step % self.checkpointing_steps == 0
+
+    def due(self, step: int, asked: Requests) -> "Due":
         """What has to be done after a step, which counts from 1."""
-        last = step == self.last
+        last, is_kept = step == self.last, self.is_saved(step) or asked.stop
+        is_timed = asked.save and not (is_kept or last)
         return Due(
-            save=step % self.checkpointing_steps == 0 or interrupted,
-            validate=last or (step % self.validation_steps == 0 and not interrupted),
-            stop=last or interrupted,
+            save=is_kept or is_timed,
+            is_timed=is_timed,
+            validate=last or (step % self.validation_steps == 0 and not asked.stop),
+            stop=last or asked.stop,
         )
 
 
 class Due(NamedTuple):
-    """What follows a step: a checkpoint, a validation, the end of the loop."""
+    """What follows a step: a checkpoint, which is or is not one of --checkpointing_seconds; a validation; the end."""
 
     save: bool
+    is_timed: bool
     validate: bool
     stop: bool
 

@@ -148,7 +148,9 @@ def test_both_backends_train_the_same_and_continue_each_other(tmp_path: Path, va
     flax_checkpoints = FlaxCheckpoints(tmp_path / "flax", keep=None)
     flax_checkpoints.save(jax.tree.map(np.asarray, flax.state), record)
     flax_checkpoints.close()
-    checkpoints_of(training, tmp_path / "torch").save(STEPS, record)
+    checkpoints = checkpoints_of(training, tmp_path / "torch")
+    checkpoints.save(STEPS, record)
+    checkpoints.wait()
 
     fresh = TrainState.create(
         {name: np.array(value) for name, value in flax.state.params.items()}, averages=bool(average)

@@ -15,6 +15,7 @@ from shared.check_run import main
 from shared.checkpoints.choice import checkpoint_to_resume
 from shared.checkpoints.completing import tidy
 from shared.checkpoints.digests import DIGESTS_FILE, Verdict, _sha256_of, write_digests
+from shared.checkpoints.retention import mark_timed
 from shared.run.folder import WEIGHTS_FILE, write_report
 from shared.user_errors import UserError
 
@@ -60,6 +61,14 @@ def test_a_whole_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "result: a finished run of 12 steps",
         "--resume_from_checkpoint latest goes on from checkpoint-10, after step 10",
     ]
+
+
+def test_one_of_a_number_of_seconds_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mark_timed(run / "checkpoint-10")
+    write_digests(run / "checkpoint-10")
+    _, lines = said(capsys, run)
+    told = "(of --checkpointing_seconds: a run deletes it when a newer one is complete)"
+    assert lines[1:3] == ["checkpoint-2 step 2 torch 2.0 MB whole", f"checkpoint-10 step 10 flax 2.0 MB whole {told}"]
 
 
 def test_nothing_is_changed(run: Path) -> None:

@@ -16,7 +16,7 @@ PROGRAMS = (
     *("bash", "cat", "dirname", "git", "grep", "gzip", "head", "id", "ln", "mkdir", "rm", "sed", "sh", "sleep"),
     *("sort", "tail", "tar"),
 )
-OF_HOSTS = ("apt-get", "curl", "findmnt", "python", "sudo", "systemctl", "systemd-run", "uv")
+OF_HOSTS = ("apt-get", "curl", "findmnt", "ls", "python", "sudo", "systemctl", "systemd-run", "uv")
 
 
 class Cloud:
@@ -83,6 +83,8 @@ class Cloud:
             "systemd-run": "train",
             "tail": "follow",
             "is-active": "ask",
+            "ls ": "list",
+            "systemctl stop": "stop",
         }
         return [
             next((word for sign, word in purposes.items() if sign in call[-1]), call[3])

@@ -42,6 +42,13 @@ def sudo(*arguments: str) -> int:
     return 0
 
 
+def ls(*_: str) -> int:
+    """The run's folder, by what the last training left there."""
+    trainings = (CLOUD / f"trainings-{HOME.name}.jsonl").read_text().splitlines()
+    print("config.yaml", *PLAN["trainings"][len(trainings) - 1].get("leaves", []), sep="\n")
+    return 0
+
+
 def findmnt(*_: str) -> int:
     print(PLAN["mounted"], end="")
     return 0 if PLAN["mounted"] else 1
@@ -76,9 +83,10 @@ def systemctl(*arguments: str) -> int:
         print(pid if alive else 0)
         return 0
     if arguments[0] == "stop":
-        os.killpg(pid, signal.SIGTERM)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists())
-        return 0
+        if alive:
+            os.killpg(pid, signal.SIGTERM)
+            wait_until(lambda: not Path(f"/proc/{pid}").exists())
+        return 0 if alive else 5
     assert arguments[0] == "is-active"
     return 0 if alive else 3
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from shared.run.interruption import Interruption
+from shared.run.lost_process import LOST_PROCESS
 from tests.tpu_vm.cloud import PROJECT, Cloud, git
 
 VM = ["--name", "circles", "--zone", "us-central2-b", "--type", "v4-8", "--poll_seconds", "0"]
@@ -212,6 +213,47 @@ def test_one_host_that_fails_is_enough(cloud: Cloud) -> None:
     result = cloud.run(*VM, "--type", "v4-16", *STORAGE, "--", OUTPUT)
     assert result.returncode == 1
     assert "failed by itself (exit code 1)" in result.stderr
+
+
+def test_a_training_that_lost_a_process_is_started_again_on_all_hosts(cloud: Cloud) -> None:
+    """As of the out-of-memory killer, with the others' own word for it or JAX's abort."""
+    left = {"leaves": ["checkpoint-90", "checkpoint-100", "checkpoint-110.abandoned"]}
+    trainings = [{"exit": [137, 75]} | left, {"exit": [0, 134]} | left, {"exit": 0}]
+    cloud.plan |= {"hosts": 2, "devices": 8, "trainings": trainings}
+    result = cloud.run(*VM, "--type", "v4-16", *STORAGE, "--", OUTPUT)
+    assert result.returncode == 0, result.stderr
+    assert len(cloud.trainings(0)) == len(cloud.trainings(1)) == 3
+    assert "lost a process (exit code 134). It is started again on all hosts, from checkpoint-100" in result.stdout
+    verbs = cloud.verbs()
+    assert "delete" not in verbs
+    ends = verbs.index("list")
+    assert verbs[ends : ends + 2] == ["list", "stop"]
+    assert "train" in verbs[ends:]
+
+
+@pytest.mark.parametrize("exits", [[75, 2], [1, 134], [130, 75]])
+def test_a_mistake_a_defect_or_ctrl_c_on_one_host_is_none_that_starting_again_mends(
+    cloud: Cloud, exits: list[int]
+) -> None:
+    cloud.plan |= {"hosts": 2, "devices": 8, "trainings": [{"exit": exits}]}
+    result = cloud.run(*VM, "--type", "v4-16", *STORAGE, "--", OUTPUT)
+    assert result.returncode == 1
+    assert f"failed by itself (exit code {min(exits, key=lambda code: code in (75, 134))})" in result.stderr
+    assert len(cloud.trainings()) == 1
+
+
+def test_processes_are_not_lost_for_ever(cloud: Cloud) -> None:
+    """Three restarts in a row that bring no new checkpoint are enough."""
+    reached = ["checkpoint-1", "checkpoint-2", "checkpoint-2", "checkpoint-2", "checkpoint-2"]
+    cloud.plan["trainings"] = [{"exit": 75, "leaves": [name]} for name in reached]
+    result = cloud.run(*VM, *STORAGE, "--", OUTPUT)
+    assert result.returncode == 1
+    assert "after 3 restarts that brought no new checkpoint" in result.stderr
+    assert len(cloud.trainings()) == 5
+
+
+def test_the_exit_code_for_a_lost_process_is_the_trainers() -> None:
+    assert f"[[ $1 == {LOST_PROCESS} ]]" in (PROJECT / "tpu_setup.sh").read_text()
 
 
 def test_a_training_that_somebody_stopped_is_not_repeated(cloud: Cloud) -> None:

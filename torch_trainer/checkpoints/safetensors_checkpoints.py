@@ -6,6 +6,7 @@ backend resumes from too; and the Flax backend's own are read here.
 
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from shared.checkpoints.completing import UNFINISHED, complete, delete, remove_unfinished
+from shared.checkpoints.completing import UNFINISHED, complete, remove_unfinished
 from shared.checkpoints.policy import CHECKPOINT_PREFIX, checkpoints_in
 from shared.checkpoints.portable import (
     AVERAGE_FILE,
@@ -31,11 +32,13 @@ from shared.checkpoints.portable import (
     read_params,
     read_training_state,
 )
+from shared.checkpoints.retention import delete_older, mark_timed
 from shared.config import TrainConfig
 from shared.models.trained_parts import UNET_FOLDER, split_trained, with_unet_prefix
 from shared.models.weight_files import DIFFUSERS, write_weights
 from shared.outgoing.atomic_files import write_atomically, write_text_atomically
 from shared.run.result import SaveWeights
+from shared.threads import in_background
 from shared.untrusted import shown
 from shared.user_errors import UserError
 from torch_trainer.base_models import load_unet
@@ -46,8 +49,8 @@ from torch_trainer.distributed.trainable_state import StateTensors, Tensors, Tra
 class Checkpoints:
     """Saves and restores the ControlNet, the optimizer and the loss scaler of one run folder.
 
-    All processes call `save` and `restore` together; the main one writes. `keep` is how many checkpoints to leave on
-    disk, the newest ones; None leaves all.
+    All processes call `save` and `restore` together; the main one writes, in the background. `keep` is how many
+    checkpoints to leave on disk, the newest ones and without timed ones; None leaves all.
     """
 
     def __init__(
@@ -61,28 +64,41 @@ class Checkpoints:
         self._accelerator, self._controlnet, self._state = accelerator, controlnet, state
         self._directory, self._keep = directory, keep
         self._saved_step: int | None = None
+        self._writing: Future[None] | None = None
+        self._memory: Tensors = {}  # of the copy that is written
         if accelerator.is_main_process:
             with self._explained_failure_to_write():
                 remove_unfinished(directory)
 
-    def save(self, step: int, record: dict[str, Any]) -> None:
-        """Write `checkpoint-{step}`, then delete what `keep` leaves no room for.
+    def save(self, step: int, record: dict[str, Any], *, timed: bool = False) -> None:
+        """Copy the state and begin to write it as `checkpoint-{step}`, after which what `keep` has no room for goes.
+
+        A `timed` one is deleted as soon as a newer one is complete.
 
         Raises:
-            UserError: it could not be written.
+            UserError: the one before could not be written.
         """
         if step == self._saved_step:
             return
-        tensors = self._state.tensors()
-        if self._accelerator.is_main_process:
+        self.wait()
+        is_main, scaler = self._accelerator.is_main_process, self._accelerator.scaler
+        if is_main or self._state.is_divided:
+            tensors = self._state.tensors(self._memory)
+        if is_main:
+            state = {"step": step, "loss_scaler": None if scaler is None else scaler.state_dict(), "record": record}
             place = self._directory / f"{CHECKPOINT_PREFIX}{step}"
-            unfinished = place.with_name(f"{place.name}{UNFINISHED}")
-            with self._explained_failure_to_write():
-                self._write(unfinished, tensors, step, record)
-                complete(unfinished, place)
-                for old in checkpoints_in(self._directory)[: -self._keep] if self._keep else []:
-                    delete(old)
+            self._writing = in_background(self._write, place, tensors, state, timed)
         self._saved_step = step
+
+    def wait(self) -> None:
+        """Block until the save under way, if any, is on disk.
+
+        Raises:
+            UserError: that save failed.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def restore(self, checkpoint: Path) -> None:
         """Bring the prepared ControlNet, optimizer and loss scaler to where a checkpoint of either backend stands.
@@ -90,6 +106,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is damaged or of another kind of run.
         """
+        self.wait()
         shapes = self._state.shapes()
         if is_flax_checkpoint(checkpoint):
             step, params, moments, loss_scaler, average = read_flax_checkpoint(checkpoint, shapes)
@@ -116,8 +133,16 @@ class Checkpoints:
         if checkpoint.parent.resolve() == self._directory.resolve():
             self._saved_step = step
 
-    def _write(self, folder: Path, tensors: StateTensors, step: int, record: dict[str, Any]) -> None:
-        scaler = self._accelerator.scaler
+    def _write(self, place: Path, tensors: StateTensors, state: dict[str, Any], timed: bool) -> None:
+        unfinished = place.with_name(f"{place.name}{UNFINISHED}")
+        with self._explained_failure_to_write():
+            self._write_files(unfinished, tensors, state)
+            if timed:
+                mark_timed(unfinished)
+            complete(unfinished, place)
+            delete_older(place, self._keep)
+
+    def _write_files(self, folder: Path, tensors: StateTensors, state: dict[str, Any]) -> None:
         controlnet = self._accelerator.unwrap_model(self._controlnet)
         params, decoder = split_trained(tensors.params)
         save_model(folder / CONTROLNET_FOLDER, controlnet, ControlNetModel, params)
@@ -127,7 +152,6 @@ class Checkpoints:
         write_atomically(folder / OPTIMIZER_FILE, lambda path: save_file(flat, path))
         if tensors.average:
             write_atomically(folder / AVERAGE_FILE, lambda path: save_file(tensors.average, path))
-        state = {"step": step, "loss_scaler": None if scaler is None else scaler.state_dict(), "record": record}
         write_text_atomically(folder / STATE_FILE, json.dumps(state, indent=2) + "\n")
 
     @contextmanager

@@ -16,6 +16,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class DeepSpeedState:
     """`engine` and `optimizer` are what `Accelerator.prepare` returns."""
 
+    is_divided = True
+
     def __init__(self, engine: Any, optimizer: Any):
         self._controlnet = engine.module
         self._zero = optimizer.optimizer
@@ -28,7 +30,7 @@ class DeepSpeedState:
 
         return {name: safe_get_full_fp32_param(param).cpu() for name, param in self._controlnet.named_parameters()}
 
-    def tensors(self) -> StateTensors:
+    def tensors(self, memory: Tensors | None = None) -> StateTensors:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         moments = {

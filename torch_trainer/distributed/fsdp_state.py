@@ -14,6 +14,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class FSDPState:
     """`controlnet` and `optimizer` are what `Accelerator.prepare` returns."""
 
+    is_divided = True
+
     def __init__(self, controlnet: Any, optimizer: Any):
         self._controlnet, self._optimizer = controlnet, optimizer.optimizer
 
@@ -23,7 +25,7 @@ class FSDPState:
     def params(self) -> Tensors:
         return {name: _whole(param) for name, param in self._controlnet.named_parameters()}
 
-    def tensors(self) -> StateTensors:
+    def tensors(self, memory: Tensors | None = None) -> StateTensors:
         moments = {
             name: {kind: _whole(self._optimizer.state[param][kind]) for kind in _MOMENTS}
             for name, param in self._controlnet.named_parameters()
@@ -44,9 +46,9 @@ class FSDPState:
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU; the processes put it together from their parts."""
+    """A copy on the CPU; the processes put it together from their parts."""
     whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().cpu()
+    return whole.detach().to("cpu", copy=True)
 
 
 def _like(param: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:

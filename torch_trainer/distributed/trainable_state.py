@@ -28,7 +28,9 @@ class StateTensors(NamedTuple):
 
 
 class TrainableState(Protocol):
-    """What checkpoints read and write. All processes call it together."""
+    """What checkpoints read and write. Where it `is_divided` among the processes, all of them call it together."""
+
+    is_divided: bool
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of every parameter, whole."""
@@ -38,8 +40,11 @@ class TrainableState(Protocol):
         """Whole float32 weights on the CPU; in other processes than the main one they may be missing."""
         ...
 
-    def tensors(self) -> StateTensors:
-        """`params` and the optimizer's state, which is there after the first step."""
+    def tensors(self, memory: Tensors | None = None) -> StateTensors:
+        """`params` and the optimizer's state, which is there after the first step: copies, which no step changes.
+
+        With the same `memory` again, they may overwrite those of the call before.
+        """
         ...
 
     def load(self, tensors: StateTensors, step: int) -> None:
@@ -65,6 +70,8 @@ class ReplicatedState:
     `parameters` are `trained_parameters`, `average` is None where none is kept.
     """
 
+    is_divided = False
+
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], optimizer: Any, average: WeightAverage | None):
         self._parameters, self._optimizer, self._average = parameters, optimizer.optimizer, average
         self._is_adamw = isinstance(self._optimizer, torch.optim.AdamW)
@@ -73,13 +80,14 @@ class ReplicatedState:
         return {name: tuple(param.shape) for name, param in self._parameters.items()}
 
     def params(self) -> Tensors:
-        return {name: _on_cpu(param) for name, param in self._parameters.items()}
+        return _on_cpu(self._parameters, {}, "params")
 
-    def tensors(self) -> StateTensors:
+    def tensors(self, memory: Tensors | None = None) -> StateTensors:
+        memory = {} if memory is None else memory
         return StateTensors(
-            self.params(),
-            {name: self._optimizer_state(param) for name, param in self._parameters.items()},
-            {} if self._average is None else {name: _on_cpu(mean) for name, mean in self._average.means.items()},
+            _on_cpu(self._parameters, memory, "params"),
+            {name: _on_cpu(self._optimizer_state(p), memory, name) for name, p in self._parameters.items()},
+            {} if self._average is None else _on_cpu(self._average.means, memory, "average"),
         )
 
     def _optimizer_state(self, param: torch.nn.Parameter) -> Tensors:
@@ -88,7 +96,7 @@ class ReplicatedState:
         ):  # the moments of a gradient of zero, as the Flax backend has them
             return {kind: torch.zeros(param.shape) for kind in ("exp_avg", "exp_avg_sq")}
         return {
-            kind: _on_cpu(value)
+            kind: value
             for kind, value in self._optimizer.state.get(param, {}).items()
             if isinstance(value, torch.Tensor) and kind != "step"  # all parameters count the same steps
         }
@@ -149,9 +157,20 @@ def _8_bit_layouts(param: torch.Tensor, number: torch.dtype) -> dict[str, tuple[
     return layouts
 
 
-def _on_cpu(value: torch.Tensor) -> torch.Tensor:
-    """A copy in memory of its own: 8-bit AdamW's parameters share their maps, which no safetensors file may."""
-    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+def _on_cpu(tensors: Mapping[str, torch.Tensor], memory: Tensors, where: str) -> Tensors:
+    """Copies in memory of their own: on CPUs the optimizer goes on writing to what it has, and 8-bit AdamW's parameters
+    share their maps, which no safetensors file may.
+
+    They are kept in `memory`, by `where` and their name, for the next time: to be given fresh memory takes a process
+    several times as long as to copy into it.
+    """
+    copies = {}
+    for name, tensor in tensors.items():
+        key = f"{where}/{name}"
+        if key not in memory:
+            memory[key] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        copies[name] = memory[key].copy_(tensor.detach())
+    return copies
 
 
 def _in_memory_order_of(param: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from shared.data.tokenization import ENCODED_TEXT
 from shared.diffusion.control import grades
 from shared.diffusion.loss_weighting import loss_weights
 from shared.diffusion.schedule import NoiseSchedule, add_noise, gather, training_target
+from shared.run.requests import NO_REQUESTS, Requests
 from torch_trainer.base_models import BaseModels, Prompt, TextEncoders
 from torch_trainer.training.weight_average import WeightAverage
 
@@ -220,27 +221,27 @@ def _after_zeros(residuals: list[torch.Tensor], rows: int) -> list[torch.Tensor]
 class StepResult:
     """What a step came to, on its way from the device. Reading waits for this step, not for one dispatched after it."""
 
-    def __init__(self, loss: torch.Tensor, grad_norm: torch.Tensor, stop_requests: torch.Tensor):
-        """All are of shape [] and over all processes; where `stop_requests` is above 0, one of them is to stop."""
+    def __init__(self, loss: torch.Tensor, grad_norm: torch.Tensor, asked: torch.Tensor):
+        """Both are of shape [] and over all processes; of `asked`, shape [R], above 0 is what one of them asks for."""
         device = loss.device
-        self._host = torch.stack([loss, grad_norm, stop_requests]).to("cpu", non_blocking=True)
+        self._host = torch.cat([torch.stack([loss, grad_norm]), asked]).to("cpu", non_blocking=True)
         self._arrived = None if device.type == "cpu" else torch.Event(device)
         if self._arrived is not None:
             self._arrived.record()
 
-    def read(self) -> tuple[float, float, bool]:
-        """Loss, gradient norm, and whether any process was asked to stop before this step."""
+    def read(self) -> tuple[float, float, Requests]:
+        """Loss, gradient norm, and what any process asked for before this step."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        loss, grad_norm, stop_requests = self._host.tolist()
-        return loss, grad_norm, stop_requests > 0
+        loss, grad_norm, *asked = self._host.tolist()
+        return loss, grad_norm, Requests(*(flag > 0 for flag in asked))
 
 
 class TrainStep:
     """`step(batch, learning_rate) → StepResult`, the loss over all processes and the gradients' norm before clipping.
 
     From the first step on where one of them is not finite, nothing is changed any more: the state stays what was last
-    good, however many steps are already on their way. (DeepSpeed moves in the backward pass, by the same rules.)
+    good, however many steps are already on their way. (DeepSpeed moves in the backward pass, by rules of its own.)
     """
 
     def __init__(
@@ -257,6 +258,12 @@ class TrainStep:
         self._non_finite = torch.zeros((), device=accelerator.device)  # 0 or 1, as PyTorch's optimizers take it
 
     @property
+    def keeps_what_was_good(self) -> bool:
+        """DeepSpeed looks for what is not finite in fp16 alone, and takes the step in other precisions."""
+        accelerator = self.accelerator
+        return accelerator.distributed_type != DistributedType.DEEPSPEED or accelerator.mixed_precision == "fp16"
+
+    @property
     def loss_scale(self) -> float | None:
         """Of the next step; None without fp16's loss scaling."""
         if self.accelerator.mixed_precision != "fp16":
@@ -266,12 +273,12 @@ class TrainStep:
         assert self.accelerator.scaler is not None
         return float(self.accelerator.scaler.get_scale())
 
-    def __call__(self, batch: Batch, learning_rate: float, *, stop_requested: bool = False) -> StepResult:
-        """Dispatch one step. `stop_requested` says that this process is to stop, and reaches all with the result."""
+    def __call__(self, batch: Batch, learning_rate: float, requests: Requests = NO_REQUESTS) -> StepResult:
+        """Dispatch one step. What this process asks for, `requests`, reaches all with the result."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         while True:
-            loss, grad_norm, stop_requests = self._gradients(batch, stop_requested)
+            loss, grad_norm, asked = self._gradients(batch, requests)
             if self._scale_is_too_high(loss, grad_norm):
                 self.optimizer.step()  # with gradients that overflowed, it only lowers the loss scale
                 self._forget_gradients()
@@ -282,9 +289,9 @@ class TrainStep:
             with record_function("optimizer"):
                 self._move()
             self._forget_gradients()
-            return StepResult(loss, grad_norm, stop_requests)
+            return StepResult(loss, grad_norm, asked)
 
-    def _gradients(self, batch: Batch, stop_requested: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _gradients(self, batch: Batch, requests: Requests) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         accelerator, models = self.accelerator, self.models
         microbatches = len(batch["timesteps"])
         total = torch.zeros((), device=accelerator.device)
@@ -298,9 +305,9 @@ class TrainStep:
         parameters = [param for model in models.trained for param in model.parameters()]
         with record_function("optimizer"):
             grad_norm = _plain(accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm), total.device)
-        stop_requests = torch.full_like(total, float(stop_requested))
-        mean_loss, stop_requests = accelerator.reduce(torch.stack([total, stop_requests]), reduction="mean")
-        return mean_loss, grad_norm, stop_requests
+        flags = [torch.full_like(total, float(flag)) for flag in requests]  # the device is not waited for
+        reduced = accelerator.reduce(torch.stack([total, *flags]), reduction="mean")
+        return reduced[0], grad_norm, reduced[1:]
 
     def _scale_is_too_high(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
         """Whether fp16 gradients overflowed and a lower scale may mend it. Waits for the step, in fp16."""

@@ -96,6 +96,13 @@ def start_train_torch(arguments: Arguments, **environment: str) -> subprocess.Po
     return _start([PROJECT / "train_torch.py", *arguments], environment)
 
 
+def start_torch_processes(arguments: Arguments, processes: int = 2) -> list[subprocess.Popen[str]]:
+    """`train_torch.py` in several processes that train together, without a launcher that would end them all."""
+    joining = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return [start_train_torch(arguments, **joining, **rank) for rank in ranks]
+
+
 def train_torch_here(arguments: Arguments) -> str:
     """As `train_torch`, in this process, which spares the seconds that importing PyTorch and diffusers takes."""
     output = io.StringIO()

@@ -18,6 +18,7 @@ from shared.checkpoints.choice import checkpoint_to_resume
 from shared.checkpoints.completing import tidy
 from shared.checkpoints.digests import Verdict, examine
 from shared.checkpoints.policy import check_resumable, checkpoint_record, checkpoints_in
+from shared.checkpoints.retention import is_timed
 from shared.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -159,6 +160,20 @@ def test_the_newest_are_those_saved_last_whatever_their_numbers(tmp_path: Path) 
     save(tmp_path, 8, 9, 10)
     save(tmp_path, 5, 6, 7, keep=2)
     assert names_in(tmp_path) == ["checkpoint-6", "checkpoint-7"]
+
+
+def test_a_timed_one_goes_when_a_newer_one_is_complete(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, keep=2)
+    for timed in (3, 5):
+        checkpoints = Checkpoints(tmp_path, keep=2)
+        checkpoints.save(state(timed), RECORD, timed=True)
+        checkpoints.close()
+        assert names_in(tmp_path) == ["checkpoint-1", "checkpoint-2", f"checkpoint-{timed}"]
+        assert is_timed(tmp_path / f"checkpoint-{timed}")
+        assert examine(tmp_path / f"checkpoint-{timed}") == Verdict(True, ())
+        assert_same(Checkpoints(tmp_path, keep=None, read_only=True).restore(timed, state(0)), state(timed))
+    save(tmp_path, 6, keep=2)
+    assert names_in(tmp_path) == ["checkpoint-2", "checkpoint-6"]
 
 
 def test_a_step_is_saved_again(tmp_path: Path) -> None:
@@ -428,9 +443,8 @@ checkpoints.close()
 
 def test_kill_9_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(tmp_path: Path) -> None:
     run_script(KILLED_WHILE_DELETING, tmp_path)
-    left = list(tmp_path.rglob("checkpoint-1"))
-    assert left, "nothing was killed while it was deleting"
-    assert left[0].parent != tmp_path
+    assert (tmp_path / "checkpoint-1.deleted.unfinished").exists(), "nothing was killed while it was deleting"
+    assert not (tmp_path / "checkpoint-1").exists()
     save(tmp_path, 4, keep=2)
     assert names_in(tmp_path) == ["checkpoint-3", "checkpoint-4"]
 

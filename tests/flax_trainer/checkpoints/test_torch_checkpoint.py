@@ -45,7 +45,9 @@ def save(training: Training, directory: Path) -> tuple[Path, StateTensors]:
     """After a few steps."""
     for seed in range(STEPS):
         training.step(batch_of(2, seed), 1e-3)
-    Checkpoints(training.accelerator, training.models.controlnet, training.state, directory, None).save(STEPS, RECORD)
+    checkpoints = Checkpoints(training.accelerator, training.models.controlnet, training.state, directory, None)
+    checkpoints.save(STEPS, RECORD)
+    checkpoints.wait()
     return directory / f"checkpoint-{STEPS}", training.state.tensors()
 
 
@@ -98,6 +100,7 @@ def test_the_loss_scale_arrives_where_it_is_used(
     )
     checkpoints = Checkpoints(training.accelerator, training.models.controlnet, training.state, tmp_path, None)
     checkpoints.save(1, RECORD)
+    checkpoints.wait()
     fresh = TrainState.create(expected.fresh.params, scales_loss=precision_now == "fp16")
     state, _ = read_torch_checkpoint(tmp_path / "checkpoint-1", expected.layouts)
     state = state.with_loss_scaler_of(fresh)

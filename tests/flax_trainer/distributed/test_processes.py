@@ -3,7 +3,7 @@
 import pytest
 
 from flax_trainer.distributed.processes import (
-    StopRequest,
+    JointRequests,
     agree_or_raise,
     any_process,
     broadcast_config,
@@ -11,6 +11,7 @@ from flax_trainer.distributed.processes import (
     without_processes,
 )
 from shared.config import TrainConfig
+from shared.run.requests import Requests
 
 
 def test_the_file_of_a_run_does_not_say_who_the_others_were() -> None:
@@ -28,6 +29,6 @@ def test_a_single_process_agrees_with_itself() -> None:
         pass
     with pytest.raises(ValueError, match="mine"), agree_or_raise():
         raise ValueError("mine")
-    request = StopRequest()
-    assert not request.poll(False)
-    assert request.poll(True)
+    requests = JointRequests()
+    for mine in (Requests(), Requests(stop=True), Requests(save=True)):
+        assert requests.poll(mine) == mine

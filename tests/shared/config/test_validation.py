@@ -163,6 +163,7 @@ def test_counts_are_positive(name: str, value: int) -> None:
         ("adam_weight_decay", 0.0, 1.7976931348623157e308),
         ("lr_power", 0.0, 1.7976931348623157e308),
         ("snr_gamma", 5e-324, 1.7976931348623157e308),
+        ("checkpointing_seconds", 5e-324, 1.7976931348623157e308),
         ("max_grad_norm", 5e-324, float("inf")),
     ],
 )

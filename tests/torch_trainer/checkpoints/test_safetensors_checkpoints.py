@@ -19,10 +19,11 @@ from shared.checkpoints.choice import checkpoint_to_resume
 from shared.checkpoints.completing import tidy
 from shared.checkpoints.digests import DIGESTS_FILE, Verdict, examine, write_digests
 from shared.checkpoints.policy import check_resumable, checkpoint_record, checkpoints_in
+from shared.checkpoints.retention import is_timed
 from shared.config import TrainConfig
 from tests.torch_trainer.tiny_training import ROOT, Training, batch_of, training_of
 from torch_trainer.checkpoints.safetensors_checkpoints import Checkpoints, checkpoint_record_of, save_model
-from torch_trainer.distributed.trainable_state import StateTensors
+from torch_trainer.distributed.trainable_state import StateTensors, Tensors
 
 RECORD = checkpoint_record(
     TrainConfig(pretrained_model_name_or_path="some/model"), {"location": ["a.tar"], "samples": 8}, 8
@@ -53,6 +54,8 @@ def small_controlnet(width: int = 8) -> ControlNetModel:
 class NumbersOfAStep:
     """A state that is a function of its step, so that whoever reads a checkpoint knows what belongs there."""
 
+    is_divided = False
+
     def __init__(self, controlnet: torch.nn.Module):
         self._shapes = {name: tuple(param.shape) for name, param in controlnet.named_parameters()}
         self.step = 0
@@ -65,7 +68,7 @@ class NumbersOfAStep:
         random = torch.Generator().manual_seed(self.step)
         return {name: torch.randn(shape, generator=random) for name, shape in self._shapes.items()}
 
-    def tensors(self) -> StateTensors:
+    def tensors(self, memory: Tensors | None = None) -> StateTensors:
         params = self.params()
         return StateTensors(
             params, {name: {"exp_avg": value + 1, "exp_avg_sq": value + 2} for name, value in params.items()}
@@ -87,6 +90,7 @@ class Folder:
         for step in steps:
             self.state.step = step
             self.checkpoints.save(step, RECORD)
+            self.checkpoints.wait()
         return self
 
     def assert_whole(self, step: int) -> None:
@@ -138,6 +142,12 @@ def checkpoints_of(training: Training, directory: Path) -> Checkpoints:
     return Checkpoints(training.accelerator, training.models.controlnet, training.state, directory, None)
 
 
+def save(training: Training, directory: Path, step: int) -> None:
+    checkpoints = checkpoints_of(training, directory)
+    checkpoints.save(step, RECORD)
+    checkpoints.wait()
+
+
 def memory_orders(training: Training) -> list[dict[str, tuple[int, ...]]]:
     """Strides of every parameter's state: 8-bit AdamW's kernels on GPUs go through memory, not through indices."""
     return [
@@ -151,8 +161,10 @@ def test_a_restored_training_goes_on_bit_for_bit(base_model: Path, tmp_path: Pat
     training = training_of(base_model, use_8bit_adam=use_8bit_adam)
     for seed in range(2):
         training.step(batch_of(2, seed), 1e-3)
-    checkpoints_of(training, tmp_path).save(2, RECORD)
-    uninterrupted = [training.step(batch_of(2, seed), 1e-3) for seed in (2, 3)]
+    checkpoints = checkpoints_of(training, tmp_path)
+    checkpoints.save(2, RECORD)
+    uninterrupted = [training.step(batch_of(2, seed), 1e-3) for seed in (2, 3)]  # while it is written
+    checkpoints.wait()
 
     again = training_of(base_model, awake=False, use_8bit_adam=use_8bit_adam)
     checkpoints_of(again, tmp_path).restore(tmp_path / "checkpoint-2")
@@ -166,7 +178,7 @@ def test_a_restored_run_may_have_other_settings(base_model: Path, tmp_path: Path
     """Those of AdamW are flags, and may change between the parts of a run."""
     training = training_of(base_model)
     training.step(batch_of(2), 1e-3)
-    checkpoints_of(training, tmp_path).save(1, RECORD)
+    save(training, tmp_path, 1)
     again = training_of(base_model, adam_weight_decay=0.5, adam_beta1=0.7)
     checkpoints_of(again, tmp_path).restore(tmp_path / "checkpoint-1")
     (group,) = again.optimizer.param_groups
@@ -179,8 +191,9 @@ def test_numbers_that_are_none_come_back_too(tmp_path: Path) -> None:
     special = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45, -float("inf"), 1.0, 2.0, 3.0])
     tensors = folder.state.tensors()
     tensors.params["conv_in.bias"] = special
-    folder.state.tensors = lambda: tensors  # type: ignore[method-assign]
+    folder.state.tensors = lambda memory=None: tensors  # type: ignore[method-assign]
     folder.checkpoints.save(3, RECORD)
+    folder.checkpoints.wait()
     folder.checkpoints.restore(tmp_path / "checkpoint-3")
     assert folder.state.loaded is not None
     restored = folder.state.loaded[0].params["conv_in.bias"]
@@ -212,7 +225,7 @@ def test_the_record_comes_back_and_lets_the_run_go_on(tmp_path: Path) -> None:
 def test_a_checkpoint_holds_numbers_and_no_pickles(base_model: Path, tmp_path: Path, use_8bit_adam: bool) -> None:
     training = training_of(base_model, use_8bit_adam=use_8bit_adam)
     training.step(batch_of(2), 1e-3)
-    checkpoints_of(training, tmp_path).save(1, RECORD)
+    save(training, tmp_path, 1)
     found = [path for path in (tmp_path / "checkpoint-1").rglob("*") if path.is_file()]
     assert {path.relative_to(tmp_path / "checkpoint-1").as_posix() for path in found} == {*FILES, DIGESTS_FILE}
     for path in found:
@@ -230,7 +243,7 @@ def test_whoever_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
 def test_the_controlnet_loads_in_diffusers(base_model: Path, tmp_path: Path) -> None:
     training = training_of(base_model)
     training.step(batch_of(2), 1e-3)
-    checkpoints_of(training, tmp_path).save(1, RECORD)
+    save(training, tmp_path, 1)
     loaded, info = ControlNetModel.from_pretrained(
         tmp_path / "checkpoint-1", subfolder="controlnet", output_loading_info=True
     )
@@ -315,6 +328,32 @@ def test_only_the_main_process_writes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names_in(tmp_path) == [unfinished.name]
 
 
+@pytest.mark.parametrize("keep", [None, 2])
+def test_a_timed_one_goes_when_a_newer_one_is_complete(tmp_path: Path, keep: int | None) -> None:
+    folder = Folder(tmp_path, keep).save(1, 2)
+    for step in (3, 5):
+        folder.state.step = step
+        folder.checkpoints.save(step, RECORD, timed=True)
+        folder.checkpoints.wait()
+        assert names_in(tmp_path) == ["checkpoint-1", "checkpoint-2", f"checkpoint-{step}"]
+        assert is_timed(tmp_path / f"checkpoint-{step}")
+        assert examine(tmp_path / f"checkpoint-{step}") == Verdict(True, ())
+        folder.assert_whole(step)
+    Folder(tmp_path, keep).save(6)
+    left = [1, 2, 6] if keep is None else [2, 6]
+    assert names_in(tmp_path) == [f"checkpoint-{step}" for step in left]
+
+
+def test_one_is_written_at_a_time_and_its_failure_is_raised_by_whoever_is_next(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    (tmp_path / "checkpoint-2.unfinished").write_text("a file in the way")
+    folder.checkpoints.save(2, RECORD)
+    with pytest.raises(ValueError, match="could not be written"):
+        folder.checkpoints.save(3, RECORD)
+    folder.checkpoints.wait()
+    assert names_in(tmp_path) == ["checkpoint-2.unfinished"]
+
+
 # --- what is wrong, told plainly -------------------------------------------------------------------------------------
 
 
@@ -334,7 +373,7 @@ def test_a_controlnet_of_another_architecture_is_refused(tmp_path: Path) -> None
 def test_moments_of_the_other_optimizer_are_refused(base_model: Path, tmp_path: Path, saved_with: bool) -> None:
     training = training_of(base_model, use_8bit_adam=saved_with)
     training.step(batch_of(2), 1e-3)
-    checkpoints_of(training, tmp_path).save(1, RECORD)
+    save(training, tmp_path, 1)
     other = training_of(base_model, use_8bit_adam=not saved_with)
     before = other.state.params()
     told = r"saved with --use_8bit_adam.* Add that flag" if saved_with else r"without --use_8bit_adam.* Leave out that"
