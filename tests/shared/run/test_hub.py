@@ -217,7 +217,7 @@ def test_an_upload_that_keeps_failing_is_made_up_for_by_the_same_command(hub: Fa
     """And what is uploaded is not uploaded again."""
     repository = prepare_repository(CONFIG, run_folder)
     hub.faults, hub.faulty = [503] * 1000, "/commit/"
-    with pytest.raises(ValueError, match="could not be uploaded .*503"):
+    with pytest.raises(ValueError, match=r"could not be uploaded .*503"):
         upload_result(CONFIG, run_folder, repository)
     assert not hub.files
     assert {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()} >= KEPT
@@ -240,7 +240,7 @@ def test_a_connection_that_breaks_off_while_large_files_are_sent(
         raise RuntimeError("Data processing error: connection reset\nby peer")
 
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", broken)
-    with pytest.raises(ValueError, match="could not be uploaded .*connection reset by peer"):
+    with pytest.raises(ValueError, match=r"could not be uploaded .*connection reset by peer"):
         push(CONFIG, run_folder, repository)
 
 
