@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import psutil
 
+os.environ["JAX_PLATFORMS"] = "cpu"
+
 from flax_trainer.random_model import write_random_model
 from shared.data.sources.circles import draw
 from tests.end_to_end.kill_campaign.moments import last_step
@@ -93,7 +95,7 @@ def watched(command: Sequence[str], run: Path, output: Path) -> list[Sample]:
         RuntimeError: it failed.
     """
     samples: list[Sample] = []
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with output.open("w") as file:
         started = subprocess.Popen(
             [sys.executable, *command], cwd=PROJECT, env=environment, stdout=file, stderr=subprocess.STDOUT
