@@ -13,8 +13,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tests.environment import ENVIRONMENT
@@ -44,13 +42,19 @@ def main(words: list[str]) -> int:
         return 0
     counts = _possible({means: getattr(arguments, option) for option, (means, _) in _OPTIONS.items()})
     started = time.monotonic()
-    with _work_folder(arguments.work) as work:
-        outcomes = run(Campaign(arguments.seed, counts, arguments.only, arguments.workers, work, _note))
+    if arguments.work is not None:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="kill-campaign-", dir=arguments.work)).absolute()
+    outcomes = run(Campaign(arguments.seed, counts, arguments.only, arguments.workers, work, _note))
     if arguments.json is not None:
         arguments.json.write_text("".join(json.dumps(outcome.as_json()) + "\n" for outcome in outcomes), "utf-8")
     print(report.as_markdown(outcomes), end="")
     print(f"Seed {arguments.seed}, {time.monotonic() - started:,.0f} s.")
-    return 1 if failures(outcomes) else 0
+    if failures(outcomes):
+        print(f"What failed is in {work}", file=sys.stderr)
+        return 1
+    shutil.rmtree(work)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,19 +82,6 @@ def _possible(counts: dict[Means, int]) -> dict[Means, int]:
             print(f"Left out: {means} ({error.strerror}), which needs more rights than there are here", file=sys.stderr)
             counts[means] = 0
     return counts
-
-
-@contextmanager
-def _work_folder(given: Path | None) -> Iterator[Path]:
-    """A new one, which goes when there is nothing in it any more that failed."""
-    if given is not None:
-        given.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="kill-campaign-", dir=given)).absolute()
-    yield work
-    if any("copy" in path.name or path.name.startswith("output") for path in work.rglob("*")):
-        print(f"What failed is in {work}", file=sys.stderr)
-    else:
-        shutil.rmtree(work)
 
 
 def _note(outcome: Outcome) -> None:

@@ -37,7 +37,11 @@ class Watch:
         self._log_is_own = False
 
     def is_at(self, moment: Moment, after: int) -> bool:
-        """Whether the run is at that moment now; steps and what follows from them not before `after` more of them."""
+        """Whether the run is at that moment now; steps and what follows from them not before `after` more of them.
+
+        A checkpoint is just complete where it was not when this was asked before.
+        """
+        before, self._complete = self._complete, _complete(self._folder)
         if moment is Moment.UPLOADING:
             return self._uploads()
         if moment is Moment.STARTING:
@@ -49,14 +53,12 @@ class Watch:
             return step == self._resumed and step < self._steps
         if moment is Moment.RESULT:
             return self._is_writing_result(step)
-        return step - self._resumed >= min(after, self._steps - self._resumed) > 0 and self._is_past_first(moment, step)
-
-    def _is_past_first(self, moment: Moment, step: int) -> bool:
+        if not step - self._resumed >= min(after, self._steps - self._resumed) > 0:
+            return False
+        if moment is Moment.SAVED:
+            return bool(self._complete - before)
         if moment is Moment.SAVING:
             return _is_saving(self._folder)
-        if moment is Moment.SAVED:
-            before, self._complete = self._complete, _complete(self._folder)
-            return bool(self._complete - before)
         validating = self._is_validating(step)
         return validating if moment is Moment.VALIDATING else not (validating or _is_saving(self._folder))
 
@@ -71,9 +73,11 @@ class Watch:
 
     def _is_validating(self, step: int) -> bool:
         """From the step before it in the log, to the last picture."""
-        coming = step + 1 if (step + 1) % VALIDATION_STEPS == 0 or step + 1 == self._steps else None
-        is_drawing = self._kind.draws and (step % VALIDATION_STEPS == 0 or step == self._steps)
-        return coming is not None or (is_drawing and _version(self._picture(step)) == self._pictures[step])
+        is_drawn = not self._kind.draws or _version(self._picture(step)) != self._pictures[step]
+        return self._validates_after(step + 1) or (self._validates_after(step) and not is_drawn)
+
+    def _validates_after(self, step: int) -> bool:
+        return step % VALIDATION_STEPS == 0 or step == self._steps
 
     def _is_writing_result(self, step: int) -> bool:
         is_begun = _version(self._folder / WEIGHTS_FILE) != self._weights or any(

@@ -2,9 +2,10 @@
 
 import base64
 import json
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -97,21 +98,26 @@ def serve(fake: FakeHub) -> Iterator[str]:
                 self.close_connection = True
                 return
             answer = json.dumps(content).encode()
-            with suppress(ConnectionError):  # whoever asked may have been killed
-                self.send_response(status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(answer)))
-                if status == 429 and fake.retry_after is not None:
-                    self.send_header("retry-after", str(fake.retry_after))
-                self.end_headers()
-                self.wfile.write(answer)
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(answer)))
+            if status == 429 and fake.retry_after is not None:
+                self.send_header("retry-after", str(fake.retry_after))
+            self.end_headers()
+            self.wfile.write(answer)
 
         do_GET = do_POST = answer
 
         def log_message(self, format: str, *args: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            if not isinstance(sys.exc_info()[1], ConnectionError):  # whoever asked may have been killed
+                super().handle_error(request, client_address)
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     fake.address = f"http://127.0.0.1:{server.server_port}"
