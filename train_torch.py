@@ -6,7 +6,7 @@ import sys
 from shared.config import parse_command_line
 from shared.outgoing.messages import explain
 from shared.run.interruption import forgiving_output
-from shared.tracking.background import end_process
+from shared.threads import end_process
 
 
 def main(arguments: list[str]) -> int:

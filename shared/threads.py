@@ -1,11 +1,15 @@
 """Work that goes on beside the caller's."""
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 Result = TypeVar("Result")
+
+_left_behind = threading.Event()
 
 
 def in_background(function: Callable[..., Result], *args: Any) -> "Future[Result]":
@@ -25,3 +29,17 @@ def in_background(function: Callable[..., Result], *args: Any) -> "Future[Result
 
     threading.Thread(target=work, name=getattr(function, "__name__", "background")).start()
     return future
+
+
+def leave_behind() -> None:
+    """To be called where threads of a library hang, or wait for what does not come: `end_process` waits for none."""
+    _left_behind.set()
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """End the program as `sys.exit` does, or at once where threads are left behind, which that would wait for."""
+    if _left_behind.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)

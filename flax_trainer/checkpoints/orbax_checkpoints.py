@@ -28,6 +28,7 @@ from shared.checkpoints.policy import (
     checkpoint_step,
     checkpoints_in,
 )
+from shared.threads import leave_behind
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
@@ -174,6 +175,7 @@ class Checkpoints:
         try:
             yield
         except (ValueError, OSError) as error:
+            leave_behind()  # where its folder could not be made, Orbax's threads wait for that for ten minutes
             complete = ", ".join(self._names()) or "none"
             raise UserError(
                 f"A checkpoint could not be written to {shown(self._directory)} ({_short(error)}). Complete "

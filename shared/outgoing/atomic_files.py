@@ -1,12 +1,14 @@
 """Files appear whole or not at all, and take the place of whatever had their name, a planted link included."""
 
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 _PRIVATE = 0o600
 _USUAL = 0o666  # less what the process's umask takes away
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, private: bool = False) -> None:
@@ -32,6 +34,17 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, private: bo
 def write_text_atomically(path: Path, text: str, *, private: bool = False) -> None:
     """`write_atomically` for UTF-8 text."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), private=private)
+
+
+def remove_unfinished_files(folder: Path) -> None:
+    """Delete what was left in a folder, in which nobody writes now, by whoever was killed in `write_atomically`.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _TEMPORARY_NAME.fullmatch(path.name) and (path.is_symlink() or path.is_file()):
+            path.unlink()
 
 
 def append_whole(descriptor: int, content: bytes, end: int) -> int:

@@ -1,6 +1,7 @@
 """A run's folder: made before anything costs time, finished with a report."""
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ from typing import Any
 from shared.checkpoints.completing import tidy
 from shared.config import TrainConfig, to_yaml
 from shared.config.public import public_config
+from shared.models.trained_parts import UNET_FOLDER
 from shared.models.weight_files import DIFFUSERS
-from shared.outgoing.atomic_files import write_text_atomically
+from shared.outgoing.atomic_files import remove_unfinished_files, write_text_atomically
 from shared.run.lock import run_lock
 from shared.untrusted import read_json, shown
 from shared.user_errors import UserError
+
+logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.json"
 RUN_CONFIG = "config.yaml"
@@ -23,7 +27,8 @@ WEIGHTS_FILE = f"{DIFFUSERS.safetensors}.safetensors"
 """The trained ControlNet."""
 
 NOT_WRITTEN = "not_written"
-"""In the report, the names of the models for which there was no room."""
+"""In the report, the names of what could not be written."""
+_UPLOADED = "uploaded"
 
 # What a run reads, and its own files would overwrite or be taken for.
 _INPUTS = (
@@ -40,7 +45,7 @@ _PARTS_OF_A_MODEL = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer
 
 @contextmanager
 def held_run_folder(config: TrainConfig) -> Iterator[None]:
-    """Make `--output_dir`, keep other runs out of it, and put right what a killed one was just renaming.
+    """Make `--output_dir`, keep other runs out of it, and put right what a killed one was just renaming or writing.
 
     Raises:
         UserError: as `make_run_folder`, or another run is in it.
@@ -49,9 +54,11 @@ def held_run_folder(config: TrainConfig) -> Iterator[None]:
     with run_lock(folder):
         try:
             tidy(folder)
+            for written in (folder, folder / UNET_FOLDER, *folder.glob("validation/*")):
+                remove_unfinished_files(written)
         except OSError as error:
             raise UserError(
-                f"A checkpoint in {shown(folder)} that a killed run was replacing cannot be renamed or deleted "
+                f"What a killed run was replacing or writing in {shown(folder)} cannot be renamed or deleted "
                 f"({shown(error)}). Do it by hand, or choose another --output_dir."
             ) from error
         yield
@@ -148,6 +155,20 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in report.items()
     }
     write_text_atomically(folder / REPORT_FILE, json.dumps(figures, indent=2, allow_nan=False) + "\n")
+
+
+def note_upload(folder: Path, address: str) -> None:
+    """Write into `report.json` where the run was uploaded to, so that the same command does not do it again."""
+    try:
+        write_report(folder, {**read_json(folder / REPORT_FILE, fix="Delete it."), _UPLOADED: address})
+    except OSError as error:
+        logger.warning("%s cannot say that the run is uploaded (%s)", shown(folder / REPORT_FILE), error.strerror)
+
+
+def is_uploaded(folder: Path) -> bool:
+    """Whether the report of the finished run in the folder says so."""
+    said: dict[str, Any] = read_json(folder / REPORT_FILE, fix="Delete it.")
+    return _UPLOADED in said
 
 
 def _check_apart_from_inputs(config: TrainConfig, folder: Path) -> None:

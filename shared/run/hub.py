@@ -12,12 +12,14 @@ from huggingface_hub.utils import filter_repo_objects
 
 from shared.config import TrainConfig
 from shared.models.trained_parts import UNET_FOLDER
+from shared.run import hub_retries
+from shared.run.folder import is_uploaded, note_upload
+from shared.run.hub_retries import one_line, retried
 from shared.untrusted import is_inside, shown
 from shared.user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_ANSWER = 1000  # characters of what the Hub says is wrong
 _PUBLISHED = [
     "README.md",
     "config.json",
@@ -46,20 +48,37 @@ def writable_repository(config: TrainConfig, output_dir: Path) -> str:
     """The repository of `--hub_model_id`, or with the folder's name, made where it does not exist.
 
     Raises:
-        UserError: no login, a token without the right to write, or the Hub cannot be reached.
+        UserError: no login, a token without the right to write, or the Hub cannot be reached, also when asked again.
     """
     name = config.hub_model_id or output_dir.resolve().name
     api = HfApi(token=_token(config))
-    try:
+
+    def make() -> str:
         repository = api.create_repo(name, exist_ok=True).repo_id
         api.auth_check(repository, write=True)  # create_repo is content with someone else's public repository
+        return repository
+
+    try:
+        return retried(make, hub_retries.BEFORE_THE_WORK)
     except (HTTPError, OSError, ValueError) as error:
         raise UserError(
             f"{_asked_by(config)}the repository {shown(repr(name))} cannot be written to on the Hub "
-            f"({_one_line(error)}). Log in with `hf auth login` or give --hub_token, either with the right to write, "
+            f"({one_line(error)}). Log in with `hf auth login` or give --hub_token, either with the right to write, "
             f"check --hub_model_id{_way_out(config)}."
         ) from error
-    return repository
+
+
+def upload_result(config: TrainConfig, output_dir: Path, repository: str | None) -> None:
+    """`push` a finished run, unless it asks for none (None) or its report says that it is uploaded.
+
+    Raises:
+        UserError: as `push`.
+    """
+    if repository is None or is_uploaded(output_dir):
+        return
+    address = push(config, output_dir, repository)
+    logger.info("Uploaded: %s", address)
+    note_upload(output_dir, address)
 
 
 def push(config: TrainConfig, output_dir: Path, repository: str, message: str = "End of training") -> str:
@@ -68,23 +87,29 @@ def push(config: TrainConfig, output_dir: Path, repository: str, message: str = 
     What is a link to a file elsewhere is left out: whoever put it there may have meant a file that is private.
 
     Raises:
-        UserError: the upload failed; says how to do it by hand.
+        UserError: the upload failed, also when tried again; says how to do it later.
     """
-    try:
-        commit = HfApi(token=_token(config)).upload_folder(
+    api, ignored = HfApi(token=_token(config)), [escape(name) for name in _lying_elsewhere(output_dir)]
+
+    def upload() -> str:
+        return api.upload_folder(
             repo_id=repository,
             folder_path=output_dir,
             commit_message=message,
             allow_patterns=_PUBLISHED,
-            ignore_patterns=[escape(name) for name in _lying_elsewhere(output_dir)],
-        )
-    except (HTTPError, OSError, ValueError) as error:
-        include = " ".join(f"--include '{pattern}'" for pattern in _PUBLISHED)
+            ignore_patterns=ignored,
+        ).commit_url
+
+    try:
+        return retried(upload, hub_retries.AFTER_THE_WORK)
+    except MemoryError:
+        raise
+    except Exception as error:  # what is uploaded by Rust may raise anything, and the result is safe
+        words = ["python3", "-m", "shared.publish", str(output_dir), "--hub_model_id", repository]
         raise UserError(
-            f"The trained ControlNet stands in {shown(output_dir)}, but it could not be uploaded ({_one_line(error)}). "
-            f"Upload it with `hf upload {repository} {shown(shlex.quote(str(output_dir)))} {include}`."
+            f"The trained ControlNet stands in {shown(output_dir)}, but it could not be uploaded ({one_line(error)}). "
+            f"Upload it later with `{shown(shlex.join(words))}`."
         ) from error
-    return commit.commit_url
 
 
 def _lying_elsewhere(output_dir: Path) -> list[str]:
@@ -118,7 +143,3 @@ def _asked_by(config: TrainConfig) -> str:
 
 def _way_out(config: TrainConfig) -> str:
     return ", or leave --push_to_hub away" if config.push_to_hub else ""
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {shown(' '.join(str(error).split()), _LONGEST_ANSWER)}"

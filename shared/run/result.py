@@ -66,10 +66,10 @@ def complete_run(
     started: float,
     weights: Mapping[str, SaveWeights],
 ) -> None:
-    """Save what was trained, then report.json, the contact sheet and the model card, and upload them where asked for.
+    """Save what was trained, then the contact sheet and the model card, report.json, and upload them where asked for.
 
-    That is the order of their worth: what cannot be written keeps nothing of the rest from being tried, and weights
-    for which there is no room in the run's folder are put where there is.
+    What cannot be written keeps nothing of the rest from being tried, and weights for which there is no room in the
+    run's folder are put where there is. The report, which says that the run is finished, comes when all of it is there.
 
     Args:
         started: the reading of `time.perf_counter` when the program began.
@@ -82,8 +82,7 @@ def complete_run(
     result = _Result(output_dir)
     for name, save in weights.items():
         result.save(name, save)
-    report = _report(prepared, step, log, validation, facts, started) | result.not_written()
-    result.write(REPORT_FILE, lambda: write_report(output_dir, report))
+    report = _report(prepared, step, log, validation, facts, started)
     validation.finish_contact_sheet()
     pictures = [] if validation.images is None else validation.images.pictures(step)
     name = prepared.repository or output_dir.resolve().name
@@ -91,10 +90,10 @@ def complete_run(
     licence = licence_of(prepared.config, prepared.base_kind.licence, asks_hub=prepared.repository is not None)
     content = card_content(report, pictures, prepared.base_kind, licence)
     result.write(CARD_FILE, lambda: write_model_card(output_dir, prepared.config, name, content))
+    result.write(REPORT_FILE, lambda: write_report(output_dir, report | result.not_written()))
     result.check()
     logger.info("The ControlNet is in %s", output_dir)
-    if prepared.repository is not None:
-        logger.info("Uploaded: %s", hub.push(prepared.config, output_dir, prepared.repository))
+    hub.upload_result(prepared.config, output_dir, prepared.repository)
 
 
 class _Result:

@@ -225,12 +225,15 @@ def plan_steps(prepared: PreparedRun, devices: int) -> Steps:
 def nothing_left_to_do(prepared: PreparedRun, steps: Steps) -> bool:
     """Whether the run folder holds the finished run already; says so in the log.
 
+    An upload that a kill or the Hub had ended is made up for.
+
     Raises:
-        UserError: it holds the result of another run, and no checkpoint to go on from.
+        UserError: it holds the result of another run, and no checkpoint to go on from; or as `hub.upload_result`.
     """
     folder, begins_anew = prepared.output_dir, prepared.resume_from is None
     if is_finished(folder, steps.last, steps.last if begins_anew else steps.first):
         logger.info("%s holds the finished run of %d steps; there is nothing left to do", folder, steps.last)
+        hub.upload_result(prepared.config, folder, prepared.repository)
         return True
     if begins_anew and finished_steps(folder) is not None:
         check_no_result(folder)

@@ -2,17 +2,16 @@
 
 import logging
 import math
-import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from shared.threads import leave_behind
 from shared.untrusted import MIB, foreign_library
 
 logger = logging.getLogger(__name__)
@@ -31,8 +30,6 @@ _SECONDS_TO_CLOSE = 120.0  # for what is still to be sent; then a network that h
 _BYTES_OF_FIGURES = 1000  # about what a dictionary of some ten takes
 
 _GOES_ON = "The training goes on; its figures are in metrics.jsonl, and are sent there too as soon as that works again."
-
-_given_up = threading.Event()
 
 
 class Destination(Protocol):
@@ -101,7 +98,7 @@ class BackgroundTracker:
         self._thread.join(_SECONDS_TO_CLOSE)
         hangs = self._thread.is_alive()
         if hangs:
-            _given_up.set()
+            leave_behind()
         with self._changed:
             missing = self._missing + len(self._waiting)
         told = [f"{missing} entries are missing there"] if missing else []
@@ -220,12 +217,3 @@ class BackgroundTracker:
             if not self._failed:
                 logger.warning("%s", error)
             self._failed = True
-
-
-def end_process(exit_code: int) -> NoReturn:
-    """End the program as `sys.exit` does; where a tracker hangs, at once: its library would wait for it."""
-    if _given_up.is_set():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code)
-    sys.exit(exit_code)

@@ -6,6 +6,7 @@ it for ever. So its records are written here, whole or not at all, and an error 
 
 import importlib.util
 import os
+import re
 import socket
 import struct
 import time
@@ -21,6 +22,8 @@ from shared.outgoing.atomic_files import append_whole
 from shared.user_errors import UserError
 
 _FILE_VERSION = "brain.Event:2"
+_PREFIX = "events.out.tfevents."
+_NAME = re.compile(rf"{re.escape(_PREFIX)}([0-9]{{10}})\.")  # ten digits until the year 2286
 
 
 def check_tensorboard() -> None:
@@ -82,8 +85,7 @@ class _EventFile:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         directory.mkdir(parents=True, exist_ok=True)
-        # Readers take the files in the order of their names, and two may be made within a second.
-        self._path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
+        self._path = directory / _next_name(directory)
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._end = 0
         beginning = [Event(file_version=_FILE_VERSION)]
@@ -111,6 +113,16 @@ class _EventFile:
         """Leave no file behind that holds nothing."""
         os.close(self._descriptor)
         self._path.unlink()
+
+
+def _next_name(directory: Path) -> str:
+    """Behind all that are there, for readers take the files in the order of their names; whatever the clock says.
+
+    Two may be made within a second, and a clock may be set back or be another machine's.
+    """
+    numbers = [int(found[1]) for path in directory.iterdir() if (found := _NAME.match(path.name))]
+    number = max([int(time.time()), *(number + 1 for number in numbers)])
+    return f"{_PREFIX}{number:010}.{socket.gethostname()}"
 
 
 def _record(event: Any) -> bytes:

@@ -33,8 +33,8 @@ from tests.docs.pages import ROOT
 from tests.tpu_vm.cloud import Cloud
 
 _BACKENDS: dict[str, Backend] = {"train_flax.py": "flax", "train_torch.py": "torch"}
-_OTHERS = {"cd", "source", "uv", "pprof", "git"}  # not ours
-_ENDS = {"&&", "||", ";", "|"}
+_OTHERS = {"cd", "source", "uv", "pprof", "git", "trap", "wait"}  # not ours
+_ENDS = {"&&", "||", ";", "|", "&"}
 _ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)", re.DOTALL)
 
 # What … stands for, with data where the command names none.

@@ -26,3 +26,16 @@ def test_a_process_ends_after_its_background_work_with_its_own_exit_code() -> No
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT)
     assert (done.returncode, done.stdout, done.stderr) == (2, "mistake\ncompiled\n", "")
+
+
+def test_a_process_ends_at_once_where_threads_are_left_behind() -> None:
+    code = (
+        "import threading\n"
+        "from shared.threads import end_process, leave_behind\n"
+        "threading.Thread(target=threading.Event().wait).start()\n"
+        "print('told')\n"
+        "leave_behind()\n"
+        "end_process(2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "told\n", "")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.outgoing.atomic_files import write_atomically, write_text_atomically
+from shared.outgoing.atomic_files import remove_unfinished_files, write_atomically, write_text_atomically
 
 
 def test_a_planted_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
@@ -42,3 +42,16 @@ def test_permissions_are_the_usual_ones_or_the_owner_s_alone(tmp_path: Path, uma
         os.umask(before)
     assert (tmp_path / "usual").stat().st_mode & 0o777 == 0o666 & ~umask
     assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    names: list[str] = []
+    write_atomically(tmp_path / "weights.safetensors", lambda temporary: names.append(temporary.name))
+    (tmp_path / names[0]).write_text("half")
+    others = ["weights.safetensors", ".lock", ".mine.tmp", "a.0123abcd.tmp", ".a.0123abcg.tmp", ".a.0123abcd.tmp.gz"]
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / ".folder.0123abcd.tmp").mkdir()
+    remove_unfinished_files(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*others, ".folder.0123abcd.tmp"}
+    remove_unfinished_files(tmp_path / "nowhere")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ class FakeHub:
     """Two users' tokens, the repositories that exist, and the files that were committed to them.
 
     Like the Hub, it answers 401 to strangers, 403 to those who may only read, 409 for a repository that exists.
+
+    Attributes:
+        faults: the statuses that the next requests at paths with `faulty` in them get instead; 0 breaks off.
+        retry_after: the seconds that whoever gets one is asked to wait.
     """
 
     repositories: set[str] = field(default_factory=set)
@@ -27,11 +32,16 @@ class FakeHub:
     requests: list[str] = field(default_factory=list)
     address: str = ""
     broken: bool = False
+    faults: list[int] = field(default_factory=list)
+    faulty: str = ""
+    retry_after: int | None = None
 
     def answer(self, method: str, path: str, token: str | None, body: bytes) -> tuple[int, dict[str, object]]:
         self.requests.append(f"{method} {path}")
         if self.broken:
             return 503, {"error": "down for maintenance"}
+        if self.faults and self.faulty in path:
+            return self.faults.pop(0), {"error": "for a moment"}
         if path == "/api/validate-yaml":
             return 200, {"warnings": [], "errors": []}
         if path == "/api/repos/create":
@@ -73,9 +83,8 @@ class FakeHub:
 
 
 @contextmanager
-def serving(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[FakeHub]:
-    """Online, with nobody logged in."""
-    fake = FakeHub()
+def serve(fake: FakeHub) -> Iterator[str]:
+    """The address at which it answers."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -85,10 +94,15 @@ def serving(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[FakeHub]:
             authorization = self.headers.get("authorization")
             token = authorization and authorization.removeprefix("Bearer ")
             status, content = fake.answer(self.command, self.path.partition("?")[0], token, body)
+            if status == 0:
+                self.close_connection = True
+                return
             answer = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(answer)))
+            if status == 429 and fake.retry_after is not None:
+                self.send_header("retry-after", str(fake.retry_after))
             self.end_headers()
             self.wfile.write(answer)
 
@@ -96,17 +110,33 @@ def serving(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[FakeHub]:
 
         def log_message(self, format: str, *args: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            if not isinstance(sys.exc_info()[1], ConnectionError):  # whoever asked may have been killed
+                super().handle_error(request, client_address)
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     fake.address = f"http://127.0.0.1:{server.server_port}"
-    connect_to(monkeypatch, fake.address, home)
-    yield fake
-    huggingface_hub.close_session()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield fake.address
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[FakeHub]:
+    """Online, with nobody logged in."""
+    fake = FakeHub()
+    with serve(fake) as address:
+        connect_to(monkeypatch, address, home)
+        yield fake
+        huggingface_hub.close_session()
 
 
 def connect_to(monkeypatch: pytest.MonkeyPatch, endpoint: str, home: Path) -> None:

@@ -129,6 +129,16 @@ def test_a_held_folder_gives_a_checkpoint_its_name_back(tmp_path: Path) -> None:
         assert (tmp_path / "checkpoint-3").is_dir()
 
 
+def test_a_held_folder_is_without_what_a_killed_run_was_writing(tmp_path: Path) -> None:
+    folders = [tmp_path, tmp_path / "unet", tmp_path / "validation" / "step-4"]
+    left = [folder / ".weights.safetensors.0123abcd.tmp" for folder in folders]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with held_run_folder(TrainConfig(output_dir=str(tmp_path))):
+        assert not any(path.exists() for path in left)
+
+
 def test_a_name_that_cannot_be_given_back_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkpoint-3.replaced").mkdir()
 

@@ -4,10 +4,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from huggingface_hub.utils import filter_repo_objects
 
 from shared.config import TrainConfig
-from shared.run.hub import prepare_repository, push
+from shared.run import hub_retries
+from shared.run.folder import REPORT_FILE, write_report
+from shared.run.hub import prepare_repository, push, upload_result
 from shared.run.model_card import write_model_card
 from tests.shared.run.cards import content
 from tests.shared.run.fake_hub import READER, WRITER, FakeHub, connect_to, log_out
@@ -103,6 +104,32 @@ def test_offline_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE" in refusal(CONFIG, tmp_path / "circles")
 
 
+@pytest.mark.parametrize("fault", [503, 429, 500, 408, 0])
+def test_a_hub_that_fails_for_a_moment_is_asked_again(
+    hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: int
+) -> None:
+    hub.faults = [fault] * 3
+    assert prepare_repository(CONFIG, tmp_path / "circles") == "me/circles"
+    told = [record.message for record in caplog.records if record.message.startswith("The Hub: ")]
+    assert [message.partition("Tried ")[2][:1] for message in told] == ["1", "2", "3"]
+
+
+def test_a_refusal_is_not_asked_for_again(hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    refusal(with_token(READER), tmp_path / "circles")
+    assert len([request for request in hub.requests if "create" in request]) == 1
+    assert "Tried" not in caplog.text
+
+
+def test_how_long_the_hub_wants_one_to_wait_is_heeded(
+    hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(hub_retries.time, "sleep", slept.append)
+    hub.faults, hub.retry_after = [429, 429], 7
+    prepare_repository(CONFIG, tmp_path / "circles")
+    assert slept == [7.0, 7.0]
+
+
 # --- after the work --------------------------------------------------------------------------------------------------
 
 KEPT = {
@@ -142,6 +169,7 @@ def run_folder(tmp_path: Path) -> Path:
     for name in KEPT | LEFT_BEHIND:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"content of {name}")
+    write_report(folder, {"steps": 4})
     write_model_card(folder, CONFIG, "me/circles", content(facts={"Steps": 4}))
     return folder
 
@@ -168,13 +196,52 @@ def test_an_upload_that_fails_says_where_the_result_is_and_what_to_do(hub: FakeH
         push(CONFIG, run_folder, repository)
     message = str(failed.value)
     assert str(run_folder) in message
-    assert "--exclude" not in message
     assert WRITER not in message
     command = shlex.split(message.partition("`")[2].rpartition("`")[0])
-    assert command[:4] == ["hf", "upload", "me/circles", str(run_folder)]
-    assert command[4::2] == ["--include"] * len(command[5::2])
-    found = (str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file())
-    assert set(filter_repo_objects(found, allow_patterns=command[5::2])) == KEPT
+    assert command == ["python3", "-m", "shared.publish", str(run_folder), "--hub_model_id", "me/circles"]
+    assert {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()} >= KEPT
+
+
+@pytest.mark.parametrize("part", ["/commit/", "/preupload/"])
+@pytest.mark.parametrize("fault", [503, 429, 500, 0])
+def test_an_upload_is_tried_again(hub: FakeHub, run_folder: Path, fault: int, part: str) -> None:
+    """More often than huggingface_hub itself does."""
+    repository = prepare_repository(CONFIG, run_folder)
+    hub.faults, hub.faulty = [fault] * 20, part
+    upload_result(CONFIG, run_folder, repository)
+    assert set(hub.files) == KEPT
+    assert f"{hub.address}/me/circles/commit/abc" in (run_folder / REPORT_FILE).read_text()
+
+
+def test_an_upload_that_keeps_failing_is_made_up_for_by_the_same_command(hub: FakeHub, run_folder: Path) -> None:
+    """And what is uploaded is not uploaded again."""
+    repository = prepare_repository(CONFIG, run_folder)
+    hub.faults, hub.faulty = [503] * 1000, "/commit/"
+    with pytest.raises(ValueError, match=r"could not be uploaded .*503"):
+        upload_result(CONFIG, run_folder, repository)
+    assert not hub.files
+    assert {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()} >= KEPT
+    hub.faults.clear()
+    upload_result(CONFIG, run_folder, repository)
+    assert set(hub.files) == KEPT
+    hub.requests.clear()
+    upload_result(CONFIG, run_folder, repository)
+    assert not hub.requests
+
+
+def test_a_connection_that_breaks_off_while_large_files_are_sent(
+    hub: FakeHub, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its part in Rust raises what it likes."""
+    repository = prepare_repository(CONFIG, run_folder)
+    assert repository is not None
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("Data processing error: connection reset\nby peer")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", broken)
+    with pytest.raises(ValueError, match=r"could not be uploaded .*connection reset by peer"):
+        push(CONFIG, run_folder, repository)
 
 
 def test_weights_in_several_files_are_uploaded_with_their_index(hub: FakeHub, run_folder: Path) -> None:

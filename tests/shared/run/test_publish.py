@@ -116,19 +116,16 @@ def test_a_run_without_a_card_gets_one(hub: FakeHub, run: Path) -> None:
 
 
 def test_the_command_that_an_upload_that_failed_tells_can_be_run(
-    hub: FakeHub, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub: FakeHub, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer = FakeHub.answer
-
-    def full(self: FakeHub, method: str, path: str, token: str | None, body: bytes) -> tuple[int, dict[str, object]]:
-        return (403, {"error": "storage is full"}) if "/commit/" in path else answer(self, method, path, token, body)
-
-    monkeypatch.setattr(FakeHub, "answer", full)
+    hub.faults, hub.faulty = [403], "/commit/"
     assert published(run) == 2
     message = capsys.readouterr().err
     words = shlex.split(message.partition("`")[2].partition("`")[0])
-    assert words[:4] == ["hf", "upload", "me/circles", str(run)]
-    assert "storage is full" in message
+    assert words[:3] == ["python3", "-m", "shared.publish"]
+    assert "403" in message
+    assert publish.main([*words[3:], "--hub_token", WRITER]) == 0
+    assert hub.files["diffusion_pytorch_model.safetensors"] == b"weights"
 
 
 def _no_config(run: Path) -> None:

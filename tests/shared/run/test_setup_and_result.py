@@ -509,6 +509,34 @@ def test_what_is_uploaded_is_finished(tmp_path: Path, monkeypatch: pytest.Monkey
     (names,) = uploaded
     assert {"report.json", "README.md"} <= names
     assert "me/circles" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert nothing_left_to_do(prepared, plan_steps(prepared, 1))
+    assert len(uploaded) == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report.pop("uploaded") == "https://example.invalid/me/circles"
+    write_report(tmp_path, report)  # as left by a run that was killed while it uploaded
+    assert nothing_left_to_do(prepared, plan_steps(prepared, 1))
+    assert len(uploaded) == 2
+
+
+@pytest.mark.parametrize("killed_at", ["the ControlNet", "the UNet", "README.md"])
+def test_a_run_that_is_killed_before_all_is_written_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    """The next start then writes what is missing."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    prepared = prepared_at(tmp_path, max_train_steps=1)
+    if killed_at == "README.md":
+        monkeypatch.setattr(result, "write_model_card", kill)
+    weights = {name: kill if name == killed_at else save for name, save in WEIGHTS.items()}
+    with pytest.raises(Killed):
+        finish(prepared, plan_steps(prepared, 1), validation_of(prepared), weights=weights)
+    assert not nothing_left_to_do(prepared, plan_steps(prepared, 1))
 
 
 # --- a disk that is full at the end ----------------------------------------------------------------------------------
@@ -567,7 +595,7 @@ def test_a_disk_without_any_room_is_told_with_what_is_missing(
     with pytest.raises(ValueError, match="The training is finished") as error:
         finish(prepared, steps, validation)
     message = str(error.value)
-    assert "the ControlNet, the UNet, report.json, README.md missing" in message
+    assert "the ControlNet, the UNet, README.md, report.json missing" in message
     assert "checkpoint there is none" in message
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

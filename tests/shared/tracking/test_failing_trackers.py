@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from shared import threads
 from shared.config import TrainConfig
 from shared.tracking import Tracker, background, check_trackers, open_trackers, read_metrics
 from shared.tracking.background import BackgroundTracker, CaptionedImage
@@ -258,7 +259,7 @@ def test_nobody_waits_for_a_destination_that_hangs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(background, "_SECONDS_TO_CLOSE", 0.2)
-    monkeypatch.setattr(background, "_given_up", threading.Event())
+    monkeypatch.setattr(threads, "_left_behind", threading.Event())
     recorder = Recorder()
     recorder.holds.clear()
     tracker = BackgroundTracker("Somewhere", recorder.open)
@@ -267,7 +268,7 @@ def test_nobody_waits_for_a_destination_that_hangs(
         tracker.log({}, step)
     tracker.close()
     assert time.monotonic() - started < 20
-    assert background._given_up.is_set()
+    assert threads._left_behind.is_set()
     assert "1000 entries are missing there, and it did not end in time" in caplog.text
     recorder.holds.set()
 

@@ -68,6 +68,25 @@ def test_metrics_are_lines_of_json_as_soon_as_they_are_logged(config: TrainConfi
     tracker.close()
 
 
+@pytest.mark.parametrize("change", [0, -1, -86_400, -1_790_000_000])
+def test_a_clock_that_stands_still_or_was_set_back_mixes_no_steps(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, change: int
+) -> None:
+    """Of a second start, whose figures take the place of what the first logged past step 3."""
+    config = dataclasses.replace(config, report_to="tensorboard")
+    now = 1_795_000_000.5
+    for begun, seconds in ((0, now), (3, now + change), (3, now + change), (3, now)):
+        monkeypatch.setattr("shared.tracking.tensorboard.time.time", lambda seconds=seconds: seconds)
+        tracker = open_trackers(config, Path(config.output_dir))
+        tracker.truncate_after(begun)
+        for step in range(begun + 1, 6):
+            tracker.log({"loss": 1.0}, step)
+        tracker.close()
+    assert [event.step for event in events_of(config).Scalars("loss")] == [1, 2, 3, 4, 5]
+    names = sorted(path.name for path in (Path(config.output_dir) / "logs" / "circles").iterdir())
+    assert len(names) == 8
+
+
 def test_a_resumed_run_continues_its_metrics_without_repeating_steps(config: TrainConfig) -> None:
     first = open_trackers(config, Path(config.output_dir))
     for step in range(1, 6):
