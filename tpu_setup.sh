@@ -477,9 +477,10 @@ fi") || answers='training: unreachable'
 }
 
 # Whether a host's exit code says that a process was lost: the trainer's own word for it (shared/run/lost_process.py), or
-# a signal, as of the out-of-memory killer or of JAX, which aborts; but Ctrl-C. Starting again mends that.
+# a signal, as of the out-of-memory killer or of JAX, which aborts. Starting again mends that. Ctrl-C and SIGTERM are
+# somebody's wish.
 is_of_lost_process() {
-  [[ $1 == 75 ]] || { [[ $1 =~ ^1[2-5][0-9]$ ]] && (($1 > 128 && $1 != 130)); }
+  [[ $1 == 75 ]] || { [[ $1 =~ ^1[2-5][0-9]$ ]] && (($1 > 128 && $1 != 130 && $1 != 143)); }
 }
 
 # What runs still on other hosts would wait for the process that is gone.

@@ -81,9 +81,9 @@ class Cloud:
             "findmnt": "mount",
             "device_count": "count",
             "systemd-run": "train",
+            "s/^checkpoint-": "list",
             "tail": "follow",
             "is-active": "ask",
-            "ls ": "list",
             "systemctl stop": "stop",
         }
         return [

@@ -231,8 +231,8 @@ def test_a_training_that_lost_a_process_is_started_again_on_all_hosts(cloud: Clo
     assert "train" in verbs[ends:]
 
 
-@pytest.mark.parametrize("exits", [[75, 2], [1, 134], [130, 75]])
-def test_a_mistake_a_defect_or_ctrl_c_on_one_host_is_none_that_starting_again_mends(
+@pytest.mark.parametrize("exits", [[75, 2], [1, 134], [130, 75], [75, 143]])
+def test_a_mistake_a_defect_or_a_wish_on_one_host_is_none_that_starting_again_mends(
     cloud: Cloud, exits: list[int]
 ) -> None:
     cloud.plan |= {"hosts": 2, "devices": 8, "trainings": [{"exit": exits}]}
