@@ -214,7 +214,7 @@ def _plan_run(prepared: PreparedRun, models: BaseModels, steps: Steps) -> _Run:
         process_count=jax.process_count(),
         default_workers=0 if jax.default_backend() == "cpu" else threads_beside_accelerators(),
     )
-    held_out = open_held_out_evaluation(prepared, config.train_batch_size * jax.device_count(), latent_shape)
+    held_out = open_held_out_evaluation(prepared, jax.device_count(), latent_shape)
     return _Run(
         prepared=prepared,
         models=models,

@@ -198,7 +198,7 @@ def _place_run(prepared: PreparedRun, steps: Steps, accelerator: Accelerator, mo
     )
     optimizer, state, average = place(config, accelerator, models)
     objective = Objective.create(prepared.schedule, config.snr_gamma, accelerator.device)
-    held_out = open_held_out_evaluation(prepared, config.train_batch_size * accelerator.num_processes, latent_shape)
+    held_out = open_held_out_evaluation(prepared, accelerator.num_processes, latent_shape)
     return _Run(
         prepared=prepared,
         steps=steps,

@@ -17,6 +17,7 @@ from shared.data.sources import Source, SubsetSource, open_sources
 from shared.data.tokenization import PromptInputs, Tokenize, XLInputs, tokenizer_function
 from shared.diffusion.samplers import validation_plan
 from shared.diffusion.schedule import NoiseSchedule
+from shared.evaluation.denoising import BINS
 from shared.evaluation.fidelity import check_fidelity
 from shared.evaluation.held_out import HeldOutEvaluation
 from shared.evaluation.validation import Validation
@@ -288,16 +289,21 @@ def check_resolution(config: TrainConfig, vae_scale_factor: int) -> None:
 
 
 def open_held_out_evaluation(
-    prepared: PreparedRun, batch_size: int, latent_shape: tuple[int, int, int]
+    prepared: PreparedRun, devices: int, latent_shape: tuple[int, int, int]
 ) -> HeldOutEvaluation | None:
-    """The evaluation on the samples that `--num_evaluation_samples` holds out; None where it is 0."""
+    """The evaluation on the samples that `--num_evaluation_samples` holds out; None where it is 0.
+
+    Every device takes as many rows at once as in training, or its share where there are fewer.
+    """
     if prepared.held_out_source is None:
         return None
+    share = -(-len(prepared.held_out_source) * BINS // devices)
+    rows_per_device = min(prepared.config.train_batch_size, share)
     return HeldOutEvaluation(
         prepared.config,
         prepared.held_out_source,
         prepared.prompt_inputs,
-        batch_size=batch_size,
+        batch_size=rows_per_device * devices,
         latent_shape=latent_shape,
         num_train_timesteps=prepared.schedule.num_train_timesteps,
     )

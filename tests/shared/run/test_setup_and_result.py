@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from shared.checkpoints.policy import last_save_may_fail
 from shared.config import TrainConfig
+from shared.data.batches import Batch
 from shared.evaluation.validation import ModelsInTraining, Validation, most_images_at_once
 from shared.run import hub, result
 from shared.run.folder import WEIGHTS_FILE, write_report
@@ -331,6 +332,22 @@ def test_the_announcement_says_what_is_about_to_happen(
 def validation_of(prepared: PreparedRun, *, writes: bool = True, tracker: Tracker | None = None) -> Validation:
     held_out = open_held_out_evaluation(prepared, 2, LATENTS)
     return Validation(prepared.images, held_out, tracker or Tracker([]), prepared.output_dir, writes)
+
+
+@pytest.mark.parametrize(("devices", "per_device", "rows"), [(2, 1, 2), (2, 100, 12), (5, 100, 15), (64, 8, 64)])
+def test_held_out_rows_are_no_more_than_there_are(tmp_path: Path, devices: int, per_device: int, rows: int) -> None:
+    """Three samples in four bins of timesteps, on as many devices, which take equally many."""
+    prepared = prepared_at(tmp_path, num_evaluation_samples=3, train_batch_size=per_device)
+    held_out = open_held_out_evaluation(prepared, devices, LATENTS)
+    assert held_out is not None
+    seen: list[int] = []
+
+    def counted(batch: Batch) -> np.ndarray:
+        seen.append(len(batch["timesteps"]))
+        return losses(batch)
+
+    held_out.run(0, counted, grey)
+    assert set(seen) == {rows}
 
 
 @pytest.fixture
