@@ -70,10 +70,12 @@ def end_after_lost_process(error: LostProcessError) -> NoReturn:
 
 
 def _start_witness(output_dir: Path) -> "subprocess.Popen[bytes]":
-    """In a session of its own, so that what is sent to all processes of a terminal does not reach it."""
+    """In a session of its own, so that what is sent to all processes of a terminal does not reach it, and without what
+    launchers know their processes by."""
     return subprocess.Popen(
         [sys.executable, "-m", "shared.run.lost_process", str(output_dir.absolute())],
         cwd=_ROOT,
+        env={name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")},
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
