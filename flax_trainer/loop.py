@@ -11,7 +11,7 @@ from flax_trainer.base_models import FrozenParams
 from flax_trainer.checkpoints.orbax_checkpoints import Checkpoints
 from flax_trainer.compilation import CompiledAhead
 from flax_trainer.distributed.engine import Engine
-from flax_trainer.distributed.processes import StopRequest
+from flax_trainer.distributed.processes import StopRequest, any_process
 from flax_trainer.evaluation.evaluator import Evaluator
 from flax_trainer.profiling.profiler import Profiler
 from flax_trainer.training.state import TrainState
@@ -76,11 +76,12 @@ class Loop:
         """
         first, last = self.steps.first, self.steps.last
         step = first
-        if first == last:  # interrupted after the last step, before its validation
+        if first == last or self._lacks_validation(first):  # it was interrupted after that step
             models = self.evaluator.models_in_training(state.result)
-            self.profiler.before_validation(last)
-            self.validation.measure_again(models, last)
-            self._draw(models, last)
+            self.profiler.before_validation(first)
+            self.validation.measure_again(models, first)
+            self._draw(models, first)
+            self.log.restart_clock()
         pending: _Dispatched | None = None
         stop_request = StopRequest()
         batches = self.loader.iterate(first)
@@ -101,6 +102,12 @@ class Loop:
         with last_save_may_fail(step == last):
             self.checkpoints.wait()
         return state
+
+    def _lacks_validation(self, first: int) -> bool:
+        """The same in all processes."""
+        if first == 0 or not self.steps.has_validation(first):
+            return False
+        return any_process(self.validation.is_missing(first))
 
     def _dispatch(
         self, step: int, state: TrainState, batches: Iterator[tuple[int, Batch]], before: _Dispatched | None

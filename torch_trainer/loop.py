@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.profiler import record_function
 
 from shared.checkpoints.policy import last_save_may_fail
@@ -70,10 +71,11 @@ class Loop:
             UserError: from the data, after saving the state that it stopped at.
         """
         first, last = self.steps.first, self.steps.last
-        if first == last:  # interrupted after the last step, before its validation
-            self.profiler.before_validation(last)
-            self.validation.measure_again(self.models, last)
-            self._draw(last)
+        if first == last or self._lacks_validation(first):  # it was interrupted after that step
+            self.profiler.before_validation(first)
+            self.validation.measure_again(self.models, first)
+            self._draw(first)
+            self.log.restart_clock()
         pending: _Dispatched | None = None
         batches = self.loader.iterate(first)
         for step in range(first + 1, last + 1):
@@ -95,6 +97,12 @@ class Loop:
             if due.stop:
                 return step
         return last
+
+    def _lacks_validation(self, first: int) -> bool:
+        """The same in all processes."""
+        if first == 0 or not self.steps.has_validation(first):
+            return False
+        return any(gather_object([self.validation.is_missing(first)]))
 
     def _is_to_stop(self, interruption: Interruption, before: _Dispatched | None) -> bool:
         """The same in all processes. Several of them learn from the figures of the step before, so without waiting."""

@@ -150,9 +150,13 @@ class Steps:
         last = step == self.last
         return Due(
             save=step % self.checkpointing_steps == 0 or interrupted,
-            validate=last or (step % self.validation_steps == 0 and not interrupted),
+            validate=self.has_validation(step) and (last or not interrupted),
             stop=last or interrupted,
         )
+
+    def has_validation(self, step: int) -> bool:
+        """Whether one follows a step of a run that is not interrupted."""
+        return step == self.last or step % self.validation_steps == 0
 
 
 class Due(NamedTuple):
