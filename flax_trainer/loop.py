@@ -78,11 +78,12 @@ class Loop:
         """
         first, last = self.steps.first, self.steps.last
         step = first
-        if first == last:  # interrupted after the last step, before its validation
+        if first == last or self._lacks_validation(first):  # it was interrupted after that step
             models = self.evaluator.models_in_training(state.result)
-            self.profiler.before_validation(last)
-            self.validation.measure_again(models, last)
-            self._draw(models, last)
+            self.profiler.before_validation(first)
+            self.validation.measure_again(models, first)
+            self._draw(models, first)
+            self.log.restart_clock()
         pending: _Dispatched | None = None
         requests = JointRequests()
         self.clock.restart()
@@ -103,6 +104,12 @@ class Loop:
         with last_save_may_fail(step == last):
             self.checkpoints.wait()
         return state
+
+    def _lacks_validation(self, first: int) -> bool:
+        """The same in all processes."""
+        if first == 0 or not self.steps.has_validation(first):
+            return False
+        return any_process(self.validation.is_missing(first))
 
     def _asked_here(self, step: int, interruption: Interruption) -> Requests:
         return Requests(

@@ -74,10 +74,11 @@ class Loop:
         """
         first, last = self.steps.first, self.steps.last
         step = first
-        if first == last:  # interrupted after the last step, before its validation
-            self.profiler.before_validation(last)
-            self.validation.measure_again(self.models, last)
-            self._draw(last)
+        if first == last or self._lacks_validation(first):  # it was interrupted after that step
+            self.profiler.before_validation(first)
+            self.validation.measure_again(self.models, first)
+            self._draw(first)
+            self.log.restart_clock()
         self.clock.restart()
         pending: _Dispatched | None = None
         last_read: _Dispatched | None = None
@@ -107,6 +108,12 @@ class Loop:
         with last_save_may_fail(step == last):
             self.checkpoints.wait()
         return step
+
+    def _lacks_validation(self, first: int) -> bool:
+        """The same in all processes."""
+        if first == 0 or not self.steps.has_validation(first):
+            return False
+        return self._in_any_process(self.validation.is_missing(first))
 
     def _asked_here(self, step: int, interruption: Interruption) -> Requests:
         return Requests(

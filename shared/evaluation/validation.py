@@ -85,6 +85,13 @@ class Validation:
             path = self.output_dir / _CONTACT_SHEET
             logger.info("Condition, before, after and ground truth are side by side in %s", path)
 
+    def is_missing(self, step: int) -> bool:
+        """Whether a run that was stopped or killed after that step has left out its validation, or a part of it."""
+        if self.images is not None and not self.images.are_drawn(step):
+            return True
+        logged = (entry for entry in read_metrics(self.output_dir) if entry["step"] == step)
+        return self.held_out is not None and not any("validation_loss" in entry for entry in logged)
+
     def measure_again(self, models: ModelsInTraining, step: int) -> None:
         """The figures of a step that a run resumed at, for its report; logged where the log lacks them."""
         figures = self.measure(models, step)

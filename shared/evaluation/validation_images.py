@@ -76,6 +76,10 @@ class ValidationImages:
             save_grid(folder / f"{pair}.png", [row])
         return folder
 
+    def are_drawn(self, step: int) -> bool:
+        """Whether all pictures of that step are there."""
+        return len(self.pictures(step)) == len(self._headings)
+
     def pictures(self, step: int) -> list[tuple[Path, str]]:
         """What `write` saved at a step: each file with what was used of its prompt."""
         return saved_pictures(self._folder.parent, step, self._headings)

@@ -158,9 +158,13 @@ class Steps:
         return Due(
             save=is_kept or is_timed,
             is_timed=is_timed,
-            validate=last or (step % self.validation_steps == 0 and not asked.stop),
+            validate=self.has_validation(step) and (last or not asked.stop),
             stop=last or asked.stop,
         )
+
+    def has_validation(self, step: int) -> bool:
+        """Whether one follows a step of a run that is not interrupted."""
+        return step == self.last or step % self.validation_steps == 0
 
 
 class Due(NamedTuple):

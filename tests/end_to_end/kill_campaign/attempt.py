@@ -21,10 +21,11 @@ from tests.end_to_end.kill_campaign.outcome import Outcome
 CLOCK = Path(__file__).parent / "stopped_clock"
 _LONGEST = 400.0  # seconds that a start may take on a busy machine
 _SECONDS_TO_SAVE = 120.0
-_LONGEST_SILENCE = 120.0  # on a busy machine compiling takes as long
+_LONGEST_SILENCE = 120.0  # seconds: on a busy machine compiling takes as long
+_LONGEST_SILENCE_OF_SEVERAL = 50.0  # of which one may wait for another that is gone
 _SECONDS_OF_SURVIVORS = 3.0  # then they are killed too, as by whatever manages the machines
 _SIGNALS = {Means.KILL: signal.SIGKILL, Means.STOPPED_CLOCK: signal.SIGKILL, Means.STOP: signal.SIGTERM}
-_BETWEEN_LOOKS = 0.0005
+_BETWEEN_LOOKS, _UNTIL_IT_IS_THERE = 0.002, 0.05
 _UNPROTECTED = (Moment.STARTING, Moment.RESULT, Moment.UPLOADING)  # nothing is there to be saved: SIGTERM just ends it
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|Fatal Python error")
 
@@ -82,7 +83,10 @@ def _wait_for(run: Run, watch: Watch, fault: Fault) -> bool:
     """Stop the processes at the moment, and see that they are there; False where the run ends first."""
     deadline, delay = time.monotonic() + _LONGEST, fault.delay
     while time.monotonic() < deadline and not run.has_ended:
-        if run.member(fault.victim) is None or not watch.is_at(fault.moment, fault.steps):
+        if run.member(fault.victim) is None:
+            time.sleep(_UNTIL_IT_IS_THERE)
+            continue
+        if not watch.is_at(fault.moment, fault.steps):
             time.sleep(_BETWEEN_LOOKS)
             continue
         time.sleep(delay)
@@ -123,8 +127,9 @@ def _wait_for_its_end(run: Run, output: Path, outcome: Outcome) -> None:
     while not run.has_ended:
         if output.stat().st_size != said:
             said, since = output.stat().st_size, time.monotonic()
-        if time.monotonic() - since > _LONGEST_SILENCE:
-            outcome.notes.append(f"nothing happened for {_LONGEST_SILENCE:.0f} s, and all were killed")
+        longest = _LONGEST_SILENCE if len(run.everyone()) == 1 else _LONGEST_SILENCE_OF_SEVERAL
+        if time.monotonic() - since > longest:
+            outcome.notes.append(f"nothing happened for {longest:.0f} s, and all were killed")
             run.kill()
         time.sleep(0.05)
     codes = run.wait(_SECONDS_OF_SURVIVORS)

@@ -15,7 +15,7 @@ from tests.end_to_end.kill_campaign import places
 from tests.end_to_end.kill_campaign.attempt import Place, disturbed
 from tests.end_to_end.kill_campaign.faults import Fault, FolderPlan, Means, folder_plan, plans, steps_for
 from tests.end_to_end.kill_campaign.hub import Hub
-from tests.end_to_end.kill_campaign.judging import differences, pictures_missing, resumable_step
+from tests.end_to_end.kill_campaign.judging import differences, resumable_step
 from tests.end_to_end.kill_campaign.kinds import KINDS, Inputs
 from tests.end_to_end.kill_campaign.outcome import Outcome
 from tests.end_to_end.support.running import PROJECT
@@ -148,9 +148,6 @@ def _end(campaign: Campaign, place: Place, plan: FolderPlan) -> Outcome:
         outcome.resumable = outcome.logged = resumable_step(place.folder)
         whole = campaign.whole[plan.kind]
         outcome.failures += differences(place.folder, whole, place.hub.files)
-        missing = pictures_missing(place.folder, whole)
-        if missing:
-            outcome.notes.append(f"not drawn again: {', '.join(missing)}")
     except (RuntimeError, ValueError, OSError) as error:
         outcome.failures.append(f"{type(error).__name__}: {error}")
     if outcome.failures and place.disk is not None:

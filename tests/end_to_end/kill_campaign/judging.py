@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def resumable_step(folder: Path) -> int:
 
 def differences(run: Path, whole: Path, uploaded: Mapping[str, bytes]) -> Iterator[str]:
     """What a disturbed run left otherwise than an undisturbed one, and what of it is not at the Hub; a line each."""
-    if untimed_metrics(run) != untimed_metrics(whole):
+    if _curve(run) != _curve(whole):
         yield f"metrics.jsonl: {_first_difference(run, whole)}"
     names = [[path.name for path in checkpoints_in(folder)] for folder in (run, whole)]
     if names[0] != names[1]:
@@ -53,19 +54,16 @@ def differences(run: Path, whole: Path, uploaded: Mapping[str, bytes]) -> Iterat
     for name, value in trained_weights(whole).items():
         if not np.array_equal(weights[name], value):
             yield f"the ControlNet's {name}"
-    for picture in sorted(run.glob("validation/*/*.png")):
-        if picture.read_bytes() != (whole / picture.relative_to(run)).read_bytes():
-            yield f"the picture {picture.relative_to(run)}"
+    names = sorted(
+        {picture.relative_to(folder) for folder in (run, whole) for picture in folder.glob("validation/*/*")}
+    )
+    for name in names:
+        if not (run / name).is_file() or (run / name).read_bytes() != (whole / name).read_bytes():
+            yield f"the picture {name}"
     yield from _faults_of_tensorboard(run, whole)
     for name in ("diffusion_pytorch_model.safetensors", "config.json", "README.md"):
         if _digest(uploaded.get(name, b"")) != _digest((run / name).read_bytes()):
             yield f"at the Hub, {name}"
-
-
-def pictures_missing(run: Path, whole: Path) -> list[str]:
-    """Of validations that a kill ended, and that no later start draws again."""
-    drawn = {str(path.relative_to(run)) for path in run.glob("validation/*/*.png")}
-    return sorted({str(path.relative_to(whole)) for path in whole.glob("validation/*/*.png")} - drawn)
 
 
 def _faults_of_tensorboard(run: Path, whole: Path) -> Iterator[str]:
@@ -85,11 +83,19 @@ def _faults_of_tensorboard(run: Path, whole: Path) -> Iterator[str]:
 
 
 def _first_difference(run: Path, whole: Path) -> str:
-    given, expected = untimed_metrics(run), untimed_metrics(whole)
-    for one, other in zip(given, expected, strict=False):
-        if one != other:
-            return f"{one}, not {other}"
-    return f"{len(given)} lines, not {len(expected)}"
+    given, expected = _curve(run), _curve(whole)
+    return next((f"{one}, not {other}" for one, other in zip_longest(given, expected) if one != other), "")
+
+
+def _curve(run: Path) -> list[dict[str, float]]:
+    """What the log says of each step. A validation that a stopped run left out has a line of its own, after a step's."""
+    curve: list[dict[str, float]] = []
+    for entry in untimed_metrics(run):
+        if curve and curve[-1]["step"] == entry["step"] and "loss" not in entry and "validation_loss" not in curve[-1]:
+            curve[-1] = curve[-1] | entry
+        else:
+            curve.append(entry)
+    return curve
 
 
 def _digest(content: bytes) -> str:

@@ -63,7 +63,9 @@ def whole(tmp_path: Path) -> Path:
     tracker = open_trackers(replace(TrainConfig(), output_dir=str(run), report_to="tensorboard"), run)
     tracker.truncate_after(-1)
     for step in range(1, 5):
-        tracker.log({"loss": 1 / step, "images_per_second": 3.0}, step)
+        tracker.log(
+            {"loss": 1 / step, "images_per_second": 3.0} | ({"validation_loss": 0.5} if step == 4 else {}), step
+        )
     tracker.close()
     save_file({"weight": np.arange(4, dtype=np.float32)}, run / WEIGHTS_FILE)
     for name in ("config.json", "README.md"):
@@ -85,6 +87,25 @@ def _a_figure(run: Path) -> None:
 def _a_line_twice(run: Path) -> None:
     file = run / "metrics.jsonl"
     file.write_text(file.read_text() + file.read_text().splitlines(keepends=True)[-1])
+
+
+def _a_validation_in_a_line_of_its_own(run: Path) -> None:
+    """As a start leaves that makes up for what a stopped one left out: that is no difference."""
+    file = run / "metrics.jsonl"
+    step = json.loads(file.read_text().splitlines()[-1])
+    own = {name: step.pop(name) for name in ("validation_loss",)} | {"step": step["step"]}
+    kept = file.read_text().splitlines()[:-1]
+    file.write_text("".join(f"{line}\n" for line in [*kept, json.dumps(step), json.dumps(own)]))
+
+
+def _a_validation_left_out(run: Path) -> None:
+    _a_validation_in_a_line_of_its_own(run)
+    file = run / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+
+
+def _no_picture(run: Path) -> None:
+    (run / "validation" / "step-4" / "0.png").unlink()
 
 
 def _a_checkpoint_more(run: Path) -> None:
@@ -113,6 +134,9 @@ def _steps_twice_in_tensorboard(run: Path) -> None:
         (_one_bit_of_a_weight, ["the ControlNet's weight", "at the Hub"]),
         (_a_figure, ["metrics.jsonl"]),
         (_a_line_twice, ["metrics.jsonl"]),
+        (_a_validation_in_a_line_of_its_own, []),
+        (_a_validation_left_out, ["metrics.jsonl"]),
+        (_no_picture, ["the picture"]),
         (_a_checkpoint_more, ["checkpoints", "entries of the folder"]),
         (_half_a_file, ["entries of the folder"]),
         (_a_picture, ["the picture"]),

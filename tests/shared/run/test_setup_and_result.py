@@ -417,6 +417,26 @@ def test_a_continued_run_finds_what_it_measured_before(tmp_path: Path) -> None:
     assert report["validation_loss"] == 0.5
 
 
+def test_a_validation_that_was_left_out_is_missing(tmp_path: Path, condition: Path) -> None:
+    """Of a run that was stopped before its figures, or killed before its pictures."""
+    prepared = prepared_at(tmp_path / "run", max_train_steps=10, validation_steps=4, **with_everything(condition))
+    steps = plan_steps(prepared, 1)
+    assert [step for step in range(11) if steps.has_validation(step)] == [0, 4, 8, 10]
+    tracker = open_run_tracker(prepared, 0)
+    validation = validation_of(prepared, tracker=tracker)
+    tracker.log({"loss": 1.0}, 4)
+    assert validation.is_missing(4)
+    tracker.log(validation.measure(MODELS, 4), 4)
+    assert validation.is_missing(4)
+    validation.draw(MODELS, 4)
+    assert not validation.is_missing(4)
+    assert validation.is_missing(8)
+    (prepared.output_dir / "validation" / "step-4" / "1.png").unlink()
+    assert validation.is_missing(4)
+    tracker.close()
+    assert not validation_of(prepared_at(tmp_path / "asks for nothing")).is_missing(4)
+
+
 # --- after -----------------------------------------------------------------------------------------------------------
 
 FACTS = BackendFacts(
