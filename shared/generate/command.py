@@ -71,7 +71,7 @@ def read_command(words: Sequence[str]) -> GenerateConfig:
     check_values(config, GENERATE_FLAGS)
     check_output_dir(config.output_dir)
     _check_what_is_needed(config)
-    _check_size(config)
+    check_size(config)
     check_what_goes_together(config)
     return config
 
@@ -90,7 +90,7 @@ def _check_what_is_needed(config: GenerateConfig) -> None:
         raise UserError("--prompt and --prompt_file both say what to draw: keep one of them.")
 
 
-def _check_size(config: GenerateConfig) -> None:
+def check_size(config: GenerateConfig) -> None:
     if (config.height is None) != (config.width is None):
         raise UserError("--height and --width go together: give both, or --resolution for square pictures.")
     if config.height is not None and config.resolution is not None:

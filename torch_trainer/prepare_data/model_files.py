@@ -14,7 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from shared.models.source import CONFIG_FILE, ModelSource
-from shared.models.weight_files import TRANSFORMERS, weight_files
+from shared.models.weight_files import TRANSFORMERS, safetensors_files
 from shared.untrusted import MIB, foreign_library, parse_json, read_file, shown
 from shared.user_errors import UserError
 
@@ -88,13 +88,8 @@ def device_there() -> torch.device:
 
 def _link_weights(folder: Path, links: Path) -> None:
     """With the names that transformers looks for."""
-    shards = list(weight_files(folder, TRANSFORMERS, None))
+    shards = safetensors_files(folder, TRANSFORMERS)
     for shard in shards:
-        if shard.suffix != ".safetensors":
-            raise UserError(
-                f"{shown(shard)} is a PyTorch pickle: expected safetensors weights. Convert the model where you trust "
-                "it: load it with transformers and call save_pretrained(folder)."
-            )
         (links / shard.name).symlink_to(shard.absolute())
     index = folder / "model.safetensors.index.json"
     if [shard.name for shard in shards] != ["model.safetensors"]:
