@@ -28,7 +28,7 @@ _AS_IN_TRAINING = (
     "cache_dir",
     "seed",
 )
-MetricName = Literal["edges", "colours", "clip_score"]
+MetricName = Literal["edges", "colours", "clip_score", "fid"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +85,18 @@ class EvaluateConfig:
     metrics: tuple[MetricName, ...] | None = _metrics(
         None,
         "What to measure: edges (are the condition's edges found again by Canny), colours (do coarse colours agree "
-        "with the condition's), clip_score (does the picture follow its caption).",
+        "with the condition's), clip_score (does the picture follow its caption), fid (do pictures look like the "
+        "held-out ones: FID and KID).",
     )
     clip_model_name_or_path: str = _metrics(
         "openai/clip-vit-base-patch16",
         "The CLIP model of clip_score, in safetensors: a folder in transformers' layout or a Hub repository. Scores of "
         "different models cannot be compared.",
+    )
+    inception_weights: str | None = _metrics(
+        None,
+        "The weights of fid: pt_inception-2015-12-05-6726825d.pth, which pytorch-fid and torch-fidelity use, at "
+        "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights.",
     )
     metrics_batch_size: int = _metrics(
         16, "The number of pictures that the model of a metric sees at once.", must_be=[at_least(1), at_most(2**16)]

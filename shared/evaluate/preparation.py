@@ -38,6 +38,7 @@ _FREE = (
     "pretrained_model_name_or_path",
     "metrics",
     "clip_model_name_or_path",
+    "inception_weights",
     "metrics_batch_size",
     "batch_size",
     "ccache",
@@ -87,6 +88,12 @@ def prepare_evaluation(config: EvaluateConfig, backend: Backend) -> Evaluation:
     models = find_models(generation)
     drawing, metrics = drawing_of(generation, models), open_metrics(config, models)
     samples = open_samples(config, models, (drawing.width, drawing.height))
+    for name, metric in metrics.items():
+        if len(samples) < metric.least_pairs:
+            raise UserError(
+                f"--metrics {name} compares sets of pictures and needs {metric.least_pairs} pairs at least, and there "
+                f"are {len(samples)}: give more, or leave it out."
+            )
     drawn_with = _drawn_with(config, backend, models, drawing, samples)
     return Evaluation(
         config=config,

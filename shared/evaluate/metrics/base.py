@@ -72,6 +72,11 @@ class Metric(Protocol):
         """What its figures depend on beside the pictures."""
         ...
 
+    @property
+    def least_pairs(self) -> int:
+        """How many it takes to have a meaning."""
+        ...
+
     def measure(self, measured: Iterable[Measured]) -> Measurement:
         """Look at all conditions, each once, in their order."""
         ...
@@ -103,6 +108,7 @@ class MeanOverConditions:
     of_condition: Callable[[Measured], dict[str, float]]
     better: Better
     settings: dict[str, str]
+    least_pairs: int = 1
 
     def measure(self, measured: Iterable[Measured]) -> Measurement:
         """See `Metric`."""

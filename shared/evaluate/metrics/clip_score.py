@@ -22,6 +22,8 @@ Scores = Callable[[Sequence[Pixels], Sequence[str]], Sequence[float]]
 class ClipScore:
     """See `Metric`."""
 
+    least_pairs = 1
+
     def __init__(self, config: EvaluateConfig) -> None:
         """Raises UserError where PyTorch or the model's files are missing; loads nothing."""
         check_torch("clip_score", "transformers")

@@ -4,6 +4,7 @@ from shared.evaluate.metrics.base import Metric
 from shared.evaluate.metrics.clip_score import ClipScore
 from shared.evaluate.metrics.colours import open_colours
 from shared.evaluate.metrics.edges import open_edges
+from shared.evaluate.metrics.fid import Fid
 from shared.evaluate.options import EvaluateConfig, MetricName
 from shared.generate.models import NamedModels
 
@@ -25,3 +26,5 @@ def _open(name: MetricName, config: EvaluateConfig, models: NamedModels) -> Metr
             return open_colours(models)
         case "clip_score":
             return ClipScore(config)
+        case "fid":
+            return Fid(config)

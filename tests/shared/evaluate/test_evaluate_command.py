@@ -69,6 +69,16 @@ def test_what_metrics_need(
         evaluated(Brush(never))
 
 
+def test_sets_of_pictures_need_some(
+    evaluated: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch_trainer.picture_models.inception.load_features", lambda path: None)
+    (tmp_path / "weights").touch()
+    metric = ["--metrics", "fid", "--inception_weights", tmp_path / "weights"]
+    with pytest.raises(ValueError, match=r"--metrics fid compares sets .* needs 3 pairs at least, and there are 2"):
+        evaluated(Brush(never), *metric, "--num_samples", 2)
+
+
 @pytest.mark.parametrize("backend", ["flax", "torch"])
 def test_help_lists_every_flag(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     print_help(backend)  # type: ignore[arg-type]
