@@ -12,7 +12,7 @@ from shared.config.arguments import read_arguments, value_of
 from shared.config.help_text import LARGEST_WIDTH, flag_sections
 from shared.config.validation import check_output_dir, check_values
 from shared.evaluate.options import EVALUATE_FLAGS, EvaluateConfig
-from shared.generate.command import check_size, check_what_goes_together
+from shared.generate.command import check_controlnet_is_named, check_size, check_what_goes_together
 from shared.outgoing.messages import set_up_logging
 from shared.run.interruption import exit_code_of
 from shared.user_errors import UserError
@@ -78,11 +78,7 @@ def read_command(words: Sequence[str]) -> EvaluateConfig:
 
 
 def _check_what_is_needed(config: EvaluateConfig) -> None:
-    if config.controlnet_model_name_or_path is None:
-        raise UserError(
-            "--controlnet_model_name_or_path is missing: name the ControlNet, the --output_dir of a training run, for "
-            "example, or lllyasviel/control_v11p_sd15_canny."
-        )
+    check_controlnet_is_named(config.generation())
     if config.eval_data is None:
         raise UserError(
             "--eval_data is missing: name pairs that were not trained on, a folder or shards whose names end in .tar."

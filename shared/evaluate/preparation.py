@@ -27,7 +27,8 @@ from shared.user_errors import UserError
 logger = logging.getLogger(__name__)
 
 _MOST_PICTURES = 1_000_000
-# They change nothing about the pictures: where things lie, how fast it goes, and what is measured afterwards.
+# They change nothing about the pictures: where things lie, how fast it goes, what is measured afterwards, and what the
+# size and the number of the pairs say anyway.
 _FREE = (
     "output_dir",
     "eval_data",
@@ -36,6 +37,8 @@ _FREE = (
     "max_skipped_samples",
     "controlnet_model_name_or_path",
     "pretrained_model_name_or_path",
+    "num_samples",
+    "resolution",
     "metrics",
     "clip_model_name_or_path",
     "inception_weights",
@@ -132,7 +135,8 @@ def _drawn_with(
 ) -> dict[str, Any]:
     """Data and ControlNets by their content: they may lie elsewhere by now, or be others at the same place."""
     settings = {name: value for name, value in public_values(config, EVALUATE_FLAGS).items() if name not in _FREE}
-    data = {name: value for name, value in samples.manifest.items() if name != "location"}
+    without = {"location"} if samples.manifest.get("fingerprint") is not None else set()
+    data = {name: value for name, value in samples.manifest.items() if name not in without}
     whole = settings | {
         "backend": backend,
         "base_model": shown_name(str(models.config.pretrained_model_name_or_path)),

@@ -55,7 +55,10 @@ class HeldOutSamples:
         self._indices: list[int] = []
         self.captions: list[str] = []
         skipped = SkippedSamples(config.max_skipped_samples)
-        with logging_redirect_tqdm(), tqdm(total=most or len(source), unit="pair", dynamic_ncols=True) as bar:
+        with (
+            logging_redirect_tqdm(),
+            tqdm(total=min(most or len(source), len(source)), unit="pair", dynamic_ncols=True) as bar,
+        ):
             for index in range(len(source)):
                 if len(self._indices) == most:
                     break

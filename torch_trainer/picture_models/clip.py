@@ -3,18 +3,15 @@
 Axes: B pictures, D of CLIP's common space.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import PIL.Image
 import torch
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from shared.evaluate.metrics.base import Pixels
+from shared.evaluate.metrics.clip_score import Scores
 from torch_trainer.prepare_data.model_files import IMAGE_PROCESSOR_FILES, TOKENIZER_FILES, load_model
-
-Pixels = npt.NDArray[np.uint8]
-Scores = Callable[[Sequence[Pixels], Sequence[str]], list[float]]
 
 _FILES = (*IMAGE_PROCESSOR_FILES, *TOKENIZER_FILES, "merges.txt")
 

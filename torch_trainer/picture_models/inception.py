@@ -17,14 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.untrusted import shown, unpickling
-from shared.user_errors import UserError
+from shared.evaluate.metrics.base import Pixels
+from shared.evaluate.metrics.fid import Features
+from shared.untrusted import foreign_library, shown, unpickling
 from torch_trainer.prepare_data.model_files import device_there
-
-Pixels = npt.NDArray[np.uint8]
-Features = Callable[[Sequence[Pixels]], npt.NDArray[np.float32]]
-
-FEATURES = 2048
 
 _SIDE = 299
 _EPSILON = 1e-3  # of batch normalisation, TensorFlow's
@@ -41,12 +37,8 @@ def load_features(weights: Path) -> Features:
     with unpickling(where, "cannot be read", _FIX, "Use the file that --help names."):
         state = torch.load(weights, map_location="cpu", weights_only=True)
     network = _Network(state if isinstance(state, dict) else {})
-    try:
+    with foreign_library(f"{where} holds no weights of Inception v3 as pytorch-fid publishes them", _FIX):
         network(torch.zeros(1, 3, _SIDE, _SIDE))
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{where} holds no weights of Inception v3 as pytorch-fid publishes them ({shown(error)}). {_FIX}"
-        ) from error
 
     @torch.no_grad()
     def features(pictures: Sequence[Pixels]) -> npt.NDArray[np.float32]:

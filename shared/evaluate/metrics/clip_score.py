@@ -15,7 +15,7 @@ from shared.evaluate.options import EvaluateConfig
 from shared.models.source import ModelSource
 from shared.models.weight_files import TRANSFORMERS, safetensors_files
 
-Scores = Callable[[Sequence[Pixels], Sequence[str]], Sequence[float]]
+Scores = Callable[[Sequence[Pixels], Sequence[str]], list[float]]
 """Pictures and a caption for each → 100 × the cosine of their embeddings."""
 
 

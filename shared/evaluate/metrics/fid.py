@@ -22,6 +22,7 @@ Features = Callable[[Sequence[Pixels]], npt.NDArray[np.float32]]
 _URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 _PUBLISHED = "6726825d"  # how the digest of that file begins: its name says so
 _FEATURES = 2048
+_ENOUGH = 10_000  # what the authors of FID ask for
 
 
 class Fid:
@@ -82,7 +83,7 @@ class Fid:
 
 
 def _bias(pairs: int) -> str:
-    if pairs >= 10_000:
+    if pairs >= _ENOUGH:
         return ""
     fewer = f", and {pairs:,} pairs do not even determine the covariance of {_FEATURES:,} features"
     return (

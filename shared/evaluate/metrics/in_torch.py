@@ -14,6 +14,6 @@ def check_torch(metric: str, *more: str) -> None:
     if missing:
         raise UserError(
             f"--metrics {metric} looks at pictures with a model in PyTorch, and {' and '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} not installed. Run: pip install {' '.join(missing)} (the CPU "
-            "build of torch is enough: --index-url https://download.pytorch.org/whl/cpu)"
+            f"{'is' if len(missing) == 1 else 'are'} not installed. Run: pip install {' '.join(missing)} (where there "
+            "is no NVIDIA GPU, with --extra-index-url https://download.pytorch.org/whl/cpu)"
         )

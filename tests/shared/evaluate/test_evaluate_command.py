@@ -63,7 +63,9 @@ def test_what_metrics_need(
         evaluated(Brush(never), *nowhere)
     find = __import__("importlib.util").util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("torch", "cv2") else find(name))
-    with pytest.raises(ValueError, match=r"clip_score .* torch is not installed\. Run: pip install torch \(the CPU"):
+    with pytest.raises(
+        ValueError, match=r"clip_score .* torch is not installed\. Run: pip install torch \(where there"
+    ):
         evaluated(Brush(never), *nowhere)
     with pytest.raises(ValueError, match=r"--metrics edges needs OpenCV.*pip install opencv-python-headless"):
         evaluated(Brush(never))
