@@ -14,8 +14,8 @@ from shared.generate.preparation import Commission
 logger = logging.getLogger(__name__)
 
 
-def draw_missing(evaluation: Evaluation, make_artist: Callable[[Commission], Artist]) -> str | None:
-    """Draw and write the pictures that are not there yet; the devices, or None where nothing was missing.
+def draw_missing(evaluation: Evaluation, make_artist: Callable[[Commission], Artist]) -> None:
+    """Draw and write the pictures that are not there yet.
 
     Raises:
         UserError: a picture cannot be written, or the devices' memory is too small.
@@ -23,7 +23,7 @@ def draw_missing(evaluation: Evaluation, make_artist: Callable[[Commission], Art
     missing, total = evaluation.missing, len(evaluation.requests)
     if not missing:
         logger.info("All %d pictures are drawn already", total)
-        return None
+        return
     artist = make_artist(evaluation.commission(missing))
     logger.info(
         "Drawing %d of %d pictures of %d × %d pixels on %s, %d at once; the first take longer",
@@ -40,4 +40,3 @@ def draw_missing(evaluation: Evaluation, make_artist: Callable[[Commission], Art
             for request, image_HWC in zip(part, drawn_RHWC, strict=True):
                 evaluation.folder.write_picture(request.number, image_HWC, request.prompt)
             bar.update(len(part))
-    return artist.devices

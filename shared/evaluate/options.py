@@ -13,7 +13,6 @@ from shared.generate.options import GenerateConfig, as_in_generation
 
 _data = partial(flag, "data")
 _metrics = partial(flag, "metrics")
-_performance = partial(flag, "performance")
 
 _AS_IN_TRAINING = (
     "image_column",
@@ -139,5 +138,5 @@ EVALUATE_FLAGS: dict[str, Flag] = flags_of(EvaluateConfig)
 
 
 def names_shards(words: Sequence[str]) -> bool:
-    """Whether these are shards, and no folder."""
-    return any(word.endswith(".tar") for word in words)
+    """Whether these are shards, and no folder. What an address has to say to its server comes after a `?`."""
+    return any(word.partition("?")[0].endswith(".tar") for word in words)

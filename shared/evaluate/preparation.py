@@ -108,13 +108,18 @@ def prepare_evaluation(config: EvaluateConfig, backend: Backend) -> Evaluation:
         metrics=metrics,
         folder=folder,
         drawn_with=drawn_with,
-        kept={name: one for name, one in folder.begin(drawn_with).items() if _is_current(metrics.get(name), one)},
+        kept={
+            name: one
+            for name, one in folder.begin(drawn_with).items()
+            if _is_current(metrics.get(name), one, len(samples))
+        },
     )
 
 
-def _is_current(metric: Metric | None, kept: KeptMeasurement) -> bool:
-    """Of a metric that is not asked for this time, what was measured stays."""
-    return metric is None or metric.settings == kept.settings
+def _is_current(metric: Metric | None, kept: KeptMeasurement, pairs: int) -> bool:
+    """Of a metric that is not asked for this time, what was measured stays; what is not whole is measured again."""
+    is_whole = kept.found.figures and all(len(values) == pairs for values in kept.found.of_conditions.values())
+    return bool(is_whole) and (metric is None or metric.settings == kept.settings)
 
 
 def _requests(samples: HeldOutSamples, images_per_prompt: int) -> list[Request]:

@@ -21,6 +21,7 @@ from shared.data.sources import Manifest, RandomAccessSource, open_source
 from shared.data.views import Size
 from shared.evaluate.options import EvaluateConfig, names_shards
 from shared.generate.models import NamedModels
+from shared.outgoing.redaction import redacted
 from shared.untrusted import shown
 from shared.user_errors import UserError
 
@@ -118,8 +119,8 @@ def open_samples(config: EvaluateConfig, models: NamedModels, size: Size) -> Hel
             )
         if not os.path.isdir(words[0]):
             raise UserError(
-                f"--eval_data: there is no folder {shown(words[0])}. Give a folder of pairs, as --train_data_dir takes "
-                "it, or shards, whose names end in .tar."
+                f"--eval_data: there is no folder {shown(redacted(words[0]))}. Give a folder of pairs, as "
+                "--train_data_dir takes it, or shards, whose names end in .tar."
             )
     data = config.training(models)
     if data.num_conditions != len(models.conditions):

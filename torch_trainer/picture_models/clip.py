@@ -28,7 +28,7 @@ class _Processor:
         return cls(folder, **options)
 
 
-def load_scores(name: str) -> Scores:
+def load_scores(name: str, cache_dir: str | None) -> Scores:
     """CLIP from a folder or the Hub: pictures uint8 [H,W,3] and a caption for each → 100 × the cosines, float.
 
     Captions are cut to what the text encoder takes, with its end in place.
@@ -36,7 +36,7 @@ def load_scores(name: str) -> Scores:
     Raises:
         UserError: it is no CLIP model, or cannot be loaded.
     """
-    model, processor, device = load_model(CLIPModel, _Processor, name, _FILES)
+    model, processor, device = load_model(CLIPModel, _Processor, name, _FILES, cache_dir)
     longest = model.config.text_config.max_position_embeddings
 
     @torch.no_grad()

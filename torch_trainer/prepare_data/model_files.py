@@ -33,20 +33,23 @@ class LoadedModel(NamedTuple):
     device: torch.device
 
 
-def load_model(model_class: Any, processor_class: Any, name: str, files: Sequence[str]) -> LoadedModel:
+def load_model(
+    model_class: Any, processor_class: Any, name: str, files: Sequence[str], cache_dir: str | None = None
+) -> LoadedModel:
     """A model whose weights are all on file, as safetensors.
 
     Args:
         model_class: of transformers; it has `from_pretrained`, as `processor_class` has.
         name: a folder, or a repository of the Hub.
         files: what `processor_class` reads, where it is there.
+        cache_dir: of downloads; the Hub library's own where None.
 
     Raises:
         UserError: it cannot be found or read, is of another kind, or has weights missing or in pickles.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    source = ModelSource(name).pinned(CONFIG_FILE)
+    source = ModelSource(name, cache_dir=cache_dir).pinned(CONFIG_FILE)
     folder = source.folder(TRANSFORMERS)
     small = {file: path for file in files if (path := source.optional_file(file)) is not None}
     contents = {

@@ -27,14 +27,16 @@ class ClipScore:
     def __init__(self, config: EvaluateConfig) -> None:
         """Raises UserError where PyTorch or the model's files are missing; loads nothing."""
         check_torch("clip_score", "transformers")
-        self._name, self._at_once = config.clip_model_name_or_path, config.metrics_batch_size
-        source = ModelSource(self._name)
+        self._name, self._cache_dir = config.clip_model_name_or_path, config.cache_dir
+        self._at_once = config.metrics_batch_size
+        source = ModelSource(self._name, cache_dir=self._cache_dir)
         safetensors_files(source.folder(TRANSFORMERS), TRANSFORMERS)
         self.settings = {"clip_model": source.name}
 
     def measure(self, measured: Iterable[Measured]) -> Measurement:
         """See `Metric`. A condition's score is the mean over its pictures."""
-        scores: Scores = importlib.import_module("torch_trainer.picture_models.clip").load_scores(self._name)
+        clip = importlib.import_module("torch_trainer.picture_models.clip")
+        scores: Scores = clip.load_scores(self._name, self._cache_dir)
         rows, pictures = [], 0
         for part in in_parts(measured, self._at_once):
             drawn = [picture for one in part for picture in one.pictures_HWC]

@@ -1,5 +1,6 @@
 """What is drawn, kept, measured and written, with a backend that paints what it is told."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from PIL import Image
 
 import flax_trainer.evaluate
 from shared.evaluate import command
+from tests.shared.data.pictures import pairs, write_tars
 from tests.shared.evaluate.brush import SIDE, Brush, Pixels, figures, never, of_list, record
 
 Evaluated = Callable[..., Path]
@@ -67,6 +69,21 @@ def test_figures_are_kept_and_others_come_beside_them(
     evaluated(Brush(never), "--metrics", "edges", "colours")
 
 
+def test_what_was_measured_otherwise_is_measured_again(evaluated: Evaluated, truths: list[Pixels]) -> None:
+    folder = evaluated(Brush(of_list(truths)), "--metrics", "edges", "colours")
+    whole, path = record(folder), folder / "evaluation.json"
+    changed = record(folder)
+    changed["metrics"]["edges"]["settings"]["extractor"] = "another"
+    changed["metrics"]["edges"]["found"]["figures"]["edge_f1"]["value"] = 7
+    del changed["metrics"]["colours"]["found"]["of_conditions"]["colour_difference"][3:]
+    path.write_text(json.dumps(changed))
+    evaluated(Brush(never), "--metrics", "edges", "colours")
+    assert record(folder) == whole
+    path.write_text(json.dumps(whole | {"metrics": {"edges": {"settings": {}, "found": 3}}}))
+    with pytest.raises(ValueError, match=r"evaluation\.json holds something else than expected"):
+        evaluated(Brush(never))
+
+
 def test_figures_come_with_their_errors(evaluated: Evaluated, truths: list[Pixels]) -> None:
     """Two pictures of each condition, the truth and a blank one: F1 of both together, and the error of their mean."""
     pictures = [picture for number, truth in enumerate(truths) for picture in (truth, blank(number))]
@@ -111,6 +128,18 @@ def test_bad_pairs_are_left_out(evaluated: Evaluated, truths: list[Pixels], data
     found = record(evaluated(brush, "--num_samples", 3))
     assert (found["pairs"], found["pairs_skipped"]) == (3, 1)
     assert brush.prompts == ["part 0", "part 2", "part 3"]
+
+
+def test_shards_are_read_as_folders_are(evaluated: Evaluated, tmp_path: Path) -> None:
+    shards = write_tars(tmp_path / "shards", pairs(9), per_shard=5)
+    brush = Brush(blank)
+    found = record(evaluated(brush, "--eval_data", shards, "--num_samples", 7, "--metrics", "colours"))
+    assert brush.prompts == [f"caption {place}" for place in range(7)]
+    shutil.move(tmp_path / "shards", tmp_path / "moved")
+    moved = str(shards).replace("/shards/", "/moved/")
+    assert (
+        record(evaluated(Brush(never), "--eval_data", moved, "--num_samples", 7))["drawn_with"] == found["drawn_with"]
+    )
 
 
 def test_conditions_are_those_of_the_data(evaluated: Evaluated, data: Path, tmp_path: Path) -> None:
