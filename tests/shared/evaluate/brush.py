@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shared.config import Backend
 from shared.evaluate.command import read_command
 from shared.evaluate.evaluating import evaluate
 from shared.evaluate.preparation import prepare_evaluation
@@ -27,12 +28,12 @@ class Brush:
         self.drawn: list[int] = []
         self.prompts: list[str] = []
 
-    def run(self, *words: object, into: Path) -> None:
+    def run(self, *words: object, into: Path, backend: Backend = "flax") -> None:
         """The command, its exceptions not yet told in words."""
         given = [*map(str, words)]
         metrics = [] if "--metrics" in given else ["--metrics", "edges"]
         config = read_command([*given, *metrics, "--output_dir", str(into)])
-        evaluate(prepare_evaluation(config, "flax"), self._make_artist)
+        evaluate(prepare_evaluation(config, backend), self._make_artist)
 
     def _make_artist(self, commission: Commission) -> Artist:
         return Artist("flax", "1 × brush", self._draw, at_once=2)

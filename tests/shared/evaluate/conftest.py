@@ -10,6 +10,7 @@ import skimage.data
 from PIL import Image
 from safetensors.numpy import save_file
 
+from shared.config import Backend
 from shared.evaluation.edges import canny
 from tests.shared.evaluate.brush import SIDE, Brush, Pixels
 from tests.shared.generate.conftest import base_model, run  # noqa: F401
@@ -49,8 +50,9 @@ def data(truths: list[Pixels], tmp_path: Path) -> Path:
 def evaluated(controlnet: Path, data: Path, tmp_path: Path) -> Callable[..., Path]:
     """Runs the command with a brush; the folder that it leaves."""
 
-    def run_command(brush: Brush, *more: object) -> Path:
-        brush.run("--controlnet_model_name_or_path", controlnet, "--eval_data", data, *more, into=tmp_path / "out")
+    def run_command(brush: Brush, *more: object, backend: Backend = "flax") -> Path:
+        words = ["--controlnet_model_name_or_path", controlnet, "--eval_data", data, *more]
+        brush.run(*words, into=tmp_path / "out", backend=backend)
         return tmp_path / "out"
 
     return run_command

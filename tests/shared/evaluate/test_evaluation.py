@@ -87,7 +87,9 @@ def test_what_was_measured_otherwise_is_measured_again(evaluated: Evaluated, tru
 def test_figures_come_with_their_errors(evaluated: Evaluated, truths: list[Pixels]) -> None:
     """Two pictures of each condition, the truth and a blank one: F1 of both together, and the error of their mean."""
     pictures = [picture for number, truth in enumerate(truths) for picture in (truth, blank(number))]
-    found = record(evaluated(Brush(of_list(pictures)), "--num_images_per_prompt", 2, "--metrics", "edges", "colours"))
+    brush = Brush(of_list(pictures))
+    found = record(evaluated(brush, "--num_images_per_prompt", 2, "--metrics", "edges", "colours"))
+    assert dict(zip(brush.drawn, brush.prompts, strict=True)) == {number: f"part {number // 2}" for number in range(16)}
     assert (found["pairs"], found["pictures"]) == (8, 16)
     edges = found["metrics"]["edges"]["found"]
     recall = edges["figures"]["edge_recall"]
@@ -123,6 +125,9 @@ def test_the_page_shows_figures_and_pairs(evaluated: Evaluated, truths: list[Pix
 
 
 def test_bad_pairs_are_left_out(evaluated: Evaluated, truths: list[Pixels], data: Path) -> None:
+    """And of several captions the first is drawn."""
+    rows = data / "prompt.json"
+    rows.write_text(rows.read_text().replace('"part 2"', '["part 2", "something else"]'))
     (data / "target" / "1.png").write_bytes(b"no picture")
     brush = Brush(of_list(truths))
     found = record(evaluated(brush, "--num_samples", 3))
@@ -167,6 +172,8 @@ def test_pictures_that_were_drawn_otherwise_are_not_mixed(
         ValueError, match=r"drawn otherwise: num_inference_steps was 20 and is 4; seed was 0 and is 1\."
     ):
         evaluated(Brush(never), "--seed", 1, "--num_inference_steps", 4)
+    with pytest.raises(ValueError, match=r'drawn otherwise: backend was "flax" and is "torch"'):
+        evaluated(Brush(never), backend="torch")
     weights = controlnet / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes()
     weights.write_bytes(before[:-1] + b"\1")
