@@ -34,7 +34,7 @@ from tests.docs.pages import ROOT
 from tests.tpu_vm.cloud import Cloud
 
 _BACKENDS: dict[str, Backend] = {"train_flax.py": "flax", "train_torch.py": "torch"}
-_OTHERS = {"cd", "source", "uv", "pprof", "wget"}  # not ours
+_OTHERS = {"cd", "source", "uv", "pprof"}  # not ours
 _ENDS = {"&&", "||", ";", "|"}
 _ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)", re.DOTALL)
 

@@ -1,7 +1,8 @@
 """Are the condition's edges found again in the pictures? F1, precision, recall and SSIM of Canny edges.
 
 F1 is that of `shared.evaluation.edges`. SSIM of edge maps is what Li et al. 2024 ("ControlNet++") measure soft edges
-and line drawings with; it forgives an edge that lies a pixel aside, which F1 does not.
+and line drawings with; in part it forgives an edge that lies a pixel aside, which F1 does not, and black that agrees
+counts, so that unrelated maps are not at 0.
 
 Axes: H height, W width.
 """
