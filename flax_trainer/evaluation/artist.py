@@ -20,7 +20,7 @@ from shared.checkpoints.trained_params import read_trained_params
 from shared.generate.controlnets import NamedControlNet
 from shared.generate.models import NamedModels
 from shared.generate.pictures import Artist, does_not_fit
-from shared.generate.preparation import Job
+from shared.generate.preparation import Commission
 from shared.models.source import controlnet_source
 
 
@@ -57,7 +57,7 @@ def place_models(named: NamedModels) -> PlacedModels:
     return PlacedModels(engine, models, params, engine.place_frozen(frozen))
 
 
-def make_artist(job: Job) -> Artist:
+def make_artist(job: Commission) -> Artist:
     """Load the models onto the devices.
 
     Raises:
@@ -83,7 +83,7 @@ def make_artist(job: Job) -> Artist:
 
 
 @contextmanager
-def _memory_in_words(job: Job) -> Iterator[None]:
+def _memory_in_words(job: Commission) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

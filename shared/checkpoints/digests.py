@@ -81,6 +81,17 @@ def examine(checkpoint: Path) -> Verdict:
         return Verdict(True, (f"{shown(error.filename)} cannot be read ({error.strerror})",))
 
 
+def digest_of_checkpoint(checkpoint: Path) -> str | None:
+    """One for all of its files, as they were when it was complete; None where it has no digests.
+
+    Raises:
+        UserError: its digests are damaged.
+    """
+    if not os.path.lexists(checkpoint / DIGESTS_FILE):
+        return None
+    return _sha256_of(_read_digests(checkpoint))
+
+
 def _read_digests(checkpoint: Path) -> Mapping[str, _Digest]:
     path = checkpoint / DIGESTS_FILE
     if path.is_symlink():

@@ -71,30 +71,36 @@ def read_command(words: Sequence[str]) -> GenerateConfig:
     check_values(config, GENERATE_FLAGS)
     check_output_dir(config.output_dir)
     _check_what_is_needed(config)
-    _check_size(config)
+    check_size(config)
     check_what_goes_together(config)
     return config
 
 
-def _check_what_is_needed(config: GenerateConfig) -> None:
+def check_controlnet_is_named(config: GenerateConfig) -> None:
+    """Raises UserError where none is."""
     if config.controlnet_model_name_or_path is None:
         raise UserError(
             "--controlnet_model_name_or_path is missing: name the ControlNet, the --output_dir of a training run, for "
             "example, or lllyasviel/control_v11p_sd15_canny."
         )
+
+
+def check_size(config: GenerateConfig) -> None:
+    """Raises UserError where flags tell the pictures' size in part, or twice."""
+    if (config.height is None) != (config.width is None):
+        raise UserError("--height and --width go together: give both, or --resolution for square pictures.")
+    if config.height is not None and config.resolution is not None:
+        raise UserError("--resolution is about square pictures: leave it out, or --height and --width.")
+
+
+def _check_what_is_needed(config: GenerateConfig) -> None:
+    check_controlnet_is_named(config)
     if config.conditioning_image is None:
         raise UserError("--conditioning_image is missing: name the condition images, or a folder with them.")
     if config.prompt is None and config.prompt_file is None:
         raise UserError("--prompt is missing: say what to draw; --prompt '' is an empty one.")
     if config.prompt is not None and config.prompt_file is not None:
         raise UserError("--prompt and --prompt_file both say what to draw: keep one of them.")
-
-
-def _check_size(config: GenerateConfig) -> None:
-    if (config.height is None) != (config.width is None):
-        raise UserError("--height and --width go together: give both, or --resolution for square pictures.")
-    if config.height is not None and config.resolution is not None:
-        raise UserError("--resolution is about square pictures: leave it out, or --height and --width.")
 
 
 def check_what_goes_together(config: GenerateConfig) -> None:

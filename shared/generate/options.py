@@ -148,3 +148,10 @@ class GenerateConfig:
 
 
 GENERATE_FLAGS: dict[str, Flag] = flags_of(GenerateConfig)
+_FIELDS = {field.name: field for field in dataclasses.fields(GenerateConfig)}
+
+
+def as_in_generation(name: str) -> Any:
+    """Declares a field of another program's configuration as the flag of that name here."""
+    field = _FIELDS[name]
+    return dataclasses.field(default=field.default, repr=field.repr, metadata=field.metadata)

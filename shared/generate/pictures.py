@@ -1,6 +1,5 @@
 """Drawing what is asked for, part by part, and writing it down as it is made."""
 
-import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -13,9 +12,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from shared.config import Backend
+from shared.config.public import public_values
 from shared.generate.options import GENERATE_FLAGS
 from shared.generate.output_folder import CONTACT_SHEET, ContactSheet, begin_output, write_picture, write_record
-from shared.generate.preparation import Job
+from shared.generate.preparation import Commission, Job
 from shared.generate.requests import Request
 from shared.outgoing.redaction import masked, redacted
 from shared.untrusted import shown
@@ -37,7 +37,7 @@ class Artist:
     at_once: int
 
 
-def does_not_fit(job: Job) -> UserError:
+def does_not_fit(job: Commission) -> UserError:
     """What to say where a device's memory was too small."""
     size = f"{job.drawing.width}x{job.drawing.height} pixels"
     advice = [f"a --batch_size below {job.config.batch_size}"] if job.config.batch_size > 1 else []
@@ -86,10 +86,7 @@ def generate(job: Job, artist: Artist) -> Path:
 
 def _record(job: Job, artist: Artist) -> dict[str, Any]:
     """What all pictures have in common, without what addresses hold of secrets."""
-    settings = dataclasses.asdict(job.config)
-    for name, flag in GENERATE_FLAGS.items():
-        if flag.kind is str:
-            settings[name] = _public(settings[name], is_prompt=flag.is_prompt)
+    settings = public_values(job.config, GENERATE_FLAGS)
     resolved = {
         "base_model": redacted(str(job.models.config.pretrained_model_name_or_path)),
         "height": job.drawing.height,
@@ -114,11 +111,3 @@ def _texts(record: dict[str, Any], picture: dict[str, Any]) -> dict[str, str]:
     settings = {name: value for name, value in record["settings"].items() if name not in ("prompt", "output_dir")}
     whole = record | {"settings": settings} | {name: picture[name] for name in ("number", "seed", "conditioning_image")}
     return {"prompt": picture["prompt"], "generation": json.dumps(whole, ensure_ascii=False)}
-
-
-def _public(value: Any, *, is_prompt: bool) -> Any:
-    if isinstance(value, tuple | list):
-        return [_public(item, is_prompt=is_prompt) for item in value]
-    if not isinstance(value, str):
-        return value
-    return masked(value) if is_prompt else redacted(value)

@@ -24,8 +24,18 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """What is to be drawn and with what; nothing of it is on a device.
+class Commission:
+    """What a backend has to know before it draws; nothing of it is on a device."""
+
+    config: GenerateConfig
+    models: NamedModels
+    drawing: Drawing
+    requests: list[Request]
+
+
+@dataclass(frozen=True, eq=False)
+class Job(Commission):
+    """What is to be drawn and with what.
 
     Attributes:
         condition_files: of each group of conditions, one of each.
@@ -33,10 +43,6 @@ class Job:
         headings: of each request, the part of its prompt that its tokens hold.
     """
 
-    config: GenerateConfig
-    models: NamedModels
-    drawing: Drawing
-    requests: list[Request]
     condition_files: list[tuple[Path, ...]]
     conditions_GHWN: np.ndarray
     headings: list[str]

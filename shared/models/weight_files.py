@@ -172,6 +172,22 @@ def weight_files(folder: Path, names: WeightNames, variant: str | None) -> Itera
         yield folder / shard
 
 
+def safetensors_files(folder: Path, names: WeightNames) -> list[Path]:
+    """`weight_files` of a model that is handed to a library, which would unpickle others.
+
+    Raises:
+        UserError: as `weight_files`, or one is a pickle.
+    """
+    shards = list(weight_files(folder, names, None))
+    for shard in shards:
+        if shard.suffix != ".safetensors":
+            raise UserError(
+                f"{shown(shard)} is a PyTorch pickle: expected safetensors weights. Convert the model where you trust "
+                "it: load it with transformers and call save_pretrained(folder)."
+            )
+    return shards
+
+
 def names_in(folder: Path) -> list[str]:
     """What lies in a folder. UserError where that cannot be told."""
     try:

@@ -23,6 +23,8 @@ from packaging.requirements import Requirement
 
 from shared.compare.command import read_command
 from shared.config import Backend, parse_command_line
+from shared.evaluate.command import read_command as read_evaluate_command
+from shared.evaluate.options import EVALUATE_FLAGS
 from shared.generate.command import read_command as read_generate_command
 from shared.generate.options import GENERATE_FLAGS
 from shared.prepare_data.cache.command import read_command as read_cache_command
@@ -156,6 +158,8 @@ def _module(name: str, words: list[str]) -> None:
         _compile_report(words)
     elif name in ("flax_trainer.generate", "torch_trainer.generate"):
         read_generate_command(words)
+    elif name in ("flax_trainer.evaluate", "torch_trainer.evaluate"):
+        read_evaluate_command(words)
     elif name == "shared.prepare_data":
         _prepare(words)
     else:
@@ -301,6 +305,7 @@ def known_flags() -> set[str]:
         *(f"no_{name}" for name in FLAGS),
         *flags_of(OwnFlags),
         *GENERATE_FLAGS,
+        *EVALUATE_FLAGS,
         *(name for subcommand in SUBCOMMANDS.values() for name in subcommand.flags),
     }
     usage = (ROOT / "tpu_setup.sh").read_text(encoding="utf-8")

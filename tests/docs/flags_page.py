@@ -7,6 +7,7 @@ from shared.config.flags import Backend, Equivalent, Flag, Missing
 from shared.config.help_text import default_text
 from shared.config.options import FLAGS
 from shared.config.support import BACKEND_NAMES
+from shared.evaluate.options import EVALUATE_FLAGS
 from shared.generate.options import GENERATE_FLAGS
 from shared.prepare_data.command import SUBCOMMANDS
 
@@ -31,6 +32,13 @@ Those of `python3 -m flax_trainer.generate` and `python3 -m torch_trainer.genera
 [docs/generating.md](generating.md) is about.
 """
 
+_HEAD_OF_EVALUATION = """## Flags of the command that measures
+
+Those of `python3 -m flax_trainer.evaluate` and `python3 -m torch_trainer.evaluate`, which
+[docs/evaluation.md](evaluation.md#measure-a-trained-controlnet) is about, beside those that they share with a training
+and with the command that draws: the models', the data's, `--seed`, and how pictures are drawn.
+"""
+
 _HEAD_OF_PREPARATION = """## Flags of the command that prepares data
 
 Those of `python3 -m shared.prepare_data`, which [docs/preparing_data.md](preparing_data.md) is about, beside those that
@@ -41,7 +49,10 @@ name data in a training.
 def flags_page() -> str:
     """All flags by group: what they take, their default and meaning, and what a backend does otherwise."""
     tables = [_HEAD, *_tables(FLAGS, "## "), _HEAD_OF_GENERATE, *_tables(GENERATE_FLAGS, "### Generate: ")]
-    tables.append(_HEAD_OF_PREPARATION)
+    own = {
+        name: flag for name, flag in EVALUATE_FLAGS.items() if flag not in (FLAGS.get(name), GENERATE_FLAGS.get(name))
+    }
+    tables += [_HEAD_OF_EVALUATION, *_tables(own, "### Measure: "), _HEAD_OF_PREPARATION]
     for name, subcommand in SUBCOMMANDS.items():
         own = {flag.name: flag for flag in subcommand.flags.values() if flag != FLAGS.get(flag.name)}
         tables += _tables(own, f"### Prepare data, {name}: ")

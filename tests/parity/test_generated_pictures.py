@@ -1,5 +1,6 @@
 """The command that draws: pictures of diffusers' pipelines given the same noise, and the same on both backends."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+import flax_trainer.evaluate
 import flax_trainer.generate
 import flax_trainer.pipeline
+import torch_trainer.evaluate
 import torch_trainer.generate
 from flax_trainer.evaluation.image_sampler import ImageSampler
 from shared.diffusion.samplers import initial_latents
@@ -125,21 +128,40 @@ def generated(program: Any, models: Models, folder: Path, options: Mapping[str, 
         place.mkdir(parents=True)
         for index, condition in enumerate(conditions(options, number)):
             condition.save(place / f"condition{index}.png")
+    what = ["--conditioning_image", *folders, "--prompt", *PROMPTS]
+    words = [*what, *common_words(models, options), "--output_dir", folder / "pictures", *more]
+    exit_code = program.main([*map(str, words)])
+    assert exit_code == 0
+    return np.stack([np.asarray(Image.open(folder / "pictures" / f"{number:03}.png")) for number in range(3)])
+
+
+def common_words(models: Models, options: Mapping[str, Any]) -> list[object]:
+    """Which models draw, and how."""
     size = [] if "height" in options else ["--resolution", 64]
     flags = [
         word
         for name, value in options.items()
         for word in (f"--{name}", *(value if isinstance(value, list) else [value]))
     ]
-    words = [
+    return [
         *("--pretrained_model_name_or_path", models.base, "--controlnet_model_name_or_path", *models.controlnets),
-        *("--conditioning_image", *folders, "--prompt", *PROMPTS, *size),
-        *("--seed", SEED, "--num_inference_steps", STEPS, "--guidance_scale", GUIDANCE),
-        *("--output_dir", folder / "pictures", *flags, *more),
+        *("--seed", SEED, "--num_inference_steps", STEPS, "--guidance_scale", GUIDANCE, *size, *flags),
     ]
-    exit_code = program.main([*map(str, words)])
+
+
+def evaluated(program: Any, models: Models, folder: Path, options: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of these pictures, which it draws itself, with the conditions as truths."""
+    (folder / "data").mkdir(parents=True)
+    rows = []
+    for index, (prompt, condition) in enumerate(zip(PROMPTS, conditions(options), strict=True)):
+        condition.save(folder / "data" / f"{index}.png")
+        rows.append({"source": f"{index}.png", "target": f"{index}.png", "prompt": prompt})
+    (folder / "data" / "prompt.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    what = ["--eval_data", folder / "data", "--metrics", "edges", "colours", "--output_dir", folder / "out"]
+    exit_code = program.main([*map(str, [*what, *common_words(models, options)])])
     assert exit_code == 0
-    return np.stack([np.asarray(Image.open(folder / "pictures" / f"{number:03}.png")) for number in range(3)])
+    metrics = json.loads((folder / "out" / "evaluation.json").read_text())["metrics"]
+    return {name: figure["value"] for one in metrics.values() for name, figure in one["found"]["figures"].items()}
 
 
 def drawn_by_diffusers(models: Models, options: Mapping[str, Any]) -> np.ndarray:
@@ -292,3 +314,17 @@ def test_flax_draws_the_same_on_eight_devices(
     expected = generated(torch_trainer.generate, models, tmp_path / "torch", options, "--batch_size", 2)
     given = generated(flax_trainer.generate, models, tmp_path / "flax", options)
     assert np.abs(given.astype(int) - expected).mean() < 0.5
+
+
+def test_an_evaluation_draws_what_the_command_draws_and_measures_the_same(sd: Models, tmp_path: Path) -> None:
+    expected = generated(flax_trainer.generate, sd, tmp_path / "drawn", EVERYTHING).astype(int)
+    figures = {
+        name: evaluated(program, sd, tmp_path / name, EVERYTHING)
+        for name, program in (("flax", flax_trainer.evaluate), ("torch", torch_trainer.evaluate))
+    }
+    for name in figures:
+        pictures = [Image.open(tmp_path / name / "out" / "pictures" / f"00000{number}.png") for number in range(3)]
+        assert np.abs(np.stack([np.asarray(picture) for picture in pictures]) - expected).mean() < 0.5
+    assert list(figures["flax"]) == ["edge_f1", "edge_precision", "edge_recall", "edge_ssim", "colour_difference"]
+    assert figures["torch"] == pytest.approx(figures["flax"], abs=0.01)
+    assert figures["flax"]["edge_f1"] > 0.01

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from shared.checkpoints.trained_params import read_trained_params
 from shared.generate.controlnets import NamedControlNet
 from shared.generate.pictures import Artist, does_not_fit
-from shared.generate.preparation import Job
+from shared.generate.preparation import Commission
 from shared.models.configs import ControlNetConfig
 from shared.models.source import controlnet_source
 from shared.models.trained_parts import is_decoder, with_unet_prefix
@@ -25,7 +25,7 @@ from torch_trainer.evaluation.image_sampler import ImageSampler
 from torch_trainer.training.attention import choose_attention
 
 
-def make_artist(job: Job) -> Artist:
+def make_artist(job: Commission) -> Artist:
     """Load the models onto the device that accelerate chooses.
 
     Raises:
@@ -66,7 +66,7 @@ def make_artist(job: Job) -> Artist:
 
 
 @contextmanager
-def _memory_in_words(job: Job) -> Iterator[None]:
+def _memory_in_words(job: Commission) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:

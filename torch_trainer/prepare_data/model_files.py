@@ -14,7 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from shared.models.source import CONFIG_FILE, ModelSource
-from shared.models.weight_files import TRANSFORMERS, weight_files
+from shared.models.weight_files import TRANSFORMERS, safetensors_files
 from shared.untrusted import MIB, foreign_library, parse_json, read_file, shown
 from shared.user_errors import UserError
 
@@ -33,20 +33,23 @@ class LoadedModel(NamedTuple):
     device: torch.device
 
 
-def load_model(model_class: Any, processor_class: Any, name: str, files: Sequence[str]) -> LoadedModel:
+def load_model(
+    model_class: Any, processor_class: Any, name: str, files: Sequence[str], cache_dir: str | None = None
+) -> LoadedModel:
     """A model whose weights are all on file, as safetensors.
 
     Args:
         model_class: of transformers; it has `from_pretrained`, as `processor_class` has.
         name: a folder, or a repository of the Hub.
         files: what `processor_class` reads, where it is there.
+        cache_dir: of downloads; the Hub library's own where None.
 
     Raises:
         UserError: it cannot be found or read, is of another kind, or has weights missing or in pickles.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    source = ModelSource(name).pinned(CONFIG_FILE)
+    source = ModelSource(name, cache_dir=cache_dir).pinned(CONFIG_FILE)
     folder = source.folder(TRANSFORMERS)
     small = {file: path for file in files if (path := source.optional_file(file)) is not None}
     contents = {
@@ -88,13 +91,8 @@ def device_there() -> torch.device:
 
 def _link_weights(folder: Path, links: Path) -> None:
     """With the names that transformers looks for."""
-    shards = list(weight_files(folder, TRANSFORMERS, None))
+    shards = safetensors_files(folder, TRANSFORMERS)
     for shard in shards:
-        if shard.suffix != ".safetensors":
-            raise UserError(
-                f"{shown(shard)} is a PyTorch pickle: expected safetensors weights. Convert the model where you trust "
-                "it: load it with transformers and call save_pretrained(folder)."
-            )
         (links / shard.name).symlink_to(shard.absolute())
     index = folder / "model.safetensors.index.json"
     if [shard.name for shard in shards] != ["model.safetensors"]:

@@ -4,23 +4,21 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from shared.compare.comparison import Comparison
 from shared.compare.page import figures, tables
 from shared.compare.page.charts import Curve, curves_chart, difference_chart, smoothing_window
+from shared.compare.page.environment import page_environment, style
 from shared.compare.page.page_pictures import picture_groups
 from shared.compare.page.pictures import AMPLIFICATION
 from shared.compare.run import Run
 from shared.compare.series import Series, values_of
 from shared.compare.speed import measure_speed
 from shared.compare.verdict import CONTROLNET_TOLERANCE, LOSS_TOLERANCE
-from shared.untrusted.text import harmless
 
 _HERE = Path(__file__).parent
-_LONGEST_TEXT = 20_000  # characters; the longest is a command with many prompts
 _WORST_TENSORS = 8
 _SCALE = (-9, 0)  # powers of ten at the ends of a scale of relative differences
 
@@ -51,14 +49,7 @@ class ChartPair:
 
 def render(comparison: Comparison) -> str:
     """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        finalize=_text,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(_HERE)
     environment.filters |= {
         "scientific": figures.scientific,
         "plain": figures.plain,
@@ -67,7 +58,7 @@ def render(comparison: Comparison) -> str:
     }
     a, b = comparison.a, comparison.b
     return environment.get_template("page.html.j2").render(
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        style=style(),
         comparison=comparison,
         verdict=comparison.verdict,
         a=a,
@@ -89,17 +80,6 @@ def render(comparison: Comparison) -> str:
         pictures=picture_groups(a.folder, b.folder),
         amplification=AMPLIFICATION,
     )
-
-
-def _text(value: object) -> object:
-    """What a template shows: text of others without control characters and of a length that fits on a page.
-
-    Escaping what has a meaning in HTML is left to jinja, which passes over what was made here (`Markup`).
-    """
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    cut = value if len(value) <= _LONGEST_TEXT else f"{value[:_LONGEST_TEXT]}…"
-    return harmless(cut)
 
 
 def _gauges(comparison: Comparison) -> list[Gauge]:
