@@ -88,7 +88,7 @@ def _first_difference(run: Path, whole: Path) -> str:
 
 
 def _curve(run: Path) -> list[dict[str, float]]:
-    """What the log says of each step. A validation that a stopped run left out has a line of its own, after a step's."""
+    """What the log says of each step. A validation that a stopped run left out has a line of its own, after it."""
     curve: list[dict[str, float]] = []
     for entry in untimed_metrics(run):
         if curve and curve[-1]["step"] == entry["step"] and "loss" not in entry and "validation_loss" not in curve[-1]:
