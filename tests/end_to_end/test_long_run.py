@@ -40,6 +40,8 @@ def test_growth_is_that_of_the_second_half() -> None:
     leaking = [Sample(step, 100 + 0.002 * step + 500 * (step % 50 == 0), 10, 4) for step in range(1, 1001)]
     assert verdict(leaking).growth == pytest.approx(2, rel=0.01)
     assert [fault.partition(" MB")[0] for fault in verdict(leaking).faults] == ["2.00"]
+    assert [fault.partition(" MB")[0] for fault in verdict(leaking, checkpoints=1.4).faults] == ["2.00"]
+    assert not verdict(leaking, checkpoints=1.6).faults
 
 
 def test_a_run_that_fails_is_no_flat_one(tmp_path: Path) -> None:
