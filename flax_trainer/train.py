@@ -128,27 +128,27 @@ def _train(config: TrainConfig, started: float, ending: ExitStack) -> int:
     check_shared_folder(prepared.output_dir)
     host_state, untrained = _initial_state(run, initial), initial.trained
     frozen = run.engine.place_frozen(initial.frozen)
-    _begin_run(run, initial)
-    loop = _build_loop(run, initial, frozen, started, ending)
-    del initial
-
-    with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
-        for resource in (loop.log, run.loader, loop.profiler, loop.train_step):
-            closing.callback(resource.close)
-        state = run.engine.place_state(host_state)
-        _compile_ahead(run, loop, state)
-        # A fresh state holds the untrained parameters already.
-        untrained_params = state.params if prepared.resume_from is None else run.engine.place_state(untrained)
-        models_in_training = loop.evaluator.models_in_training(untrained_params)
-        loop.validation.measure_untrained(models_in_training, run.steps.first)
-        del untrained, untrained_params, models_in_training, host_state
-        if len(run.loader.sizes) > 1:
-            loop.train_step.wait()  # else a step of another size would stop for the compiler later on
-        loop.log.restart_clock()
-        loop.profiler.profile_memory("initial")
-        state = loop.run(state, interruption)
-        loop.profiler.profile_memory("final")
-        step = int(run.engine.fetch(state.step))
+    with Interruption() as interruption:  # before a word of the run is said
+        _begin_run(run, initial)
+        loop = _build_loop(run, initial, frozen, started, ending)
+        del initial
+        with logging_redirect_tqdm(), ExitStack() as closing:
+            for resource in (loop.log, run.loader, loop.profiler, loop.train_step):
+                closing.callback(resource.close)
+            state = run.engine.place_state(host_state)
+            _compile_ahead(run, loop, state)
+            # A fresh state holds the untrained parameters already.
+            untrained_params = state.params if prepared.resume_from is None else run.engine.place_state(untrained)
+            models_in_training = loop.evaluator.models_in_training(untrained_params)
+            loop.validation.measure_untrained(models_in_training, run.steps.first)
+            del untrained, untrained_params, models_in_training, host_state
+            if len(run.loader.sizes) > 1:
+                loop.train_step.wait()  # else a step of another size would stop for the compiler later on
+            loop.log.restart_clock()
+            loop.profiler.profile_memory("initial")
+            state = loop.run(state, interruption)
+            loop.profiler.profile_memory("final")
+            step = int(run.engine.fetch(state.step))
     if step < run.steps.last:
         interruption.say_stopped()
         return interruption.exit_code

@@ -125,19 +125,19 @@ def _train(config: TrainConfig, accelerator: Accelerator, started: float, ending
     prepared = with_precomputed_text(prepared, "torch", open_encoder, processes_of_host(accelerator))
     parameters = sum(param.numel() for param in models.controlnet.parameters())  # FSDP divides them
     run = _place_run(prepared, steps, accelerator, models)
-    _begin_run(run, parameters)
-    loop = _build_loop(run, profiled, started, ending)
-
-    with Interruption() as interruption, logging_redirect_tqdm(), ExitStack() as closing:
-        for resource in (loop.log, run.loader, loop.profiler):
-            closing.callback(resource.close)
-        loop.validation.measure_untrained(loop.models, steps.first)
-        if prepared.resume_from is not None:
-            loop.checkpoints.restore(prepared.resume_from)
-        loop.log.restart_clock()
-        _profile_memory(run, "initial")
-        step = loop.run(interruption)
-        _profile_memory(run, "final")
+    with Interruption() as interruption:  # before a word of the run is said
+        _begin_run(run, parameters)
+        loop = _build_loop(run, profiled, started, ending)
+        with logging_redirect_tqdm(), ExitStack() as closing:
+            for resource in (loop.log, run.loader, loop.profiler):
+                closing.callback(resource.close)
+            loop.validation.measure_untrained(loop.models, steps.first)
+            if prepared.resume_from is not None:
+                loop.checkpoints.restore(prepared.resume_from)
+            loop.log.restart_clock()
+            _profile_memory(run, "initial")
+            step = loop.run(interruption)
+            _profile_memory(run, "final")
     if step < steps.last:
         interruption.say_stopped()
         return interruption.exit_code
