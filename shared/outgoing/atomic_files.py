@@ -8,7 +8,8 @@ from pathlib import Path
 
 _PRIVATE = 0o600
 _USUAL = 0o666  # less what the process's umask takes away
-_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
+# Ours, and what safetensors (since 0.8) writes before it gives that the name that it was told.
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.tmp[0-9A-Za-z]{6}", re.DOTALL)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, private: bool = False) -> None:

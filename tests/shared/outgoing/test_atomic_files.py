@@ -1,6 +1,8 @@
 """Files appear whole or not at all, with the usual permissions, in place of a planted link."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,23 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     remove_unfinished_files(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*others, ".folder.0123abcd.tmp"}
     remove_unfinished_files(tmp_path / "nowhere")
+
+
+def test_what_safetensors_left_in_a_killed_process_is_removed(tmp_path: Path) -> None:
+    """It writes beside the place that it is told, by a name of its own."""
+    program = """
+import os, sys, threading
+import numpy as np
+from safetensors.numpy import save_file
+
+arrays = {"large": np.zeros(2**26, np.float32)}
+threading.Thread(target=save_file, args=(arrays, os.path.join(sys.argv[1], "weights"))).start()
+while not os.listdir(sys.argv[1]):
+    pass
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)
+    (left,) = tmp_path.iterdir()
+    assert left.name != "weights", "it was to be killed before it is complete"
+    remove_unfinished_files(tmp_path)
+    assert not list(tmp_path.iterdir())
