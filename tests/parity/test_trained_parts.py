@@ -224,7 +224,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, variant: Variant
     for seed in range(4):
         whole.step(variant.batch_of(2, seed), RATE)
         if seed == 1:
-            checkpoints_of(whole, tmp_path).save(2, record_of(whole))
+            checkpoints = checkpoints_of(whole, tmp_path)
+            checkpoints.save(2, record_of(whole))
+            checkpoints.wait()
     expected = whole.state.tensors()
     resumed = training_of(variant.base_model, **variant.flags)
     checkpoints_of(resumed, tmp_path / "resumed").restore(tmp_path / "checkpoint-2")
@@ -295,6 +297,7 @@ def test_a_checkpoint_that_has_lost_its_average_is_refused(base_model: Path, tmp
     training.step(batch_of(2), RATE)
     checkpoints = checkpoints_of(training, tmp_path)
     checkpoints.save(1, record_of(training))
+    checkpoints.wait()
     (tmp_path / "checkpoint-1" / AVERAGE_FILE).unlink()
     with pytest.raises(ValueError, match=r"moving average of 0 parameters.*Resume from another checkpoint"):
         checkpoints.restore(tmp_path / "checkpoint-1")
