@@ -75,9 +75,8 @@ class Checkpoints:
         """Start saving a state as `checkpoint-{state.step}`; the writing goes on in the background.
 
         numpy arrays, of which all processes have equal ones, are written by the first, and must stay as they are until
-        `wait` has returned. Of arrays that are divided
-        between devices, every process writes its part; they are copied before this returns, and may then be donated.
-        A `timed` one is deleted as soon as a newer one is complete.
+        `wait` has returned. Of arrays that are divided between devices, every process writes its part; they are copied
+        before this returns, and may then be donated. A `timed` one is deleted as soon as a newer one is complete.
 
         A checkpoint of that step, which a run that was resumed from an older one comes across, is there until the new
         one is complete.

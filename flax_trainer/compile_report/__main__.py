@@ -23,8 +23,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # the compiler is enough: a TPU that is the
 from flax_trainer.base_models import ModelConfigs, read_configs
 from flax_trainer.compile_report.batch_size import find_batch_size
 from flax_trainer.compile_report.drawing import compile_drawing_report
-from flax_trainer.compile_report.in_subprocess import compile_report_in_subprocess, in_subprocess
-from flax_trainer.compile_report.report import DoesNotFitError, given_flags
+from flax_trainer.compile_report.in_subprocess import in_subprocess
+from flax_trainer.compile_report.report import DoesNotFitError, compile_report, given_flags
 from flax_trainer.compile_report.targets import Target, parse_target
 from flax_trainer.compile_report.text import (
     does_not_fit_text,
@@ -110,36 +110,26 @@ def _report(config: TrainConfig, target: Target, own: OwnFlags) -> int:
     check_resolution(config, configs.vae.scale_factor)
     for note in notes(config, configs):
         print(note, flush=True)
-    if own.generate:
-        return _report_drawing(config, configs, schedule, target, own)
     if own.find_batch_size:
         found = find_batch_size(config, configs, schedule, target, from_cache=own.cached_latents)
         _write(own.file, {policy: None if report is None else report.as_json() for policy, report in found.items()})
         return 0 if any(found.values()) else 1
+    models = (config, configs, schedule, target)
     try:
-        report = compile_report_in_subprocess(config, configs, schedule, target, from_cache=own.cached_latents)
+        if own.generate:
+            drawing = in_subprocess(compile_drawing_report, *models)
+            text, figures = drawing_text(drawing), drawing.as_json()
+        else:
+            report = in_subprocess(compile_report, *models, from_cache=own.cached_latents)
+            text, figures = report_text(report), report.as_json()
     except DoesNotFitError as error:
-        print(does_not_fit_text(config, target, error))
-        flags = given_flags(config, from_cache=own.cached_latents)
+        say = drawing_does_not_fit_text if own.generate else does_not_fit_text
+        print(say(config, target, error))
+        flags = given_flags(config, from_cache=own.cached_latents, generate=own.generate)
         _write(own.file, {"target": target.name, "flags": flags, "fits": False})
         return 1
-    print(report_text(report))
-    _write(own.file, report.as_json() | {"fits": True})
-    return 0
-
-
-def _report_drawing(
-    config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, target: Target, own: OwnFlags
-) -> int:
-    try:
-        report = in_subprocess(compile_drawing_report, config, configs, schedule, target)
-    except DoesNotFitError as error:
-        print(drawing_does_not_fit_text(config, target, error))
-        flags = given_flags(config, from_cache=False) | {"generate": True}
-        _write(own.file, {"target": target.name, "flags": flags, "fits": False})
-        return 1
-    print(drawing_text(report))
-    _write(own.file, report.as_json() | {"fits": True})
+    print(text)
+    _write(own.file, figures | {"fits": True})
     return 0
 
 

@@ -6,8 +6,8 @@ from functools import partial
 from typing import get_args
 
 from flax_trainer.base_models import ModelConfigs
-from flax_trainer.compile_report.in_subprocess import CompilerCrashedError, compile_report_in_subprocess
-from flax_trainer.compile_report.report import GIB, DoesNotFitError, Report
+from flax_trainer.compile_report.in_subprocess import CompilerCrashedError, in_subprocess
+from flax_trainer.compile_report.report import GIB, DoesNotFitError, Report, compile_report
 from flax_trainer.compile_report.targets import Target
 from flax_trainer.compile_report.text import batch_size_line
 from flax_trainer.models.layers.compute import CheckpointingPolicy
@@ -35,7 +35,7 @@ def find_batch_size(
         )
         report, failure = None, ""
         try:
-            report = compile_report_in_subprocess(tried, configs, schedule, target, from_cache=from_cache)
+            report = in_subprocess(compile_report, tried, configs, schedule, target, from_cache=from_cache)
         except DoesNotFitError:
             failure = "does not fit"
         except CompilerCrashedError:

@@ -73,7 +73,7 @@ class DrawingReport:
         return {
             "kind": "compiler estimate",
             "target": self.target.name,
-            "flags": given_flags(self.config, from_cache=False) | {"generate": True},
+            "flags": given_flags(self.config, generate=True),
             "chips": self.target.chips,
             "pictures_per_chip": self.pictures,
             "num_inference_steps": self.num_inference_steps,

@@ -8,11 +8,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-from flax_trainer.base_models import ModelConfigs
-from flax_trainer.compile_report.report import Report, compile_report
-from flax_trainer.compile_report.targets import Target
-from shared.config import TrainConfig
-from shared.diffusion.schedule import NoiseSchedule
 from shared.user_errors import UserError
 
 Arguments = ParamSpec("Arguments")
@@ -27,13 +22,6 @@ class CompilerCrashedError(UserError):
             "The TPU compiler crashed, or was killed because this machine's memory is full (above is what it said). "
             "Give another --train_batch_size, or more memory, swap space for instance."
         )
-
-
-def compile_report_in_subprocess(
-    config: TrainConfig, configs: ModelConfigs, schedule: NoiseSchedule, target: Target, *, from_cache: bool
-) -> Report:
-    """`compile_report`, `in_subprocess`."""
-    return in_subprocess(compile_report, config, configs, schedule, target, from_cache=from_cache)
 
 
 def in_subprocess(report: Callable[Arguments, Made], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Made:

@@ -137,11 +137,11 @@ def versions() -> dict[str, str]:
     return {package: metadata.version(package) for package in _PACKAGES}
 
 
-def given_flags(config: TrainConfig, *, from_cache: bool) -> dict[str, Any]:
+def given_flags(config: TrainConfig, *, from_cache: bool = False, generate: bool = False) -> dict[str, Any]:
     """The flags that say what is compiled: those that are not at their defaults, without secrets."""
     values = dataclasses.asdict(public_config(config))
     given = {name: value for name, value in values.items() if name not in SECRETS and value != FLAGS[name].default}
-    return given | ({"cached_latents": True} if from_cache else {})
+    return given | ({"cached_latents": True} if from_cache else {}) | ({"generate": True} if generate else {})
 
 
 def compile_report(

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 UNFINISHED = ".unfinished"
 REPLACED = ".replaced"
 WRITTEN_BY_ORBAX = ".orbax-checkpoint-tmp"
+_DELETED_BEFORE = "checkpoints.deleted"  # where older versions of the Flax backend put what they were deleting
 _REPLACED_NAME = re.compile(rf"({CHECKPOINT_PREFIX}(?:0|[1-9][0-9]{{0,17}})){re.escape(REPLACED)}")
 
 
@@ -86,7 +87,7 @@ def remove_unfinished(directory: Path) -> None:
     Raises:
         OSError: something cannot be deleted.
     """
-    for unfinished in directory.glob(f"{CHECKPOINT_PREFIX}*{UNFINISHED}"):
+    for unfinished in (*directory.glob(f"{CHECKPOINT_PREFIX}*{UNFINISHED}"), directory / _DELETED_BEFORE):
         remove(unfinished)
 
 

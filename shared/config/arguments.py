@@ -67,6 +67,16 @@ def read_arguments(words: Sequence[str], flags: dict[str, Flag]) -> list[Assignm
     return [_negation_resolved(assignment, flags) for assignment in assignments]
 
 
+def read_values(words: Sequence[str], flags: dict[str, Flag]) -> dict[str, Any]:
+    """The values that a command line gives its flags, by name; of a repeated one the last.
+
+    Raises:
+        UserError: as `read_arguments` and `value_of`.
+    """
+    given = read_arguments(words, flags)
+    return {assignment.name: value_of(assignment, flags[assignment.name]) for assignment in given}
+
+
 def value_of(assignment: Assignment, flag: Flag) -> Any:
     """The value that an assignment gives its flag, of the flag's type; whether it is a good one is not asked here.
 

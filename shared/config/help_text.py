@@ -39,6 +39,14 @@ def help_text(program: str, backend: Backend) -> str:
     return "\n\n".join([f"usage: {program} [--flag value ...]", *intro, *sections]) + "\n"
 
 
+def command_help(command: str, introduction: str, flags: Mapping[str, Flag], backend: Backend) -> str:
+    """Of another command than a training, in the same form."""
+    width = min(shutil.get_terminal_size().columns, LARGEST_WIDTH)
+    sections = flag_sections(flags, backend, width)
+    usage = f"usage: {command} [--flag value ...]"
+    return "\n\n".join([usage, textwrap.fill(introduction, width), *sections]) + "\n"
+
+
 def flag_sections(declared: Mapping[str, Flag], backend: Backend, width: int) -> list[str]:
     """Flags with their meanings and defaults, a section for each group."""
     return [

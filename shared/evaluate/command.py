@@ -1,15 +1,13 @@
 """From the words of a command line to an evaluation."""
 
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from shared.config import Backend
-from shared.config.arguments import read_arguments, value_of
-from shared.config.help_text import LARGEST_WIDTH, flag_sections
+from shared.config.arguments import read_values
+from shared.config.help_text import command_help
 from shared.config.validation import check_output_dir, check_values
 from shared.evaluate.options import EVALUATE_FLAGS, EvaluateConfig
 from shared.generate.command import check_controlnet_is_named, check_size, check_what_goes_together
@@ -53,11 +51,8 @@ def _evaluate(words: Sequence[str], backend: Backend, make_artist: "Callable[[Co
 
 
 def print_help(backend: Backend) -> None:
-    """On stdout, as wide as the terminal."""
-    width = min(shutil.get_terminal_size().columns, LARGEST_WIDTH)
-    usage = f"usage: python3 -m {backend}_trainer.evaluate [--flag value ...]"
-    sections = flag_sections(EVALUATE_FLAGS, backend, width)
-    sys.stdout.write("\n\n".join([usage, textwrap.fill(_INTRODUCTION, width), *sections]) + "\n")
+    """On stdout."""
+    sys.stdout.write(command_help(f"python3 -m {backend}_trainer.evaluate", _INTRODUCTION, EVALUATE_FLAGS, backend))
 
 
 def read_command(words: Sequence[str]) -> EvaluateConfig:
@@ -66,9 +61,7 @@ def read_command(words: Sequence[str]) -> EvaluateConfig:
     Raises:
         UserError: for the first mistake found.
     """
-    given = read_arguments(words, EVALUATE_FLAGS)
-    values = {assignment.name: value_of(assignment, EVALUATE_FLAGS[assignment.name]) for assignment in given}
-    config = EvaluateConfig(**values)
+    config = EvaluateConfig(**read_values(words, EVALUATE_FLAGS))
     check_values(config, EVALUATE_FLAGS)
     check_output_dir(config.output_dir)
     _check_what_is_needed(config)

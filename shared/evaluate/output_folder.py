@@ -7,7 +7,6 @@ index.html             the same to look at
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ from shared.evaluate.metrics.base import Measurement
 from shared.generate.output_folder import write_picture
 from shared.outgoing.atomic_files import write_text_atomically
 from shared.outgoing.redaction import masked
+from shared.run.folder import entries_of_output_folder, make_output_folder
 from shared.untrusted import MIB, read_json, shown
 from shared.user_errors import UserError
 
@@ -58,19 +58,11 @@ class OutputFolder:
             UserError: it cannot be made or written to, or holds files of anything but an evaluation.
         """
         self.path, self._pictures = path, path / PICTURES_FOLDER
-        try:
-            self._pictures.mkdir(parents=True, exist_ok=True)
-            found = sorted(entry.name for entry in path.iterdir())
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise UserError(
-                f"--output_dir {shown(path)} cannot be made or read: {getattr(error, 'strerror', None) or shown(error)}"
-                ". Choose a folder that you may write to."
-            ) from error
-        if not os.access(path, os.W_OK):
-            raise UserError(f"--output_dir {shown(path)} cannot be written to. Choose a folder that you may write to.")
+        make_output_folder(self._pictures)
+        found = entries_of_output_folder(path)
         self._earlier = self._read() if RECORD_FILE in found else None
         own = {PICTURES_FOLDER} if self._earlier is None else {PICTURES_FOLDER, RECORD_FILE, PAGE_FILE}
-        others = sorted(set(found) - own)
+        others = sorted(found - own)
         if self._earlier is None and any(self._pictures.iterdir()):
             others.append(PICTURES_FOLDER)
         if others:

@@ -1,16 +1,13 @@
 """From the words of a command line to a checked configuration."""
 
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from shared.config import Backend
-from shared.config.arguments import read_arguments, value_of
-from shared.config.flags import Flag
-from shared.config.help_text import LARGEST_WIDTH, flag_sections
+from shared.config.arguments import read_values
+from shared.config.help_text import command_help
 from shared.config.validation import check_output_dir, check_values
 from shared.generate.options import GENERATE_FLAGS, OF_EACH_CONTROLNET, GenerateConfig
 from shared.outgoing.messages import set_up_logging
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
     from shared.generate.pictures import Artist
     from shared.generate.preparation import Job
 
-_HELP = Flag("help", bool, False, False, (), False, "commands", "")
 _INTRODUCTION = (
     "Draws pictures with a ControlNet. --controlnet_model_name_or_path, --conditioning_image and --prompt are needed; "
     "the base model too, where the ControlNet is not the folder of a training run. The same seed gives the same "
@@ -52,11 +48,8 @@ def _generate(words: Sequence[str], backend: Backend, make_artist: "Callable[[Jo
 
 
 def print_help(backend: Backend) -> None:
-    """On stdout, as wide as the terminal."""
-    width = min(shutil.get_terminal_size().columns, LARGEST_WIDTH)
-    usage = f"usage: python3 -m {backend}_trainer.generate [--flag value ...]"
-    sections = flag_sections(GENERATE_FLAGS, backend, width)
-    sys.stdout.write("\n\n".join([usage, textwrap.fill(_INTRODUCTION, width), *sections]) + "\n")
+    """On stdout."""
+    sys.stdout.write(command_help(f"python3 -m {backend}_trainer.generate", _INTRODUCTION, GENERATE_FLAGS, backend))
 
 
 def read_command(words: Sequence[str]) -> GenerateConfig:
@@ -65,9 +58,7 @@ def read_command(words: Sequence[str]) -> GenerateConfig:
     Raises:
         UserError: for the first mistake found.
     """
-    given = read_arguments(words, GENERATE_FLAGS)
-    values = {assignment.name: value_of(assignment, GENERATE_FLAGS[assignment.name]) for assignment in given}
-    config = GenerateConfig(**values)
+    config = GenerateConfig(**read_values(words, GENERATE_FLAGS))
     check_values(config, GENERATE_FLAGS)
     check_output_dir(config.output_dir)
     _check_what_is_needed(config)

@@ -34,11 +34,13 @@ class NamedModels:
 
     Attributes:
         controlnets: one, or several that steer together.
+        architectures: of each of these.
         conditions: of each condition image that a picture has, those of all ControlNets.
         unet: in place of the base model's, where a run trained its decoder; None otherwise.
     """
 
     controlnets: list[NamedControlNet]
+    architectures: list[ControlNetConfig]
     conditions: list[ConditionKind]
     unet: ModelSource | None
     schedule: NoiseSchedule
@@ -50,11 +52,6 @@ class NamedModels:
     def config(self) -> TrainConfig:
         """Names the base model and the first ControlNet, as a training's configuration does."""
         return self.controlnets[0].config
-
-    @property
-    def architectures(self) -> list[ControlNetConfig]:
-        """Of each ControlNet."""
-        return [controlnet.architecture(self.unet_config) for controlnet in self.controlnets]
 
     @property
     def usual_size(self) -> tuple[int, int]:
@@ -93,6 +90,7 @@ def find_models(config: GenerateConfig) -> NamedModels:
     vae = read_config(vae_source(models).file(), AutoencoderKLConfig)
     return NamedModels(
         controlnets=controlnets,
+        architectures=[controlnet.architecture(unet) for controlnet in controlnets],
         conditions=_annotated([kind for each in controlnets for kind in each.conditions], config.annotate),
         unet=_trained_unet(config, controlnets, unet),
         schedule=schedule,

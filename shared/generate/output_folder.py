@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from shared.evaluation.image_grid import GridRow, condition_pictures, enlarge, save_grid
 from shared.outgoing.atomic_files import write_atomically, write_text_atomically
+from shared.run.folder import entries_of_output_folder
 from shared.untrusted import MIB, read_json, shown
 from shared.user_errors import UserError
 
@@ -45,17 +46,7 @@ def check_output_folder(folder: Path) -> None:
     Raises:
         UserError: it cannot be made or written to, or holds files of anything but an earlier generation.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        found = sorted(entry.name for entry in folder.iterdir())
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UserError(
-            f"--output_dir {shown(folder)} cannot be made or read: {getattr(error, 'strerror', None) or shown(error)}. "
-            "Choose a folder that you may write to."
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--output_dir {shown(folder)} cannot be written to. Choose a folder that you may write to.")
-    others = sorted(set(found) - _files_of_earlier(folder))
+    others = sorted(entries_of_output_folder(folder) - _files_of_earlier(folder))
     if others:
         more = " …" if len(others) > _NAMED else ""
         raise UserError(

@@ -93,6 +93,21 @@ def make_output_folder(folder: Path) -> None:
         raise UserError(f"--output_dir {shown(folder)} cannot be written to. Choose a folder that you may write to.")
 
 
+def entries_of_output_folder(folder: Path) -> set[str]:
+    """The names of what is in `--output_dir` of any command, which is made where missing.
+
+    Raises:
+        UserError: it cannot be made, read or written to.
+    """
+    make_output_folder(folder)
+    try:
+        return {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {shown(folder)} cannot be read: {error.strerror}. Choose a folder that you may read."
+        ) from error
+
+
 def write_config(folder: Path, config: TrainConfig) -> None:
     """Write `config.yaml`, for the user's eyes only where addresses in it hold credentials.
 

@@ -169,9 +169,7 @@ def _module(name: str, words: list[str]) -> None:
 def _compile_report(words: list[str]) -> None:
     module = importlib.import_module("flax_trainer.compile_report.__main__")
     reached = mock.Mock(side_effect=Understood)
-    with mock.patch.multiple(
-        module, compile_report_in_subprocess=reached, in_subprocess=reached, find_batch_size=reached
-    ):
+    with mock.patch.multiple(module, in_subprocess=reached, find_batch_size=reached):
         try:
             exit_code = module.main(words)
         except Understood:

@@ -21,7 +21,7 @@ from flax_trainer.compile_report.__main__ import main
 from flax_trainer.compile_report.batch_size import search
 from flax_trainer.compile_report.costs import Costs
 from flax_trainer.compile_report.in_subprocess import CompilerCrashedError
-from flax_trainer.compile_report.report import GIB, DoesNotFitError, Memory, Report, compile_report
+from flax_trainer.compile_report.report import GIB, DoesNotFitError, Memory, Report
 from flax_trainer.compile_report.targets import parse_target
 from flax_trainer.compile_report.text import does_not_fit_text
 from flax_trainer.models import (
@@ -57,11 +57,15 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def in_this_process(report: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return report(*args, **kwargs)
+
+
 def report(json_file: Path, *arguments: object) -> tuple[str, dict[str, Any]]:
     """As `run`, with the compiler in this process, which spares the seconds that two of them take to import JAX."""
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
-        patch.setattr("flax_trainer.compile_report.__main__.compile_report_in_subprocess", compile_report)
+        patch.setattr("flax_trainer.compile_report.__main__.in_subprocess", in_this_process)
         assert main([*map(str, arguments), "--json", str(json_file)]) == 0
     return output.getvalue(), json.loads(json_file.read_text())
 
@@ -152,10 +156,7 @@ def test_the_other_engine_divides_the_state(folder: Path, small: list[object], c
     assert figures["collective_cycles"] > 0
 
 
-def test_pictures_take_twenty_steps_of_each_network(
-    folder: Path, small: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flax_trainer.compile_report.__main__.in_subprocess", lambda report, *args: report(*args))
+def test_pictures_take_twenty_steps_of_each_network(folder: Path, small: list[object]) -> None:
     text, figures = report(folder / "drawn.json", "--target", "v5e-4", *small, "--generate")
     assert "v5e-4: 4 chips, 2 pictures at once on each, 20 steps of UniPC (compiler estimate)" in text
     assert (figures["kind"], figures["flags"]["generate"]) == ("compiler estimate", True)
@@ -222,7 +223,7 @@ def test_what_does_not_fit_is_said_plainly(
 ) -> None:
     wide = ONE_BLOCK | {"block_out_channels": [6144]}
     model = ["--pretrained_model_name_or_path", write_configurations(folder / "wide", **wide), "--cached_latents"]
-    monkeypatch.setattr("flax_trainer.compile_report.__main__.compile_report_in_subprocess", compile_report)
+    monkeypatch.setattr("flax_trainer.compile_report.__main__.in_subprocess", in_this_process)
     json_file = folder / "none.json"
     assert main([*map(str, ("--target", "v5e-1", *model, *TINY[2:])), "--json", str(json_file)]) == 1
     told = capsys.readouterr().out
@@ -278,7 +279,7 @@ def test_advice_is_of_what_is_not_done_yet() -> None:
 def test_mistakes_are_told_before_anything_is_compiled(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("flax_trainer.compile_report.__main__.compile_report_in_subprocess", compile_report)
+    monkeypatch.setattr("flax_trainer.compile_report.__main__.in_subprocess", in_this_process)
     monkeypatch.setattr(jax.stages.Lowered, "compile", compiles_nothing)
     assert main(arguments) == 2
     told = capsys.readouterr().err
@@ -350,7 +351,8 @@ def test_find_batch_size_searches_for_every_policy(
         memory, costs = Memory(0, 0, 0, 0, 0, int(needed * GIB)), Costs({}, {}, 1e8, 0, 0, 0, 0)
         return Report(parse_target("v4-8"), config, from_cache, size, 4 * size, memory, costs, 1e12, 1e9, 1e12, 1)
 
-    monkeypatch.setattr("flax_trainer.compile_report.batch_size.compile_report_in_subprocess", compiled)
+    monkeypatch.setattr("flax_trainer.compile_report.batch_size.compile_report", compiled)
+    monkeypatch.setattr("flax_trainer.compile_report.batch_size.in_subprocess", in_this_process)
     json_file = tmp_path / "found.json"
     assert main(["--target", "v4-8", *TINY, "--cached_latents", "--find_batch_size", "--json", str(json_file)]) == 0
     *tried, none, everything, all_but_products = capsys.readouterr().out.splitlines()

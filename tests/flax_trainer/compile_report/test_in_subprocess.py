@@ -11,7 +11,7 @@ import pytest
 
 from flax_trainer.base_models import ModelConfigs
 from flax_trainer.compile_report.costs import Costs
-from flax_trainer.compile_report.in_subprocess import CompilerCrashedError, compile_report_in_subprocess
+from flax_trainer.compile_report.in_subprocess import CompilerCrashedError, in_subprocess
 from flax_trainer.compile_report.report import DoesNotFitError, Memory, Report
 from flax_trainer.compile_report.targets import Target, parse_target
 from flax_trainer.random_model import ARCHITECTURES
@@ -35,26 +35,27 @@ def refuses(*_: object, **__: object) -> None:
     raise DoesNotFitError("Ran out of memory in memory space hbm.")
 
 
-def report_of(compiler: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Report:
-    monkeypatch.setattr("flax_trainer.compile_report.in_subprocess.compile_report", compiler)
+def report_of(compiler: Callable[..., Any]) -> Report:
     parts = ARCHITECTURES["tiny"]
     configs = ModelConfigs.of(parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2)
     schedule = NoiseSchedule.from_config(parts.scheduler)
-    return compile_report_in_subprocess(TrainConfig(train_batch_size=3), configs, schedule, TARGET, from_cache=True)
+    config = TrainConfig(train_batch_size=3)
+    report: Report = in_subprocess(compiler, config, configs, schedule, TARGET, from_cache=True)
+    return report
 
 
-def test_the_report_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = report_of(estimates, monkeypatch)
+def test_the_report_comes_back() -> None:
+    report = report_of(estimates)
     assert report.compile_seconds != os.getpid()
     assert (report.target, report.config.train_batch_size, report.from_cache) == (TARGET, 3, True)
     assert report.as_json()["cycles_by_part"] == {"unet": 1.0}
 
 
-def test_what_does_not_fit_is_told_apart_from_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_told_apart_from_a_crash() -> None:
     with pytest.raises(DoesNotFitError, match="Ran out of memory in memory space hbm"):
-        report_of(refuses, monkeypatch)
+        report_of(refuses)
     with pytest.raises(CompilerCrashedError, match="another --train_batch_size, or more memory"):
-        report_of(crashes, monkeypatch)
+        report_of(crashes)
 
 
 def test_ctrl_c_need_not_wait_for_the_compiler() -> None:

@@ -140,3 +140,11 @@ def test_only_checkpoints_of_this_folder_get_a_name_back(tmp_path: Path) -> None
     assert {path.name for path in run.iterdir()} == names
     assert content(outside / "precious") == {"precious"}
     tidy(tmp_path / "not there")
+
+
+def test_what_an_older_version_was_deleting_goes(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints.deleted" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "checkpoint-4").mkdir()
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+    remove_unfinished(tmp_path)

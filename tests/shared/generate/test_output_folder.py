@@ -75,7 +75,7 @@ def test_a_record_that_is_none(content: str, tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot be made or read"):
+    with pytest.raises(ValueError, match="cannot be made: File exists"):
         check_output_folder(tmp_path / "file")
 
 
