@@ -25,8 +25,8 @@ def public_values(config: Any, flags: Mapping[str, Flag]) -> dict[str, Any]:
 
 
 def _public(value: Any, *, is_prompt: bool) -> Any:
-    if isinstance(value, tuple | list):
-        return [_public(item, is_prompt=is_prompt) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_public(item, is_prompt=is_prompt) for item in value)
     if not isinstance(value, str):
         return value
     return masked(value) if is_prompt else redacted(value)

@@ -115,6 +115,7 @@ def test_the_page_shows_figures_and_pairs(evaluated: Evaluated, truths: list[Pix
     list_of_pairs.write_text(list_of_pairs.read_text().replace("part 0", "<script>0</script>"))
     pictures = [*truths[:7], blank(7)]
     page = (evaluated(Brush(of_list(pictures))) / "index.html").read_text(encoding="utf-8")
+    assert "--conditioning_image_column" not in page, "it was not given"
     assert "<script>" not in page
     assert "&lt;script&gt;0" in page
     for text in ("edge_f1", "0.875", "The worst, by edge_f1", "--eval_data"):
