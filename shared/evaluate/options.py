@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from shared.config import TrainConfig
 from shared.config.flags import Flag, at_least, at_most, flag, flags_of
 from shared.config.options import InterpolationMode, MismatchedPairs, as_in_training
-from shared.generate.models import NamedModels
 from shared.generate.options import GenerateConfig, as_in_generation
+
+if TYPE_CHECKING:
+    from shared.generate.models import NamedModels
 
 _data = partial(flag, "data")
 _metrics = partial(flag, "metrics")
@@ -120,7 +122,7 @@ class EvaluateConfig:
         own = [field.name for field in dataclasses.fields(self)]
         return GenerateConfig(**{name: getattr(self, name) for name in own if name in names})
 
-    def training(self, models: NamedModels) -> TrainConfig:
+    def training(self, models: "NamedModels") -> TrainConfig:
         """The configuration of a training on the held-out data, with conditions as these models take them."""
         words, run = self.eval_data or (), models.controlnets[0].run
         trained = TrainConfig() if run is None else run.config

@@ -32,3 +32,18 @@ import flax_trainer.generate, flax_trainer.pipeline
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_mistakes_in_flags_wait_for_no_library() -> None:
+    """Nor does --help, of the commands that draw and measure."""
+    code = """
+import sys
+for name in ("numpy", "PIL", "numba", "transformers", "huggingface_hub", "torch", "jax"):
+    sys.modules[name] = None
+import flax_trainer.evaluate, flax_trainer.generate, torch_trainer.evaluate, torch_trainer.generate
+for command in (flax_trainer.evaluate, flax_trainer.generate, torch_trainer.evaluate, torch_trainer.generate):
+    assert command.main(["--help"]) == 0
+    assert command.main(["--seed", "-1"]) == 2
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
